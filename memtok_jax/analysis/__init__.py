@@ -1,0 +1,1 @@
+"""Analysis: figures of what a run did."""

@@ -1,0 +1,1 @@
+"""Data: sources and task generators that yield host arrays; nothing here is compiled."""

@@ -1,0 +1,1 @@
+"""Evaluation: one file per suite; each yields (name, value) pairs."""

@@ -1,0 +1,1 @@
+"""Inference: streams, sampling, save and restore of a stream."""

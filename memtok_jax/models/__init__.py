@@ -1,0 +1,1 @@
+"""Models: they know the signature of a memory, never which mechanism it is."""

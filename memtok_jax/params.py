@@ -1,0 +1,221 @@
+"""One description of every array: shapes, axes, initial values and weight decay all follow from it.
+
+A mechanism describes its parameters as a tree of `ParamSpec` (`specs(cfg)`) and its carry as a tree of
+`StateSpec` (`state_specs(cfg, batch)`). Nothing else is written by hand: initial values, logical axes,
+abstract shapes, the weight-decay mask and the generic `reset` of single rows are computed here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+Axes = tuple[str | None, ...]
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One trained array.
+
+    shape: its dimensions. axes: a logical name (or None) for each, see `sharding.py`.
+    init: function (key, shape, dtype) -> array. decayed: whether weight decay applies.
+    """
+
+    shape: tuple[int, ...]
+    axes: Axes
+    init: Initializer
+    decayed: bool = True
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"shape {self.shape} has {len(self.shape)} dimensions, axes {self.axes} name {len(self.axes)}")
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One array of a carry. Exactly one of its axes is called "batch"."""
+
+    shape: tuple[int, ...]
+    axes: Axes
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"shape {self.shape} has {len(self.shape)} dimensions, axes {self.axes} name {len(self.axes)}")
+        if self.axes.count("batch") != 1:
+            raise ValueError(f"a state has exactly one axis called 'batch', got {self.axes}")
+
+
+def _is_spec(node) -> bool:
+    return isinstance(node, (ParamSpec, StateSpec))
+
+
+def is_axes(node) -> bool:
+    """True for a tuple of axis names (a leaf of an axes tree), False for a NamedTuple node."""
+    return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)
+
+
+def map_specs(function: Callable, specs: Tree) -> Tree:
+    """`jax.tree.map` over a tree whose leaves are specs."""
+    return jax.tree.map(function, specs, is_leaf=_is_spec)
+
+
+# ---------------------------------------------------------------------------------------------- initializers
+
+def normal(std: float) -> Initializer:
+    """Normal distribution with the given standard deviation."""
+    return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
+
+
+def fan_in(axis: int = -2, scale: float = 1.0) -> Initializer:
+    """Normal distribution with variance scale^2 / shape[axis]."""
+    return lambda key, shape, dtype: scale * jax.random.normal(key, shape, dtype) / jnp.sqrt(jnp.asarray(shape[axis], dtype))
+
+
+def constant(value: float) -> Initializer:
+    """The same number everywhere."""
+    return lambda key, shape, dtype: jnp.full(shape, value, dtype)
+
+
+zeros, ones = constant(0.0), constant(1.0)
+
+
+# ------------------------------------------------------------------------------------------ what follows from specs
+
+def init_params(specs: Tree, key: jax.Array) -> Tree:
+    """Draw the initial parameters.
+
+    key: a typed PRNG key. Each array's key is folded with the checksum of its path, so adding a parameter
+    leaves the initial values of all others as they were.
+    """
+
+    def one(path, spec: ParamSpec):
+        name = jax.tree_util.keystr(path)
+        return spec.init(jax.random.fold_in(key, zlib.crc32(name.encode())), spec.shape, spec.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, specs, is_leaf=_is_spec)
+
+
+def abstract(specs: Tree) -> Tree:
+    """Tree of `jax.ShapeDtypeStruct`, for parameters or for states."""
+    return map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), specs)
+
+
+def logical_axes(specs: Tree) -> Tree:
+    """Tree of tuples of axis names, for parameters or for states."""
+    return map_specs(lambda s: s.axes, specs)
+
+
+def decay_mask(specs: Tree) -> Tree:
+    """Tree of bools: True where weight decay applies."""
+    return map_specs(lambda s: s.decayed, specs)
+
+
+def stack(specs: Tree, n: int, axis: str = "layers") -> Tree:
+    """The same tree n times, stacked along a new leading axis (for `lax.scan` over layers)."""
+
+    def one(spec):
+        out = replace(spec, shape=(n, *spec.shape), axes=(axis, *spec.axes))
+        if isinstance(spec, StateSpec):
+            return out
+        return replace(out, init=lambda key, shape, dtype: jax.vmap(
+            lambda k: spec.init(k, spec.shape, dtype))(jax.random.split(key, n)))
+
+    return map_specs(one, specs)
+
+
+def count(specs: Tree) -> int:
+    """Number of scalars in the tree."""
+    return sum(_size(s.shape) for s in jax.tree.leaves(specs, is_leaf=_is_spec))
+
+
+def size_bytes(specs: Tree) -> int:
+    """Bytes that the tree takes in memory, before anything is allocated."""
+    return sum(_size(s.shape) * jnp.dtype(s.dtype).itemsize for s in jax.tree.leaves(specs, is_leaf=_is_spec))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------ states
+
+def zero_state(state_specs: Tree) -> Tree:
+    """A carry of zeros; every leaf has its own buffer, so that it can be donated."""
+    return map_specs(lambda s: jnp.zeros(s.shape, s.dtype), state_specs)
+
+
+def map_rows(function: Callable, state_specs: Tree, *states: Tree) -> Tree:
+    """Apply `function(*leaves, axis)` to each leaf of the states; axis is where that leaf's batch lies."""
+    leaves = [jax.tree.leaves(s) for s in states]
+    specs, treedef = jax.tree.flatten(state_specs, is_leaf=_is_spec)
+    return jax.tree.unflatten(treedef, [function(*xs, spec.axes.index("batch")) for spec, *xs in zip(specs, *leaves, strict=True)])
+
+
+def select_rows(rows: jax.Array, on_true: Tree, on_false: Tree, state_specs: Tree) -> Tree:
+    """Row by row one of two carries. rows: bool[B]; True takes the row of `on_true`."""
+
+    def one(a, b, axis):
+        shape = [1] * a.ndim
+        shape[axis] = rows.shape[0]
+        return jnp.where(rows.reshape(shape), a, b)
+
+    return map_rows(one, state_specs, on_true, on_false)
+
+
+def reset(state: Tree, rows: jax.Array, initial: Tree, state_specs: Tree) -> Tree:
+    """The carry with some rows started anew.
+
+    rows: bool[B], True where a new stream starts. initial: the carry that `init_state` made (not zeros: it may
+    hold prefix tokens). The other rows come back bit for bit.
+    """
+    return select_rows(rows, initial, state, state_specs)
+
+
+# ------------------------------------------------------------------------------------------------- ragged rows
+
+def full_length(x: jax.Array) -> jax.Array:
+    """i32[B] that says every one of the T tokens of x[B, T, ...] is real."""
+    return jnp.full((x.shape[0],), x.shape[1], jnp.int32)
+
+
+def compact(valid_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Indices that move the real tokens of each row to its front, and back.
+
+    Returns order i32[B, T] (take_along_axis puts real tokens first, in order), back i32[B, T] (its inverse),
+    and length i32[B].
+    """
+    order = jnp.argsort(~valid_BT, axis=1, stable=True)
+    return order, jnp.argsort(order, axis=1, stable=True), valid_BT.sum(1).astype(jnp.int32)
+
+
+def take_rows(x: jax.Array, index_BT: jax.Array) -> jax.Array:
+    """x[b, index[b, t], ...] for every b and t."""
+    return jnp.take_along_axis(x, index_BT.reshape(index_BT.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+def masked(apply: Callable) -> Callable:
+    """Let an `apply(params, state, x, cfg, length)` take any mask of real tokens.
+
+    Returns `(params, state, x, valid_BT, cfg) -> (y, state)`: padding may stand left, right or in between. It is
+    neither read nor written, and its rows of y are zero.
+    """
+
+    def apply_masked(params, state, x, valid_BT, cfg):
+        order, back, length = compact(valid_BT)
+        y, state = apply(params, state, take_rows(x, order), cfg, length)
+        y = take_rows(y, back)
+        return jnp.where(valid_BT.reshape(valid_BT.shape + (1,) * (y.ndim - 2)), y, 0), state
+
+    return apply_masked
