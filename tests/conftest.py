@@ -1,0 +1,52 @@
+"""Set up JAX for the suite before anything uses a device: eight CPU devices, strict shapes, one compilation cache."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# grain reads absl flags, which nobody parses under pytest.
+flags.FLAGS.mark_as_parsed()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run_slow", action="store_true", default=False, help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    cache = config.cache.mkdir("jax_compilation") if hasattr(config, "cache") else None
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _missing(*modules: str) -> str:
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    return ", ".join(absent)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip what this machine cannot run, and say why."""
+    reasons = {}
+    if not config.getoption("--run_slow"):
+        reasons["slow"] = "takes minutes; run with --run_slow"
+    if absent := _missing("torch"):
+        reasons["peer"] = f"compares with another implementation; not installed: {absent}"
+    if absent := _missing("libtpu"):
+        reasons["tpu_backend"] = f"compiles for a TPU; not installed: {absent} (pip install 'jax[tpu]')"
+    if not os.environ.get("MEMTOK_DATA_DIR"):
+        reasons["realdata"] = "real data not found: MEMTOK_DATA_DIR is not set"
+    elif not os.path.isdir(os.environ["MEMTOK_DATA_DIR"]):
+        reasons["realdata"] = f"real data not found: {os.environ['MEMTOK_DATA_DIR']}; set MEMTOK_DATA_DIR to its folder"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
