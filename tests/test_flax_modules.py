@@ -1,0 +1,157 @@
+"""The Flax adapters are the pure functions: values, gradients, trees and logical axes."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import inference_toys as toys
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from memtok_jax.flax_modules import as_linen, as_nnx
+from memtok_jax.params import init_params, is_axes, logical_axes
+
+KEY = jax.random.key(0)
+
+
+def ema_case():
+    x = jax.random.normal(jax.random.key(1), (2, 7, 4))
+    return toys.ema, toys.EmaConfig(), x
+
+
+def language_model_case():
+    return toys.language_model, toys.LanguageModelConfig(), jax.random.randint(jax.random.key(1), (2, 7), 0, 11)
+
+
+CASES = {"toy memory": ema_case, "toy language model": language_model_case}
+LENGTHS = (None, np.array([7, 4], np.int32))
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request):
+    """(functions, cfg, params, state, x) of one module."""
+    functions, cfg, x = CASES[request.param]()
+    params = init_params(functions.specs(cfg), KEY)
+    return functions, cfg, params, functions.init_state(params, cfg, 2), x
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def specs_of_axes(functions, cfg):
+    return jax.tree.map(lambda names: P(*names), logical_axes(functions.specs(cfg)), is_leaf=is_axes)
+
+
+def loss_of(y):
+    return jnp.sum(jnp.sin(y))
+
+
+def nnx_with(functions, cfg, params):
+    """An NNX module that holds the given parameters."""
+    module = as_nnx(functions, cfg, rngs=nnx.Rngs(params=5))
+    leaves = jax.tree.leaves(module.pure, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    for variable, value in zip(leaves, jax.tree.leaves(params), strict=True):
+        variable[...] = value
+    return module
+
+
+@pytest.mark.parametrize("length", LENGTHS, ids=["whole", "ragged"])
+def test_linen_call_is_the_pure_call(case, length):
+    functions, cfg, params, state, x = case
+    module = as_linen(functions, cfg)
+    variables = {"params": {"pure": params}}
+    assert_equal(module.apply(variables, state, x, length), functions.apply(params, state, x, cfg, length))
+    assert_equal(module.apply(variables, 2, method="initial_state"), state)
+
+
+@pytest.mark.parametrize("length", LENGTHS, ids=["whole", "ragged"])
+def test_nnx_call_is_the_pure_call(case, length):
+    functions, cfg, params, state, x = case
+    module = nnx_with(functions, cfg, params)
+    assert_equal(module(state, x, length), functions.apply(params, state, x, cfg, length))
+    assert_equal(module.initial_state(2), state)
+    assert_equal(module.pure_params(), params)
+
+
+def test_linen_init_boxes_the_pure_tree_with_its_axes(case):
+    functions, cfg, params, state, x = case
+    variables = as_linen(functions, cfg).init(KEY, state, x)
+    assert set(variables) == {"params"} and set(variables["params"]) == {"pure"}
+    plain = nn.unbox(variables)["params"]["pure"]
+    assert jax.tree.structure(plain) == jax.tree.structure(params)
+    assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, params)
+    assert nn.get_partition_spec(variables)["params"]["pure"] == specs_of_axes(functions, cfg)
+
+
+def test_nnx_init_is_the_pure_init_with_its_axes(case):
+    functions, cfg, _, _, _ = case
+    rngs = nnx.Rngs(params=3)
+    module = as_nnx(functions, cfg, rngs=nnx.Rngs(params=3))
+    assert_equal(module.pure_params(), init_params(functions.specs(cfg), rngs.params()))
+    found = [v.get_metadata()["out_sharding"] for v in jax.tree.leaves(
+        module.pure, is_leaf=lambda node: isinstance(node, nnx.Variable))]
+    assert found == jax.tree.leaves(logical_axes(functions.specs(cfg)), is_leaf=is_axes)
+    arrived = jax.tree.leaves(nnx.get_partition_spec(nnx.state(module)), is_leaf=lambda node: isinstance(node, P))
+    assert sorted(map(str, arrived)) == sorted(map(str, jax.tree.leaves(
+        specs_of_axes(functions, cfg), is_leaf=lambda node: isinstance(node, P))))
+
+
+def test_gradients_are_the_pure_gradients(case):
+    functions, cfg, params, state, x = case
+    pure = jax.grad(lambda p: loss_of(functions.apply(p, state, x, cfg)[0]))(params)
+
+    linen = as_linen(functions, cfg)
+    linen_gradient = jax.grad(lambda v: loss_of(linen.apply(v, state, x)[0]))({"params": {"pure": params}})
+    assert_equal(linen_gradient["params"]["pure"], pure)
+
+    nnx_gradient = nnx.grad(lambda m: loss_of(m(state, x)[0]))(nnx_with(functions, cfg, params))
+    assert_equal(nnx.to_pure_dict(nnx_gradient)["pure"], pure)
+
+
+def test_state_flows_through_a_scan_over_segments(case):
+    functions, cfg, params, state, x = case
+    segments = jnp.stack([x, x, x])
+    linen, module = as_linen(functions, cfg), nnx_with(functions, cfg, params)
+    graph, variables = nnx.split(module)
+
+    def run(step):
+        return jax.jit(lambda: jax.lax.scan(step, state, segments))()
+
+    pure = run(lambda s, x: functions.apply(params, s, x, cfg)[::-1])
+    by_linen = run(lambda s, x: linen.apply({"params": {"pure": params}}, s, x)[::-1])
+    by_nnx = run(lambda s, x: nnx.merge(graph, variables)(s, x)[::-1])
+    assert_equal(by_linen, pure)
+    assert_equal(by_nnx, pure)
+
+
+def test_vmap_over_parameter_sets(case):
+    functions, cfg, params, state, x = case
+    linen = as_linen(functions, cfg)
+    two = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
+    y = jax.vmap(lambda p: linen.apply({"params": {"pure": p}}, state, x)[0])(two)
+    halved = functions.apply(jax.tree.map(lambda p: 0.5 * p, params), state, x, cfg)[0]
+    np.testing.assert_allclose(y[1], halved, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_modules_compile_once(case):
+    functions, cfg, params, state, x = case
+    traced = []
+
+    def call(module, params, state, x):
+        traced.append(module)
+        return module.apply({"params": {"pure": params}}, state, x)
+
+    jitted = jax.jit(call, static_argnums=0)
+    jitted(as_linen(functions, cfg), params, state, x)
+    jitted(as_linen(functions, cfg), params, state, x)
+    assert len(traced) == 1
+
+    nnx_call = nnx.jit(lambda module, state, x: traced.append(module) or module(state, x))
+    nnx_call(nnx_with(functions, cfg, params), state, x)
+    nnx_call(nnx_with(functions, cfg, params), state, x)
+    assert len(traced) == 2
