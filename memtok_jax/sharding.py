@@ -128,13 +128,15 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
             raise ValueError(f"mesh axis {name} is {size}; it must be at least 1")
     if data == -1:
         if len(devices) % (fsdp * tensor):
-            raise ValueError(f"{len(devices)} devices do not divide into fsdp {fsdp} x tensor {tensor} = {fsdp * tensor}")
+            group = fsdp * tensor
+            raise ValueError(f"{len(devices)} devices do not divide into fsdp {fsdp} x tensor {tensor} = {group}")
         data = len(devices) // (fsdp * tensor)
     if data < 1:
         raise ValueError(f"mesh axis data is {data}; it must be at least 1, or -1 for all devices that are left")
     need = data * fsdp * tensor
     if need > len(devices) or (jax.process_count() > 1 and need != len(devices)):
-        raise ValueError(f"mesh data {data} x fsdp {fsdp} x tensor {tensor} = {need} devices, but there are {len(devices)}")
+        sizes = f"data {data} x fsdp {fsdp} x tensor {tensor}"
+        raise ValueError(f"mesh {sizes} = {need} devices, but there are {len(devices)}")
     types = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=types, devices=devices[:need])
 
@@ -149,4 +151,4 @@ def _check_divides(name: str, shape, names, axes: tuple[MeshAxes, ...], sizes: d
         parts = math.prod(sizes[axis] for axis in dim)
         if size % parts:
             where = " x ".join(f"{axis} {sizes[axis]}" for axis in dim)
-            raise ValueError(f"{name}: axis {logical!r} of size {size} does not divide into {parts} parts (mesh {where})")
+            raise ValueError(f"{name}: axis {logical!r} of size {size} does not divide into {parts} (mesh {where})")

@@ -32,7 +32,7 @@ def test_constrain_is_the_identity_inside_shard_map():
 
 
 def test_uneven_dimension_names_both_numbers():
-    with jax.set_mesh(sharding.make_mesh(1, 1, 8)), pytest.raises(ValueError, match="'heads' of size 6 .* 8 parts"):
+    with jax.set_mesh(sharding.make_mesh(1, 1, 8)), pytest.raises(ValueError, match="'heads' of size 6 .* into 8 "):
         jax.jit(lambda x: sharding.constrain(x, "batch", "heads"))(jnp.ones((8, 6)))
 
 
@@ -54,15 +54,17 @@ def test_collision_names_the_parameter():
 
 def test_shardings_of_parameters_and_carries():
     mesh = sharding.make_mesh(2, 2, 2)
-    specs = pr.stack({"w": pr.ParamSpec((8, 4), ("embed", "heads"), pr.zeros), "s": (), "b": pr.ParamSpec((), (), pr.zeros)}, 3)
+    one = {"w": pr.ParamSpec((8, 4), ("embed", "heads"), pr.zeros), "s": (), "b": pr.ParamSpec((), (), pr.zeros)}
+    specs = pr.stack(one, 3)
     out = sharding.shardings(mesh, specs)
     assert out["w"].spec == P(None, "fsdp", "tensor") and out["b"].spec == P(None) and out["s"] == ()
     state = sharding.shardings(mesh, pr.StateSpec((3, 4, 2, 8), ("layers", "batch", "heads", "embed")))
     assert state.spec == P(None, ("data", "fsdp"), "tensor", None), "rows own fsdp, so the width stays whole"
 
 
-@pytest.mark.parametrize("sizes, message", [((3, 3, 1), "= 9 devices, but there are 8"), ((-1, 3, 1), "8 devices do not divide"),
-                                            ((0, 1, 1), "data is 0"), ((1, 0, 1), "fsdp is 0")])
+@pytest.mark.parametrize("sizes, message", [
+    ((3, 3, 1), "= 9 devices, but there are 8"), ((-1, 3, 1), "8 devices do not divide"),
+    ((0, 1, 1), "data is 0"), ((1, 0, 1), "fsdp is 0")])
 def test_mesh_that_does_not_fit(sizes, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(*sizes)
