@@ -1,0 +1,97 @@
+"""From tokens to keys, values, queries and gates (Titans, sections 3.1 and 4.4).
+
+    k, v, q = SiLU(conv(x W)), with k and q normalised to length 1 in each head        (equations 11, 15)
+    theta = step_max sigmoid(.), eta = sigmoid(.), alpha = sigmoid(.)                    one scalar per token and head
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.memory.neural.networks import matmul
+from memtok_jax.params import ParamSpec, fan_in, normal, take_rows
+
+L2_EPS = 1e-6
+LOG_ZERO = -1e4  # exp of it is 0, and differences of its sums stay finite
+
+
+class Gates(NamedTuple):
+    """Step size and the logarithms of momentum and of what forgetting leaves: each f32[B, T, H]."""
+
+    step: jax.Array
+    log_momentum: jax.Array
+    log_keep: jax.Array
+
+
+def _conv_init(key, shape, dtype):
+    """The identity (last tap one) plus a little noise."""
+    return jnp.zeros(shape, dtype).at[-1].set(1) + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+def _gate_bias(cfg: NeuralMemoryConfig):
+    """Biases [3, H]: step, momentum, and forgetting log-spaced over the heads (one head takes the middle)."""
+
+    def init(key, shape, dtype):
+        first, last = (math.log(p) for p in cfg.forget_range)
+        logs = jnp.linspace(first, last, cfg.heads) if cfg.heads > 1 else jnp.full((1,), (first + last) / 2)
+        forget = logs - jnp.log1p(-jnp.exp(logs))
+        return jnp.stack([jnp.full((cfg.heads,), b) for b in (cfg.step_bias, cfg.momentum_bias)] + [forget]).astype(dtype)
+
+    return init
+
+
+def specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
+    """Projections [D, H, K], convolutions [width, H, K] and gates [D, 3, H]."""
+    d, h, k = cfg.width, cfg.heads, cfg.head_dim
+    out = {f"w{name}": ParamSpec((d, h, k), ("embed", "heads", None), fan_in(0)) for name in "kvq"}
+    if cfg.conv > 1:
+        out |= {f"conv_{name}": ParamSpec((cfg.conv, h, k), (None, "heads", None), _conv_init, decayed=False) for name in "kvq"}
+    return out | {
+        "w_gates": ParamSpec((d, 3, h), ("embed", None, "heads"), normal(0.02)),
+        "b_gates": ParamSpec((3, h), (None, "heads"), _gate_bias(cfg), decayed=False),
+    }
+
+
+def causal_conv(x: jax.Array, tail: jax.Array, kernel: jax.Array, length_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Depthwise causal convolution that continues a stream.
+
+    x: [B, T, H, K]. tail: [B, width-1, H, K], the inputs before x. kernel: [width, H, K], last tap = current token.
+    Returns the outputs and the tail after the first `length` tokens of each row.
+    """
+    width, tokens = kernel.shape[0], x.shape[1]
+    stream = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
+    y = sum(stream[:, i:i + tokens] * kernel[i].astype(x.dtype) for i in range(width))
+    index = length_B[:, None] + jnp.arange(width - 1)
+    return y, take_rows(stream, index).astype(tail.dtype)
+
+
+def project(params, name: str, x: jax.Array, tail: jax.Array, length_B: jax.Array, cfg: NeuralMemoryConfig):
+    """One of k, v, q: x[B, T, D] -> ([B, T, H, K] float32, tail). tail: [B, conv-1, H, K]."""
+    d, h, k = params[f"w{name}"].shape
+    y = matmul(x, params[f"w{name}"].reshape(d, h * k), cfg.dtype).reshape(*x.shape[:2], h, k)
+    if cfg.conv > 1:
+        y, tail = causal_conv(y, tail, params[f"conv_{name}"], length_B)
+    if cfg.feature_activation:
+        y = jax.nn.silu(y)
+    if cfg.feature_norm and name != "v":
+        y = y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + L2_EPS)
+    return y, tail
+
+
+def gates(params, x: jax.Array, cfg: NeuralMemoryConfig) -> Gates:
+    """Gates of every token, in float32 whatever the compute dtype: x[B, T, D] -> leaves [B, T, H]."""
+    out = jnp.promote_types(x.dtype, jnp.float32)
+    d, _, h = params["w_gates"].shape
+    logits = (x.astype(out) @ params["w_gates"].reshape(d, 3 * h)).reshape(*x.shape[:2], 3, h) + params["b_gates"]
+    step, momentum, forget = logits[:, :, 0], logits[:, :, 1], logits[:, :, 2]
+    off = jnp.zeros_like(step)
+    return Gates(
+        step=cfg.largest_step * jax.nn.sigmoid(step),
+        log_momentum=jax.nn.log_sigmoid(momentum) if cfg.momentum else off + LOG_ZERO,
+        log_keep=jax.nn.log_sigmoid(-forget) if cfg.forget else off,
+    )

@@ -1,0 +1,57 @@
+"""The rule token by token, as the paper writes it: one `jax.grad` with respect to the weights for every token.
+
+The oracle of the tests and of the benchmarks: slow, short, and with nothing shared with the chunked form but the
+network itself.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.memory.neural.networks import forward, plain
+from memtok_jax.memory.neural.rule import Carry, Inputs, clip_steps
+
+
+def _token(start, slow, carry: Carry, phase, x, cfg: NeuralMemoryConfig):
+    """Equations 12 to 15 for one token of one memory."""
+    total = lambda deviations: {name: start[name] + w for name, w in deviations.items()}
+
+    def loss(weights):
+        return cfg.loss_scale * jnp.square(forward(slow, x.k[None], plain(weights, cfg.dtype), cfg)[0] - x.v).sum()
+
+    gradient = jax.grad(loss)(total(carry.anchor))
+    step = clip_steps(x.step, sum(jnp.square(g).sum() for g in gradient.values()), cfg.clip)
+    surprise = jax.tree.map(lambda s, g: jnp.exp(x.log_momentum) * s - step * g, carry.surprise, gradient)
+    keep = jnp.exp(x.log_keep)
+    target = jax.tree.map(jnp.zeros_like if cfg.forget_to == "init" else jnp.negative, start)
+    weights = jax.tree.map(lambda w, t, s: keep * w + (1 - keep) * t + s, carry.weights, target, surprise)
+    read_at = weights if cfg.read == "after" else carry.weights
+    y = forward(slow, x.q[None], plain(total(read_at), cfg.dtype), cfg)[0]
+    phase = (phase + 1) % cfg.chunk
+    anchor = jax.tree.map(lambda old, new: jnp.where(phase == 0, new, old), carry.anchor, weights)
+    return Carry(anchor, weights, surprise), phase, y
+
+
+def run_one(start, slow, carry: Carry, phase, length, inputs: Inputs, cfg: NeuralMemoryConfig):
+    """One memory of one row over T tokens: inputs [T, ...], phase and length i32[]."""
+
+    def body(state, xs):
+        number, x = xs
+        carry, phase = state
+        new_carry, new_phase, y = _token(start, slow, carry, phase, x, cfg)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(number < length, a, b), new, old)
+        return keep((new_carry, new_phase), state), y
+
+    xs = (jnp.arange(inputs.k.shape[0]), inputs._replace(real=jnp.ones(inputs.k.shape[0], bool)))
+    (carry, phase), y = jax.lax.scan(body, (carry, phase), xs)
+    return y, carry, phase
+
+
+def run(start, slow, carry: Carry, phase_B, length_B, inputs: Inputs, cfg: NeuralMemoryConfig):
+    """The same call as `scan.run`, without statistics."""
+    per_head = Inputs(1, 1, 1, 1, 1, 1, None)
+    heads = jax.vmap(lambda *a: run_one(*a, cfg), in_axes=(0, 0, 0, None, None, per_head), out_axes=(1, 0, None))
+    rows = jax.vmap(heads, in_axes=(None, None, 0, 0, 0, 0))
+    return rows(start, slow, carry, phase_B, length_B, inputs._replace(real=None))

@@ -1,0 +1,133 @@
+"""Memory networks, written once and run by three interpreters.
+
+A network is a function `forward(slow, x, hooks, cfg)` from keys or queries [C, K] to values [C, K] that touches its fast
+weights only through three hooks, each name once:
+
+    dense(name, h)   h @ W
+    scale(name, h)   h * w
+    shift(name, h)   h + w
+
+It must treat rows one by one (no mixing of tokens). `plain` runs it at one set of weights; the tapped and the dual
+interpreters of `rule.py` run the same function in the write and in the per-token read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.params import ParamSpec, constant, fan_in, ones, zeros
+
+NORM_EPS = 1e-5
+
+
+class Hooks(NamedTuple):
+    """How a network reaches its fast weights."""
+
+    dense: Callable[[str, jax.Array], jax.Array]
+    scale: Callable[[str, jax.Array], jax.Array]
+    shift: Callable[[str, jax.Array], jax.Array]
+
+
+def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """a @ b with operands in the compute dtype and sums in float32 (float64 inputs stay float64)."""
+    out = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    if dtype == "bfloat16" and out == jnp.float32:
+        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return jnp.matmul(a, b, preferred_element_type=out)
+
+
+def plain(weights: dict[str, jax.Array], dtype: str) -> Hooks:
+    """Interpreter: every token at the same weights."""
+    return Hooks(
+        dense=lambda name, h: matmul(h, weights[name], dtype),
+        scale=lambda name, h: h * weights[name],
+        shift=lambda name, h: h + weights[name],
+    )
+
+
+def activate(h: jax.Array, activation: str) -> jax.Array:
+    """The network's non-linearity; smooth, because outer gradients need its second derivative."""
+    if activation == "silu":
+        return jax.nn.silu(h)
+    return jax.nn.gelu(h, approximate=activation == "gelu_tanh")
+
+
+def layer_norm(h: jax.Array) -> jax.Array:
+    """LayerNorm over the last axis, without an affine map."""
+    centred = h - h.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPS)
+
+
+def _mlp(x, hooks: Hooks, cfg: NeuralMemoryConfig):
+    h = x
+    for layer in range(cfg.depth):
+        h = hooks.dense(f"w{layer}", h if layer == 0 else activate(h, cfg.activation))
+        if cfg.fast_bias:
+            h = hooks.shift(f"b{layer}", h)
+    return h
+
+
+def _swiglu(x, hooks: Hooks, cfg: NeuralMemoryConfig):
+    gate, value = jnp.split(hooks.dense("w0", x), 2, axis=-1)
+    return hooks.dense("w1", jax.nn.silu(gate) * value)
+
+
+def _gated(x, hooks: Hooks, cfg: NeuralMemoryConfig):
+    branch = _mlp(x, hooks, cfg)
+    gate = jax.nn.sigmoid(hooks.dense("gate", jnp.concatenate([branch, x], axis=-1)))
+    return gate * branch + (1 - gate) * x
+
+
+def _low_rank(x, hooks: Hooks, cfg: NeuralMemoryConfig):
+    h = hooks.dense("b0", hooks.dense("a0", x))
+    return hooks.dense("b1", hooks.dense("a1", activate(h, cfg.activation)))
+
+
+_BODIES = {"mlp": _mlp, "swiglu": _swiglu, "gated": _gated, "low_rank": _low_rank}
+
+
+def forward(slow: dict[str, jax.Array], x: jax.Array, hooks: Hooks, cfg: NeuralMemoryConfig) -> jax.Array:
+    """f(x) for x[C, K]: body, then LayerNorm with slow gamma and beta, then the residual."""
+    h = _BODIES[cfg.network](x, hooks, cfg)
+    if cfg.norm:
+        h = layer_norm(h)
+        h = h + hooks.scale("gamma", h) if cfg.fast_norm else h * slow["gamma"] + slow["beta"]
+    return x + h if cfg.residual else h
+
+
+# ------------------------------------------------------------------------------------------------------- parameters
+
+def _dense_shapes(cfg: NeuralMemoryConfig) -> dict[str, tuple[int, int]]:
+    k, f, r = cfg.head_dim, cfg.hidden, cfg.rank
+    if cfg.network == "swiglu":
+        return {"w0": (k, 2 * f), "w1": (f, k)}
+    if cfg.network == "low_rank":
+        return {"a0": (k, r), "b0": (r, f), "a1": (f, r), "b1": (r, k)}
+    widths = [k] + [f] * (cfg.depth - 1) + [k]
+    shapes = {f"w{i}": (widths[i], widths[i + 1]) for i in range(cfg.depth)}
+    return shapes | ({"gate": (2 * k, k)} if cfg.network == "gated" else {})
+
+
+def fast_specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
+    """The learned initial fast weights, leaves [H, ...]. Not decayed: zero is a dead point for deep memories."""
+    h = cfg.heads
+    dense = {name: ParamSpec((h, *shape), ("heads", None, None), fan_in(-2), decayed=False)
+             for name, shape in _dense_shapes(cfg).items()}
+    vectors = {f"b{i}": cfg.hidden if i < cfg.depth - 1 else cfg.head_dim for i in range(cfg.depth)} \
+        if cfg.fast_bias and cfg.network in ("mlp", "gated") else {}
+    if cfg.fast_norm:
+        vectors["gamma"] = cfg.head_dim
+    return dense | {name: ParamSpec((h, size), ("heads", None), zeros, decayed=False) for name, size in vectors.items()}
+
+
+def slow_specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
+    """The parameters of the network that the inner loop leaves alone, leaves [H, K]."""
+    if not cfg.norm or cfg.fast_norm:
+        return {}
+    shape, axes = (cfg.heads, cfg.head_dim), ("heads", None)
+    return {"gamma": ParamSpec(shape, axes, ones, decayed=False), "beta": ParamSpec(shape, axes, constant(0.0), decayed=False)}

@@ -1,0 +1,172 @@
+"""One piece of one memory: gradients by `jax.grad` with respect to zero taps, per-token weights through coefficients.
+
+All gradients of a chunk are taken at the weights of its start (Titans, section 3.2). A zero added to each dense
+pre-activation, the tap, has as its gradient the row delta_i of token i, and G_i = h_i^T delta_i; so one `jax.grad` gives
+every token's gradient and no d x d matrix per token exists. Dense layers enter linearly, so reading at the
+weights W_t of every token is causal attention over (h_i, delta_i) with the mask of `coefficients.py`. Exact for any depth.
+
+| paper | name      | equation |
+|-------|-----------|----------|
+| M     | weights   | 13       |
+| S     | surprise  | 10, 14   |
+| theta | step      | 14       |
+| eta   | momentum  | 14       |
+| alpha | forget    | 13       |
+| l     | loss      | 12       |
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from memtok_jax.memory.neural.coefficients import Coefficients, coefficients
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.memory.neural.networks import Hooks, forward, matmul
+
+Weights = dict[str, jax.Array]
+
+
+class Carry(NamedTuple):
+    """Fast weights of one memory as deviations from the learned initial weights."""
+
+    anchor: Weights    # at the start of the chunk: where gradients are taken
+    weights: Weights   # after the last token
+    surprise: Weights  # momentum of the gradients
+
+
+class Inputs(NamedTuple):
+    """C tokens of one memory."""
+
+    k: jax.Array             # f32[C, K]
+    v: jax.Array             # f32[C, K]
+    q: jax.Array             # f32[C, K]
+    step: jax.Array          # f32[C]
+    log_momentum: jax.Array  # f32[C]
+    log_keep: jax.Array      # f32[C]
+    real: jax.Array          # bool[C]
+
+
+class Surprise(NamedTuple):
+    """What the write saw, for monitoring."""
+
+    loss: jax.Array       # f32[C]  |f(k) - v|^2 at the chunk's start
+    gradient: jax.Array   # f32[C]  norm of each token's gradient
+    stability: jax.Array  # f32[]   sum of written * curvature; about 1 means one full correction per chunk
+
+
+class Taps(NamedTuple):
+    """Result of the tapped pass: inputs and gradients of every hook."""
+
+    h: Weights      # name -> [C, d_in]
+    delta: Weights  # name -> [C, d_out]
+    loss: jax.Array
+
+
+def _tapped(weights: Weights, taps: Weights, record: Weights, dtype: str) -> Hooks:
+    """Interpreter of the write: remembers each hook's input and adds its tap."""
+
+    def hook(operate):
+        def run(name, h):
+            if name in record:
+                raise ValueError(f"the memory network uses the fast weight {name!r} twice")
+            record[name] = h
+            return operate(h, weights[name]) + taps[name]
+        return run
+
+    return Hooks(dense=hook(lambda h, w: matmul(h, w, dtype)), scale=hook(jnp.multiply), shift=hook(jnp.add))
+
+
+def gradients(slow, weights: Weights, k: jax.Array, v: jax.Array, cfg: NeuralMemoryConfig) -> Taps:
+    """Inner gradients of all tokens at one set of weights (equation 12), as pairs (h, delta)."""
+    tokens = k.shape[0]
+    taps = {name: jnp.zeros((tokens, w.shape[-1]), w.dtype) for name, w in weights.items()}
+
+    def loss(taps):
+        record: Weights = {}
+        error = forward(slow, k, _tapped(weights, taps, record, cfg.dtype), cfg) - v
+        per_token = cfg.loss_scale * jnp.square(error).sum(-1)
+        return per_token.sum(), (record, per_token)
+
+    delta, (record, per_token) = jax.grad(loss, has_aux=True)(taps)
+    return Taps(record, delta, per_token)
+
+
+def _squared_norms(taps: Taps, weights: Weights, shifts: set[str]) -> jax.Array:
+    """|G_i|^2 of every token, summed over hooks: f32[C]."""
+    total = 0.0
+    for name, w in weights.items():
+        h, delta = taps.h[name], taps.delta[name]
+        if w.ndim == 2:
+            total = total + jnp.square(h).sum(-1) * jnp.square(delta).sum(-1)
+        else:
+            total = total + jnp.square(delta if name in shifts else h * delta).sum(-1)
+    return total
+
+
+def _rank_one(h: jax.Array, delta: jax.Array, is_shift: bool) -> jax.Array:
+    """Per-token gradient of a vector weight: [C, d]."""
+    return delta if is_shift else h * delta
+
+
+def _dual(start: Weights, carry: Carry, taps: Taps, c: Coefficients, dtype: str) -> Hooks:
+    """Interpreter of the read: row t uses the weights after (or before) token t. c holds C rows."""
+    keep, initial, pushed = c.keep[:, None], c.initial[:, None], c.pushed[:, None]
+
+    def vector(name, is_shift):
+        grown = matmul(c.written, _rank_one(taps.h[name], taps.delta[name], is_shift), "float32")
+        return initial * start[name] + keep * carry.weights[name] + pushed * carry.surprise[name] - grown
+
+    def dense(name, h):
+        base = initial * matmul(h, start[name], dtype) + keep * matmul(h, carry.weights[name], dtype)
+        base = base + pushed * matmul(h, carry.surprise[name], dtype)
+        scores = c.written * matmul(h, taps.h[name].T, dtype)
+        return base - matmul(scores, taps.delta[name], dtype)
+
+    return Hooks(dense, lambda name, h: h * vector(name, False), lambda name, h: h + vector(name, True))
+
+
+def _end(start: Weights, carry: Carry, taps: Taps, c: Coefficients, shifts: set[str], cfg) -> tuple[Weights, Weights]:
+    """Weights (as deviations) and surprise after the last token. c holds one row."""
+    weights, surprise = {}, {}
+    for name, w in carry.weights.items():
+        if w.ndim == 2:
+            grown, moved = (matmul((row[:, None] * taps.h[name]).T, taps.delta[name], cfg.dtype) for row in (c.written, c.moving))
+        else:
+            rank_one = _rank_one(taps.h[name], taps.delta[name], name in shifts)
+            grown, moved = c.written @ rank_one, c.moving @ rank_one
+        weights[name] = (c.initial - 1) * start[name] + c.keep * w + c.pushed * carry.surprise[name] - grown
+        surprise[name] = c.past * carry.surprise[name] - moved
+    return weights, surprise
+
+
+def _shift_names(weights: Weights, cfg: NeuralMemoryConfig) -> set[str]:
+    return {name for name, w in weights.items() if w.ndim == 1 and name.startswith("b")}
+
+
+def clip_steps(step: jax.Array, squared_norm: jax.Array, clip: float) -> jax.Array:
+    """Shrink each token's step so that its gradient has norm at most `clip`; causal, with a finite gradient at 0."""
+    return step * clip * jax.lax.rsqrt(jnp.maximum(squared_norm, clip * clip)) if clip else step
+
+
+def piece(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig) -> tuple[Weights, Weights, jax.Array, Surprise]:
+    """Write and read the tokens of one piece that crosses no chunk border.
+
+    start: learned initial weights of this memory, leaves [d_in, d_out] or [d]. slow: its slow parameters.
+    Returns (weights, surprise, y f32[C, K], what was seen). The anchor is the caller's business.
+    """
+    shifts = _shift_names(start, cfg)
+    anchor = {name: w + carry.anchor[name] for name, w in start.items()}
+    taps = gradients(slow, anchor, x.k, x.v, cfg)
+    squared = _squared_norms(taps, start, shifts)
+    step = clip_steps(x.step, squared, cfg.clip)
+    rows = coefficients(step, x.log_momentum, x.log_keep, x.real, cfg.forget_to)
+    read = jax.tree.map(lambda r: r[1:] if cfg.read == "after" else r[:-1], rows)
+    y = forward(slow, x.q, _dual(start, carry, taps, read, cfg.dtype), cfg)
+    last = jax.tree.map(lambda r: r[-1], rows)
+    weights, surprise = _end(start, carry, taps, last, shifts, cfg)
+    curvature = jax.lax.stop_gradient(squared / (2 * taps.loss + 1e-6))
+    stats = Surprise(taps.loss, jnp.sqrt(squared), jax.lax.stop_gradient(last.written * x.real) @ curvature)
+    return weights, surprise, y, stats
