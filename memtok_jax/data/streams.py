@@ -1,0 +1,188 @@
+"""Batches of text as pure index arithmetic: batch number -> arrays.
+
+A training source is a plain sequence without an end; its state is the number of the next batch. Evaluation is a
+finite sequence that covers every held-out byte exactly once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from memtok_jax.data.documents import Document
+from memtok_jax.data.errors import DataError
+from memtok_jax.data.tasks.scoring import IGNORED
+
+START = 0x0A  # a newline stands before the first byte of a text, so that this byte is predicted as well
+Batch = dict[str, np.ndarray]
+
+
+class Stream:
+    """Documents one after the other, each followed by a zero byte, behind one START byte; nothing is copied.
+
+    order: int[number of documents], which document comes when.
+    """
+
+    def __init__(self, documents: Sequence[Document], order: np.ndarray):
+        self._documents, self._order = documents, order
+        self._ends = np.cumsum([len(documents[i].data) + 1 for i in order])
+
+    def __len__(self) -> int:
+        return 1 + int(self._ends[-1])
+
+    def read(self, position: int, count: int) -> np.ndarray:
+        """uint8[count] from `position` on, which must lie inside."""
+        out, filled, position = np.zeros(count, np.uint8), 0, position - 1
+        if position < 0:
+            out[0], filled, position = START, 1, 0
+        piece = int(np.searchsorted(self._ends, position, side="right"))
+        while filled < count:
+            data = self._documents[self._order[piece]].data
+            offset = position - (int(self._ends[piece]) - len(data) - 1)
+            part = data[offset:offset + count - filled]
+            out[filled:filled + len(part)] = part
+            filled, position, piece = filled + len(part) + 1, int(self._ends[piece]), piece + 1
+        return out
+
+
+def rows_of(process_index: int, process_count: int, batch: int) -> range:
+    """Rows of the whole batch that one process reads. Raises DataError where they do not divide."""
+    if batch < 1 or batch % process_count:
+        raise DataError(f"a batch of {batch} rows does not divide among {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise DataError(f"process_index must lie in [0, {process_count}), got {process_index}")
+    share = batch // process_count
+    return range(process_index * share, (process_index + 1) * share)
+
+
+def _shifted(rows: np.ndarray, start: np.ndarray) -> Batch:
+    """Inputs and next-token targets from uint8[B, T + 1]."""
+    rows = rows.astype(np.int32)
+    return {"ids": rows[:, :-1].copy(), "targets": rows[:, 1:].copy(), "start": start}
+
+
+def _check_length(documents: Sequence[Document], batch: int, sequence: int) -> None:
+    size = sum(len(d.data) for d in documents)
+    if size < batch * sequence + 1:
+        raise DataError(f"the training text of {size} bytes is too short for {batch} rows of {sequence} tokens "
+                        f"({batch * sequence + 1} bytes); lower the batch or the sequence")
+
+
+def identity(documents: Sequence[Document], *settings) -> str:
+    """A checksum of what decides the order of the data, saved beside the position in it."""
+    return f"{zlib.crc32(repr(([(d.name, len(d.data)) for d in documents], settings)).encode()):08x}"
+
+
+class ContiguousBatches:
+    """Row b of batch t + 1 continues row b of batch t.
+
+    In each epoch the documents come in a new order, and the joined text is cut into B equal rows from a random first
+    byte on, so that what does not fill a row is different each time. `start` is True in the first batch of an epoch.
+    """
+
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range):
+        _check_length(documents, batch, sequence)
+        self._documents, self._rows, self._sequence, self._seed = documents, rows, sequence, seed
+        self._size = 1 + sum(len(d.data) + 1 for d in documents)
+        self.steps_per_epoch = (self._size - 1) // (batch * sequence)
+        self._slack = self._size - batch * self.steps_per_epoch * sequence
+        self._cached: tuple[int, Stream, int] | None = None
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, inner = divmod(step, self.steps_per_epoch)
+        stream, first = self._epoch(epoch)
+        row_length, T = self.steps_per_epoch * self._sequence, self._sequence
+        rows = [stream.read(first + b * row_length + inner * T, T + 1) for b in self._rows]
+        return _shifted(np.stack(rows), np.full(len(rows), inner == 0))
+
+    def _epoch(self, epoch: int) -> tuple[Stream, int]:
+        """The text of an epoch, and where its first row begins."""
+        if self._cached is None or self._cached[0] != epoch:
+            rng = np.random.default_rng((self._seed, epoch))
+            stream = Stream(self._documents, rng.permutation(len(self._documents)))
+            self._cached = (epoch, stream, int(rng.integers(self._slack)))
+        return self._cached[1:]
+
+
+class WindowBatches:
+    """Windows at independent random places of the joined text; `start` is always True."""
+
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range):
+        _check_length(documents, 1, sequence)
+        self._stream = Stream(documents, np.arange(len(documents)))
+        self._batch, self._rows, self._sequence, self._seed = batch, rows, sequence, seed
+
+    def __getitem__(self, step: int) -> Batch:
+        places = np.random.default_rng((self._seed, step)).integers(len(self._stream) - self._sequence, size=self._batch)
+        rows = [self._stream.read(int(places[b]), self._sequence + 1) for b in self._rows]
+        return _shifted(np.stack(rows), np.ones(len(rows), bool))
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+class Span(NamedTuple):
+    """Bytes [begin, end) of held-out document `document`, scored in one row without a break."""
+
+    document: int
+    begin: int
+    end: int
+
+
+class EvalBatches(Sequence):
+    """Batches that cover every held-out byte exactly once.
+
+    One text is cut into B rows that go on from batch to batch; several texts are given to the rows whole, the longest
+    first, and each starts from a fresh state. Beside `ids`, `targets` and `start` (int32[B, T] twice, bool[B]) a batch
+    holds `length` int32[B], the real tokens at the front of the row (0 where a row has ended; behind them ids are 0 and
+    targets -100), and `document` int32[B], the index of the text (-1 where a row has ended).
+    """
+
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, rows: range):
+        spans = _cut(documents, batch) if len(documents) == 1 else _deal(documents, batch, sequence)
+        plans = [[(span, begin) for span in row for begin in range(span.begin, span.end, sequence)] for row in spans]
+        self._documents, self._sequence = documents, sequence
+        self._plans = [plans[b] for b in rows]
+        self._steps = max(len(plan) for plan in plans)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Batch:
+        if not 0 <= step < self._steps:
+            raise IndexError(step)
+        B, T = len(self._plans), self._sequence
+        batch = {"ids": np.zeros((B, T), np.int32), "targets": np.full((B, T), IGNORED, np.int32),
+                 "start": np.zeros(B, bool), "length": np.zeros(B, np.int32), "document": np.full(B, -1, np.int32)}
+        for b, plan in enumerate(self._plans):
+            if step < len(plan):
+                self._fill(batch, b, *plan[step])
+        return batch
+
+    def _fill(self, batch: Batch, b: int, span: Span, begin: int) -> None:
+        data = self._documents[span.document].data
+        end = min(begin + self._sequence, span.end)
+        n = end - begin
+        batch["targets"][b, :n] = data[begin:end]
+        batch["ids"][b, 0] = data[begin - 1] if begin else START
+        batch["ids"][b, 1:n] = data[begin:end - 1]
+        batch["start"][b], batch["length"][b], batch["document"][b] = begin == span.begin, n, span.document
+
+
+def _cut(documents: Sequence[Document], batch: int) -> list[list[Span]]:
+    """One text in `batch` equal rows; the last ones may be shorter or empty."""
+    size = len(documents[0].data)
+    row = -(-size // batch)
+    return [[Span(0, b * row, min(size, (b + 1) * row))] if b * row < size else [] for b in range(batch)]
+
+
+def _deal(documents: Sequence[Document], batch: int, sequence: int) -> list[list[Span]]:
+    """Whole texts to the rows: the longest first, each to the row with the fewest batches so far."""
+    rows, load = [[] for _ in range(batch)], [0] * batch
+    for index in sorted(range(len(documents)), key=lambda i: (-len(documents[i].data), i)):
+        row = load.index(min(load))
+        rows[row].append(Span(index, 0, len(documents[index].data)))
+        load[row] += -(-len(documents[index].data) // sequence)
+    return rows
