@@ -1,0 +1,139 @@
+"""One experiment: model, data, optimizer, training and evaluation, checked together before anything runs."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from memtok_jax.config import UserError
+from memtok_jax.data.config import DataConfig
+
+
+def _at_least(owner: str, config: Any, **least: float) -> None:
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise UserError(f"{owner}.{name} is {getattr(config, name)}; it must be at least {bound}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine down to a fraction of the peak.
+
+    learning_rate: the peak. steps: length of the run in updates. warmup_steps: updates until the peak.
+    final_fraction: learning rate at the end, as a fraction of the peak. beta1, beta2, epsilon: of Adam.
+    weight_decay: decoupled, only on parameters whose spec says `decayed`. clip_norm: bound of the global norm of the
+    gradient. max_skipped: an update whose loss or gradient is not finite is left out; after this many in a row the
+    run stops.
+    """
+
+    learning_rate: float
+    steps: int
+    warmup_steps: int
+    final_fraction: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    max_skipped: int = 3
+
+    def __post_init__(self):
+        _at_least("optimizer", self, learning_rate=0.0, steps=1, warmup_steps=0, final_fraction=0.0, weight_decay=0.0,
+                  max_skipped=0)
+        if self.warmup_steps > self.steps:
+            raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}, more than optimizer.steps {self.steps}")
+        if self.final_fraction > 1:
+            raise UserError(f"optimizer.final_fraction is {self.final_fraction}; it must be at most 1")
+        if self.clip_norm <= 0:
+            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the batch is cut, how often things happen, and over how many devices it runs.
+
+    batch: B, rows of one update, over all devices and microbatches. microbatches: the rows are taken in so many
+    parts, one after the other, and their gradients added. segment: tokens per call of the model (0 = the whole
+    sequence). detach_every: the gradient is cut at every so many segments (0 = never inside a sequence).
+    seed: of the initial parameters. log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
+    keep: number of checkpoints that stay. sample_tokens: length of the text printed at the end (0 = none).
+    data, fsdp, tensor: axes of the mesh; data -1 takes all devices that the others leave.
+    """
+
+    batch: int
+    microbatches: int = 1
+    segment: int = 0
+    detach_every: int = 0
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    keep: int = 2
+    sample_tokens: int = 256
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        _at_least("training", self, batch=1, microbatches=1, segment=0, detach_every=0, seed=0, log_every=1,
+                  eval_every=0, checkpoint_every=0, keep=1, sample_tokens=0, data=-1, fsdp=1, tensor=1)
+        if self.batch % self.microbatches:
+            raise UserError(f"training.batch {self.batch} does not divide into {self.microbatches} microbatches")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the held-out data is scored.
+
+    batch: rows scored at once while training. streams: rows in `eval.py` (1 = the whole text is one stream with one
+    carry; more is faster, and each stream starts without history). lengths: for tasks, accuracy is also measured at
+    these multiples of the training length.
+    """
+
+    batch: int = 8
+    streams: int = 1
+    lengths: tuple[int, ...] = (1, 4, 16)
+
+    def __post_init__(self):
+        _at_least("evaluation", self, batch=1, streams=1)
+        if any(n < 1 for n in self.lengths):
+            raise UserError(f"evaluation.lengths is {self.lengths}; each must be at least 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides what a run computes. `model` is the config of a module in `memtok_jax/models`."""
+
+    model: Any
+    data: DataConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        sequence, segment, group = self.data.sequence, self.segment, self.training.detach_every
+        if sequence % segment:
+            raise UserError(f"data.sequence {sequence} does not divide into segments of {segment} tokens")
+        if group and (sequence // segment) % group:
+            raise UserError(f"training.detach_every {group} does not divide the {sequence // segment} segments of a "
+                            f"sequence (data.sequence {sequence} / training.segment {segment})")
+
+    @property
+    def segment(self) -> int:
+        """Tokens per call of the model."""
+        return self.training.segment or self.data.sequence
+
+    @property
+    def segments_per_group(self) -> int:
+        """Segments through which one gradient flows."""
+        return self.training.detach_every or self.data.sequence // self.segment
+
+
+def functions_of(model: Any) -> ModuleType:
+    """The module with `specs`, `state_specs`, `init_state`, `apply`, `refresh`: the one that defines the config."""
+    return importlib.import_module(type(model).__module__)

@@ -1,0 +1,39 @@
+"""Cross-entropy over the positions that are scored, as sums, so that parts of a batch can be added exactly."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+IGNORE = -100
+
+
+class Sums(NamedTuple):
+    """Totals over scored positions, each a float32 scalar."""
+
+    nats: jax.Array       # negative log-likelihood
+    correct: jax.Array    # positions where the target has the highest logit
+    count: jax.Array      # scored positions
+
+
+def token_scores(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Score every position in float32.
+
+    targets_BT: int32, IGNORE where nothing is scored.
+    Returns nats[B, T] (0 where not scored), correct[B, T] and scored[B, T] (bool).
+    """
+    scored = targets_BT != IGNORE
+    target = jnp.where(scored, targets_BT, 0)[..., None]
+    logits = logits_BTV.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
+    nats = jnp.where(scored, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
+    # Compared with the largest logit rather than by argmax: no second pass over the vocabulary with indices.
+    return nats, scored & (picked >= logits.max(-1)), scored
+
+
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> Sums:
+    """Totals of `token_scores` over the batch."""
+    nats, correct, scored = token_scores(logits_BTV, targets_BT)
+    return Sums(nats.sum(), correct.sum(dtype=jnp.float32), scored.sum(dtype=jnp.float32))

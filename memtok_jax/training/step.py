@@ -1,0 +1,200 @@
+"""One update: the carry of the batch before, segments, parts of the batch, gradient, AdamW.
+
+The batch is cut twice. Its rows are taken in microbatches whose gradients are added; inside one microbatch the
+sequence is a scan over groups of segments, and the gradient flows within a group only. Both cuts are the same code
+for one part and for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from memtok_jax import params as pr
+from memtok_jax import sharding
+from memtok_jax.training import losses
+from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.training.optimizer import make_optimizer, schedule
+
+Tree = pr.Tree
+
+
+class TrainState(NamedTuple):
+    """Everything that the next update depends on, apart from the data."""
+
+    step: jax.Array       # i32[], updates done
+    skipped: jax.Array    # i32[], the last so many updates were left out because they were not finite
+    params: Tree
+    optimizer: Tree
+    carry: Tree           # the memory after the batch before, `batch` rows
+
+
+class Batch(NamedTuple):
+    """One batch on the devices."""
+
+    ids: jax.Array        # i32[B, T]
+    targets: jax.Array    # i32[B, T], -100 where nothing is scored
+    start: jax.Array      # bool[B], the row begins a new stream
+
+
+# ------------------------------------------------------------------------------------------------------- state
+
+def init_train_state(experiment: Experiment, key: jax.Array) -> TrainState:
+    """Initial parameters, optimizer state and carry; call it under `jit` with `state_shardings`."""
+    functions, model = functions_of(experiment.model), experiment.model
+    specs = functions.specs(model)
+    params = pr.init_params(specs, key)
+    optimizer = make_optimizer(experiment.optimizer, specs).init(params)
+    carry = functions.init_state(params, model, experiment.training.batch)
+    return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer, carry)
+
+
+def state_shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """A sharding for every array of the train state.
+
+    Raises ValueError naming the array and both numbers where a size does not divide.
+    """
+    functions, model = functions_of(experiment.model), experiment.model
+    specs = functions.specs(model)
+    whole = sharding.replicated(mesh)
+    params = sharding.shardings(mesh, specs)
+    carry = sharding.shardings(mesh, functions.state_specs(model, experiment.training.batch))
+    tx = make_optimizer(experiment.optimizer, specs)
+    moments = jax.eval_shape(tx.init, pr.abstract(specs))
+    optimizer = optax.tree_map_params(tx, lambda _, s: s, moments, params, transform_non_params=lambda _: whole)
+    return TrainState(whole, whole, params, optimizer, carry)
+
+
+def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the train state; nothing is allocated."""
+    shapes = jax.eval_shape(lambda key: init_train_state(experiment, key), jax.random.key(0))
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes,
+                        state_shardings(experiment, mesh))
+
+
+def abstract_batch(experiment: Experiment, mesh: Mesh) -> Batch:
+    """Shapes, dtypes and shardings of one batch."""
+    b, t, where = experiment.training.batch, experiment.data.sequence, sharding.rows(mesh)
+    tokens = jax.ShapeDtypeStruct((b, t), jnp.int32, sharding=where)
+    return Batch(tokens, tokens, jax.ShapeDtypeStruct((b,), jnp.bool_, sharding=where))
+
+
+# -------------------------------------------------------------------------------------------------- cut and join
+
+def split_rows(x: jax.Array, n: int, axis: int) -> jax.Array:
+    """[..., B, ...] -> [n, ..., B/n, ...]. Part i has the rows i, i + n, i + 2n, ...
+
+    Strided, so that every device keeps its own rows in each part.
+    """
+    shape = x.shape[:axis] + (x.shape[axis] // n, n) + x.shape[axis + 1:]
+    return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
+
+
+def join_rows(x: jax.Array, axis: int) -> jax.Array:
+    """The inverse of `split_rows`; axis is that of the batch in the result."""
+    x = jnp.moveaxis(x, 0, axis + 1)
+    return x.reshape(x.shape[:axis] + (-1,) + x.shape[axis + 2:])
+
+
+def split_time(x_BT: jax.Array, groups: int, segments: int) -> jax.Array:
+    """[B, T] -> [groups, segments, B, T / (groups segments)]."""
+    b = x_BT.shape[0]
+    return jnp.moveaxis(x_BT.reshape(b, groups, segments, -1), 0, 2)
+
+
+# ------------------------------------------------------------------------------------------------------ gradient
+
+def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array, targets_NBT: jax.Array,
+               total: jax.Array, experiment: Experiment) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
+    """Loss of N segments through which the gradient flows.
+
+    carry: from the segment before; no gradient enters it. start_B: rows that begin a new stream here.
+    total: scored positions of the whole batch, by which the loss is divided.
+    Returns the loss and (carry after the last segment, totals).
+    """
+    functions, model = functions_of(experiment.model), experiment.model
+    rows = start_B.shape[0]
+    # Values made from parameters are computed anew: they are of this update, and their gradient is not cut.
+    carry = functions.refresh(params, jax.lax.stop_gradient(carry), model)
+    initial = functions.init_state(params, model, rows)
+    carry = pr.reset(carry, start_B, initial, functions.state_specs(model, rows))
+
+    def segment(carry, x):
+        ids, targets = x
+        logits, carry = functions.apply(params, carry, ids, model)
+        return carry, losses.cross_entropy(logits, targets)
+
+    carry, sums = jax.lax.scan(segment, carry, (ids_NBT, targets_NBT))
+    sums = jax.tree.map(lambda s: s.sum(), sums)
+    return sums.nats / total, (carry, sums)
+
+
+def batch_gradient(params: Tree, carry: Tree, batch: Batch, experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
+    """Gradient of the mean loss over the scored positions of the batch.
+
+    Returns the gradient, the carry after the batch, and the totals.
+    """
+    functions, model = functions_of(experiment.model), experiment.model
+    n, per_group = experiment.training.microbatches, experiment.segments_per_group
+    groups = experiment.data.sequence // experiment.segment // per_group
+    state_specs = functions.state_specs(model, experiment.training.batch)
+    total = jnp.maximum((batch.targets != losses.IGNORE).sum(dtype=jnp.float32), 1.0)
+
+    def group(inner, x):
+        carry, grads, sums = inner
+        more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, *x, total, experiment)
+        return (carry, _constrained(jax.tree.map(jnp.add, grads, more), functions.specs(model)),
+                jax.tree.map(jnp.add, sums, s)), None
+
+    def microbatch(outer, x):
+        carry, ids, targets, start = x
+        starts = jnp.zeros((groups, start.shape[0]), bool).at[0].set(start)
+        xs = (starts, split_time(ids, groups, per_group), split_time(targets, groups, per_group))
+        (carry, *outer), _ = jax.lax.scan(group, (carry, *outer), xs)
+        return tuple(outer), carry
+
+    zero = (jax.tree.map(jnp.zeros_like, params), losses.Sums(*(jnp.float32(0),) * 3))
+    parts = [split_rows(x, n, 0) for x in batch]
+    carries = pr.map_rows(lambda x, axis: split_rows(x, n, axis), state_specs, carry)
+    (grads, sums), carries = jax.lax.scan(microbatch, zero, (carries, *parts))
+    return grads, pr.map_rows(join_rows, state_specs, carries), sums
+
+
+def _constrained(grads: Tree, specs: Tree) -> Tree:
+    """Gradients lie where their parameters lie, so that each device adds up its own slice only."""
+    leaves, treedef = jax.tree.flatten(grads)
+    axes = [s.axes for s in jax.tree.leaves(specs, is_leaf=lambda node: hasattr(node, "axes"))]
+    return jax.tree.unflatten(treedef, [sharding.constrain(g, *a) for g, a in zip(leaves, axes, strict=True)])
+
+
+# -------------------------------------------------------------------------------------------------------- update
+
+def train_step(state: TrainState, batch: Batch, experiment: Experiment) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update. An update with a loss or gradient that is not finite leaves params, optimizer and carry alone.
+
+    Returns the new state and float32 scalars: loss, accuracy, gradient_norm, learning_rate, tokens, skipped.
+    """
+    tx = make_optimizer(experiment.optimizer, functions_of(experiment.model).specs(experiment.model))
+    grads, carry, sums = batch_gradient(state.params, state.carry, batch, experiment)
+    norm = optax.tree.norm(grads)
+    count = jnp.maximum(sums.count, 1.0)
+    rate = jnp.asarray(schedule(experiment.optimizer)(state.step), jnp.float32)
+    direction, optimizer = tx.update(grads, state.optimizer, state.params)
+    params = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, direction)
+    finite = jnp.isfinite(sums.nats) & jnp.isfinite(norm)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimizer, carry), state[2:])
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    metrics = {"loss": sums.nats / count, "accuracy": sums.correct / count, "gradient_norm": norm,
+               "learning_rate": rate, "tokens": sums.count, "skipped": skipped.astype(jnp.float32)}
+    return TrainState(state.step + 1, skipped, *kept), metrics
+
+
+def compile_step(experiment: Experiment, mesh: Mesh) -> Callable:
+    """The jitted `(state, batch) -> (state, metrics)`; the state is donated. Call it under `jax.set_mesh(mesh)`."""
+    return jax.jit(lambda state, batch: train_step(state, batch, experiment), donate_argnums=0,
+                   out_shardings=(state_shardings(experiment, mesh), sharding.replicated(mesh)))

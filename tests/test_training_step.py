@@ -1,0 +1,206 @@
+"""The update: microbatches, segments, carries, cut gradients, skipped updates, and the same result on any mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy_model as toy
+
+from memtok_jax import params as pr
+from memtok_jax import sharding
+from memtok_jax.data.config import DataConfig
+from memtok_jax.training import losses, step
+from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
+from memtok_jax.training.optimizer import schedule
+
+
+def experiment(batch=8, sequence=12, **training) -> Experiment:
+    return Experiment(toy.ToyConfig(vocabulary=16), DataConfig(source="task:recall", sequence=sequence),
+                      OptimizerConfig(learning_rate=0.01, steps=20, warmup_steps=2),
+                      TrainingConfig(batch=batch, **training))
+
+
+def make_batch(exp: Experiment, seed=0, start=True) -> step.Batch:
+    rng = np.random.default_rng(seed)
+    shape = (exp.training.batch, exp.data.sequence)
+    ids = rng.integers(0, 16, (shape[0], shape[1] + 1)).astype(np.int32)
+    targets = np.where(rng.random(shape) < 0.2, losses.IGNORE, ids[:, 1:]).astype(np.int32)
+    return step.Batch(jnp.asarray(ids[:, :-1]), jnp.asarray(targets), jnp.full(shape[0], start))
+
+
+def close(a, b, tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), a, b)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def gradient(exp, params, carry, batch):
+    return jax.jit(lambda p, c, b: step.batch_gradient(p, c, b, exp))(params, carry, batch)
+
+
+def setup(exp):
+    state = step.init_train_state(exp, jax.random.key(1))
+    return state.params, state.carry
+
+
+def test_cross_entropy_ignores_what_is_not_scored():
+    logits = jnp.log(jnp.array([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [1 / 3, 1 / 3, 1 / 3]]]))
+    sums = losses.cross_entropy(logits, jnp.array([[0, 2, losses.IGNORE]]))
+    np.testing.assert_allclose(sums.nats, -np.log(0.7) - np.log(0.1), rtol=1e-6)
+    assert (sums.correct, sums.count) == (1, 2)
+
+
+def test_gradient_is_that_of_the_mean_loss():
+    exp = experiment()
+    params, carry = setup(exp)
+    batch = make_batch(exp)
+
+    def mean_loss(p):
+        logits, _ = toy.apply(p, toy.init_state(p, exp.model, 8), batch.ids, exp.model)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.targets, 0))
+        scored = batch.targets != losses.IGNORE
+        return (each * scored).sum() / scored.sum()
+
+    grads, _, sums = gradient(exp, params, carry, batch)
+    close(grads, jax.grad(mean_loss)(params), 1e-6)
+    np.testing.assert_allclose(sums.nats / sums.count, mean_loss(params), rtol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [{"microbatches": 8}, {"segment": 3}, {"segment": 4, "microbatches": 4}])
+def test_parts_of_a_batch_equal_the_whole(cut):
+    whole, parts = experiment(), experiment(**cut)
+    params, carry = setup(whole)
+    carry = jax.tree.map(lambda x: x + 0.3, carry)
+    for start in (True, False):
+        batch = make_batch(whole, start=start)
+        a, b = gradient(whole, params, carry, batch), gradient(parts, params, carry, batch)
+        close(a[0], b[0], 2e-6)
+        close(a[1], b[1], 1e-5)
+        assert a[2].count == b[2].count
+
+
+def test_rows_return_to_their_place():
+    x = jnp.arange(24).reshape(2, 6, 2)
+    parts = step.split_rows(x, 3, 1)
+    assert parts.shape == (3, 2, 2, 2)
+    equal(step.join_rows(parts, 1), x)
+    equal(parts[1], x[:, 1::3])
+
+
+def test_detach_cuts_the_gradient_and_nothing_else():
+    """With the gradient cut at every segment, a token of segment 0 gets no gradient from later targets."""
+    free, cut = experiment(segment=4), experiment(segment=4, detach_every=1)
+    params, carry = setup(free)
+    batch = make_batch(free)
+    # Token 15 stands in segment 0 only; only the last segment is scored.
+    ids = jnp.where(batch.ids == 15, 0, batch.ids).at[:, 0].set(15)
+    batch = batch._replace(ids=ids, targets=batch.targets.at[:, :8].set(losses.IGNORE))
+    (g_free, c_free, s_free), (g_cut, c_cut, s_cut) = (gradient(e, params, carry, batch) for e in (free, cut))
+    assert np.abs(g_free["embed"][15]).max() > 1e-6 and np.all(g_cut["embed"][15] == 0)
+    close(c_free, c_cut, 1e-6)
+    np.testing.assert_allclose(s_free.nats, s_cut.nats, rtol=1e-6)
+    assert np.abs(g_cut["prefix"]).max() > 1e-6, "a value made from parameters keeps its gradient in every segment"
+
+
+def test_no_gradient_enters_the_batch_before_but_the_prefix_learns():
+    exp = experiment()
+    params, carry = setup(exp)
+    stale = carry._replace(prefix=carry.prefix * 0 + 7.0)
+    batch = make_batch(exp, start=False)
+    grads, new, _ = gradient(exp, params, stale, batch)
+    equal(new.prefix[0], params["prefix"])
+    assert np.abs(grads["prefix"]).max() > 1e-6
+    through = jax.grad(lambda c: step.batch_gradient(params, c, batch, exp)[2].nats)(carry)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(through))
+
+
+def test_only_rows_that_start_are_reset():
+    exp = experiment()
+    params, carry = setup(exp)
+    old = jax.tree.map(lambda x: x + 1.5, carry)
+    batch = make_batch(exp)
+    mixed = batch._replace(start=jnp.arange(8) % 2 == 0)
+    _, kept, _ = gradient(exp, params, old, batch._replace(start=jnp.zeros(8, bool)))
+    _, fresh, _ = gradient(exp, params, old, batch)
+    _, both, _ = gradient(exp, params, old, mixed)
+    equal(both, pr.select_rows(mixed.start, fresh, kept, toy.state_specs(exp.model, 8)))
+    assert np.abs(kept.sum - fresh.sum).max() > 0.1
+
+
+def test_an_update_that_is_not_finite_is_left_out():
+    exp = experiment()
+    state = step.init_train_state(exp, jax.random.key(0))
+    bad = state._replace(params=dict(state.params, embed=state.params["embed"].at[3, 0].set(jnp.nan)))
+    run = jax.jit(lambda s, b: step.train_step(s, b, exp))
+    after, metrics = run(bad, make_batch(exp))
+    equal(after.params, bad.params)
+    equal(after.carry, bad.carry)
+    assert (after.step, after.skipped, metrics["skipped"]) == (1, 1, 1) and not np.isfinite(metrics["loss"])
+    good, metrics = run(state._replace(skipped=jnp.int32(2)), make_batch(exp))
+    assert good.skipped == 0 and np.isfinite(metrics["loss"])
+    assert np.abs(good.params["embed"] - state.params["embed"]).max() > 0
+
+
+def test_decay_only_where_the_spec_says():
+    exp = experiment()
+    exp = dataclasses.replace(exp, optimizer=dataclasses.replace(exp.optimizer, weight_decay=0.5))
+    plain = dataclasses.replace(exp, optimizer=dataclasses.replace(exp.optimizer, weight_decay=0.0))
+    state = step.init_train_state(exp, jax.random.key(0))
+    decayed, _ = step.train_step(state, make_batch(exp), exp)
+    free, _ = step.train_step(state, make_batch(exp), plain)
+    rate = schedule(exp.optimizer)(0)
+    equal(decayed.params["prefix"], free.params["prefix"])
+    np.testing.assert_allclose(free.params["out"] - decayed.params["out"], rate * 0.5 * state.params["out"], atol=1e-7)
+
+
+def test_schedule_rises_and_falls():
+    cfg = OptimizerConfig(learning_rate=0.1, steps=100, warmup_steps=10, final_fraction=0.2)
+    rates = np.array([schedule(cfg)(n) for n in range(101)])
+    np.testing.assert_allclose(rates[[0, 10, 100]], [0.01, 0.1, 0.02], rtol=1e-5)
+    assert np.all(np.diff(rates[:11]) > 0) and np.all(np.diff(rates[10:]) < 0)
+
+
+def run_steps(exp, mesh, count=3):
+    with jax.set_mesh(mesh):
+        where = step.state_shardings(exp, mesh)
+        state = jax.jit(lambda k: step.init_train_state(exp, k), out_shardings=where)(jax.random.key(0))
+        run = step.compile_step(exp, mesh)
+        for n in range(count):
+            batch = jax.device_put(make_batch(exp, n, start=n == 0), sharding.rows(mesh))
+            before = state
+            state, metrics = run(state, batch)
+        assert run._cache_size() == 1, "the second update must not compile again"
+    assert all(x.is_deleted() for x in jax.tree.leaves(before.params)), "the old parameters are donated"
+    return state, metrics
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_sharded_equals_one_device(sizes):
+    exp = experiment(batch=16, microbatches=2, segment=4, detach_every=1)
+    one, one_metrics = run_steps(exp, sharding.make_mesh(1, 1, 1))
+    many, many_metrics = run_steps(exp, sharding.make_mesh(*sizes))
+    close(jax.device_get(one), jax.device_get(many), 1e-5)
+    np.testing.assert_allclose(one_metrics["loss"], many_metrics["loss"], atol=1e-6)
+    if sizes == (2, 2, 2):
+        spec = many.params["embed"].sharding.spec
+        assert spec == jax.sharding.PartitionSpec("tensor", "fsdp")
+        moments = [x for x in jax.tree.leaves(many.optimizer) if x.shape == many.params["embed"].shape]
+        assert len(moments) == 2 and all(x.sharding.spec == spec for x in moments)
+        assert many.carry.sum.sharding.spec[0] == ("data", "fsdp")
+
+
+@pytest.mark.parametrize("training, message", [
+    ({"microbatches": 3}, "training.batch 8 does not divide into 3 microbatches"),
+    ({"segment": 5}, "data.sequence 12 does not divide into segments of 5"),
+    ({"segment": 3, "detach_every": 3}, "detach_every 3 does not divide the 4 segments"),
+])
+def test_cuts_that_do_not_fit_name_both_numbers(training, message):
+    with pytest.raises(ValueError, match=message):
+        experiment(**training)

@@ -1,0 +1,69 @@
+"""The smallest model with the signature of a language model: a decayed sum of embeddings, and a prefix token.
+
+The carry holds both kinds of memory that training must handle: one that is written by tokens (`sum`), and one that is
+made from a parameter (`prefix`) and must follow it (`refresh`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from memtok_jax import params as pr
+from memtok_jax import sharding
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    vocabulary: int = 256
+    width: int = 8
+    decay: float = 0.9
+    learn_prefix: bool = True
+
+
+class ToyState(NamedTuple):
+    sum: jax.Array        # f32[B, D]
+    prefix: jax.Array     # f32[B, D]
+
+
+def specs(cfg: ToyConfig):
+    return {"embed": pr.ParamSpec((cfg.vocabulary, cfg.width), ("vocab", "embed"), pr.normal(0.3)),
+            "hidden": pr.ParamSpec((cfg.width, 2 * cfg.width), ("embed", "mlp"), pr.fan_in()),
+            "out": pr.ParamSpec((2 * cfg.width, cfg.vocabulary), (None, "vocab"), pr.fan_in()),
+            "prefix": pr.ParamSpec((cfg.width,), ("embed",), pr.normal(1.0), decayed=False)}
+
+
+def state_specs(cfg: ToyConfig, batch: int):
+    return ToyState(*(pr.StateSpec((batch, cfg.width), ("batch", "embed")),) * 2)
+
+
+def init_state(params, cfg: ToyConfig, batch: int):
+    return refresh(params, pr.zero_state(state_specs(cfg, batch)), cfg)
+
+
+def refresh(params, state, cfg: ToyConfig):
+    return state._replace(prefix=jnp.zeros_like(state.prefix) + params["prefix"][None])
+
+
+def apply(params, state, ids_BT, cfg: ToyConfig, length=None):
+    length = pr.full_length(ids_BT) if length is None else length
+    x_BTD = sharding.constrain(params["embed"][ids_BT], "batch", None, "embed")
+
+    def token(sum_BD, inputs):
+        x_BD, t = inputs
+        new = jnp.where((t < length)[:, None], cfg.decay * sum_BD + x_BD, sum_BD)
+        return new, new
+
+    times = jnp.arange(ids_BT.shape[1])
+    last, sums_TBD = jax.lax.scan(token, state.sum, (jnp.moveaxis(x_BTD, 1, 0), times))
+    mixed = jnp.moveaxis(sums_TBD, 0, 1) + state.prefix[:, None]
+    hidden = jax.nn.silu(mixed @ params["hidden"])
+    logits = sharding.constrain(hidden @ params["out"], "batch", None, "vocab")
+    return logits.astype(jnp.float32), state._replace(sum=last)
+
+
+def statistics(params, state, ids_BT, cfg: ToyConfig):
+    return {"norm": jnp.linalg.norm(apply(params, state, ids_BT, cfg)[1].sum)}
