@@ -5,8 +5,8 @@ Both wrap a module with the four functions of `docs/architecture.md` and add no 
     y, state = module(state, x, length=None)        # Linen: module.apply(variables, state, x, length)
     state = module.initial_state(batch)             # Linen: module.apply(variables, batch, method="initial_state")
 
-The carry goes in and comes out as a plain value and is never kept inside the Flax module: a variable that changes during
-the call could not pass through `lax.scan`, `jax.checkpoint` or a donated argument.
+The carry goes in and comes out as a plain value and is never kept inside the Flax module: a variable that changes
+during the call could not pass through `lax.scan`, `jax.checkpoint` or a donated argument.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from memtok_jax.params import init_params, is_axes, logical_axes
 class Bound:
     """A module of pure functions together with its config.
 
-    Hashable and equal by content. Linen turns dicts in its fields into FrozenDicts, which no longer match the tree of the
-    parameters; a `Bound` hands out the trees by calls instead of holding them.
+    Hashable and equal by content. Linen turns dicts in its fields into FrozenDicts, which no longer match the
+    tree of the parameters; a `Bound` hands out the trees by calls instead of holding them.
 
     functions: a Python module (or any hashable object) with `specs`, `init_state` and `apply`. cfg: its frozen config.
     """
@@ -57,8 +57,8 @@ class Bound:
 class LinenModule(nn.Module):
     """The pure functions as a Linen module. Its variables are `{"params": {"pure": <tree of the pure functions>}}`.
 
-    The initial parameters are boxed as `nn.LogicallyPartitioned`, so `nn.get_partition_spec(variables)` gives the logical
-    axes. An unboxed tree, such as `init_params` makes, may stand in the same place.
+    The initial parameters are boxed as `nn.LogicallyPartitioned`, so `nn.get_partition_spec(variables)` gives the
+    logical axes. An unboxed tree, such as `init_params` makes, may stand in the same place.
     """
 
     bound: Bound
@@ -67,7 +67,9 @@ class LinenModule(nn.Module):
         self.pure = self.param("pure", self._boxed_params)
 
     def _boxed_params(self, key: jax.Array) -> Any:
-        box = lambda names, value: nn.LogicallyPartitioned(value, names)
+        def box(names, value):
+            return nn.LogicallyPartitioned(value, names)
+
         return jax.tree.map(box, self.bound.axes(), self.bound.init(key), is_leaf=is_axes)
 
     def __call__(self, state: Any, x: jax.Array, length: jax.Array | None = None) -> tuple[Any, Any]:
@@ -85,8 +87,8 @@ class LinenModule(nn.Module):
 def as_linen(functions: Any, cfg: Hashable) -> LinenModule:
     """A Flax Linen module over `functions.specs / init_state / apply`.
 
-    Modules made from the same functions and an equal config are equal and hash equal, so a jitted function that takes one
-    as a static argument compiles once.
+    Modules made from the same functions and an equal config are equal and hash equal, so a jitted function that takes
+    one as a static argument compiles once.
     """
     return LinenModule(Bound(functions, cfg))
 
@@ -103,7 +105,9 @@ class NNXModule(nnx.Module):
         self.bound = bound
         # The names are logical: placing the arrays on a mesh is the caller's business, hence no eager sharding. A plain
         # dict would count as a static attribute, hence nnx.data.
-        param = lambda names, value: nnx.Param(value, out_sharding=names, eager_sharding=False)
+        def param(names, value):
+            return nnx.Param(value, out_sharding=names, eager_sharding=False)
+
         self.pure = nnx.data(jax.tree.map(param, bound.axes(), bound.init(rngs.params()), is_leaf=is_axes))
 
     def pure_params(self) -> Any:

@@ -34,8 +34,8 @@ def ema_specs(cfg):
 
 
 def ema_state_specs(cfg, batch):
-    return EmaState(StateSpec((batch, cfg.width), ("batch", "embed")), StateSpec((batch, cfg.width), ("batch", "embed")),
-                    StateSpec((batch,), ("batch",), jnp.int32))
+    rows = StateSpec((batch, cfg.width), ("batch", "embed"))
+    return EmaState(rows, rows, StateSpec((batch,), ("batch",), jnp.int32))
 
 
 def ema_init_state(params, cfg, batch):
@@ -54,7 +54,11 @@ def ema_apply(params, state, x, cfg, length=None):
         memory = jnp.where(full, decay * state.memory + (1 - decay) * unit, state.memory)
         new = EmaState(memory, jnp.where(full, 0, unit), jnp.where(full[:, 0], 0, fill))
         y_BD = jnp.tanh((state.memory + unit) @ params["mix"]) + x_BD
-        keep = lambda a, b: jnp.where((position < length).reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+        real = position < length
+
+        def keep(a, b):
+            return jnp.where(real.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+
         return jax.tree.map(keep, new, state), y_BD
 
     state, y_TBD = jax.lax.scan(token, state, (x.swapaxes(0, 1), jnp.arange(x.shape[1])))

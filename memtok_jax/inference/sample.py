@@ -1,0 +1,80 @@
+"""Text (or any token sequence) from a trained model: prompts in, tokens out, both on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from memtok_jax.inference.session import FEED_BLOCKS, NO_TOKEN, Session, Stream, new_stream, open_session, plan_blocks
+
+TOKENS_PER_CALL = 32   # sampled per dispatch: enough to hide what a call costs, few enough that a stop wastes little
+
+
+def generate(params: Any, cfg: Any, prompt_ids_BT: Any, n: int, key: jax.Array, temperature: float, *,
+             model: Any = None, length: Sequence[int] | None = None, stop: Sequence[int] = ()) -> np.ndarray:
+    """Continue prompts by n tokens each.
+
+    params, cfg: a model's parameters and config. prompt_ids_BT: int[B, T] on the host, at least one token in each row.
+    key: typed PRNG key. temperature: 0 takes the most likely token. model: a module with the four functions; the
+    language model where left out. length: int[B], the real tokens of each prompt, which stand first; all T where left
+    out. stop: tokens that end a row.
+    Returns i32[B, n]; where a row has ended, NO_TOKEN follows its stop token.
+    Raises ValueError for an empty prompt, n below 1, a wrong length, or a token outside the vocabulary.
+
+    This compiles for the batch size at hand. To generate often, keep a `Session` and call `decode_many`.
+    """
+    if model is None:
+        from memtok_jax.models import language_model as model
+    prompt, length = _checked_prompt(prompt_ids_BT, length, n)
+    stream = new_stream(model, params, cfg, prompt.shape[0], key)
+    blocks = set(plan_blocks(int(length.max()) - 1, FEED_BLOCKS)) or FEED_BLOCKS[:1]
+    session = open_session(model, params, cfg, stream, feed_blocks=tuple(blocks), k=min(TOKENS_PER_CALL, n), stop=stop)
+    # The last token of each prompt is not fed: the first decode step consumes it and samples what follows.
+    stream = session.feed(params, stream, prompt, length - 1)
+    last = prompt[np.arange(prompt.shape[0]), length - 1]
+    return decode_many(session, params, stream, last, n, temperature)[0]
+
+
+def decode_many(session: Session, params: Any, stream: Stream, last_B: Any, n: int, temperature: Any,
+                show: Callable[[np.ndarray], None] = lambda ids_BT: None) -> tuple[np.ndarray, jax.Array, Stream]:
+    """Sample n tokens of each row, `session.k` at a time, and fewer where every row stops earlier.
+
+    last_B: int[B], each row's newest token, not yet consumed. temperature: float or float[B]. show: called with each
+    piece of tokens (i32[B, up to k]) as it reaches the host.
+    Returns (ids i32[B, n], padded with NO_TOKEN, last_B, stream). Where n is not a multiple of k, the stream and last_B
+    are those after the next multiple.
+    """
+    ids_Bn = np.full((session.batch, n), NO_TOKEN, np.int32)
+    running = None
+    # Each call is dispatched before the tokens of the one before are waited for, so the device never idles. Rows that
+    # have stopped are seen one call late; that call leaves them alone.
+    for first in range(0, n, session.k):
+        ids, last_B, stream = session.decode(params, stream, last_B, temperature)
+        if running is not None and _collect(ids_Bn, *running, show):
+            return ids_Bn, last_B, stream
+        running = (first, ids)
+    _collect(ids_Bn, *running, show)
+    return ids_Bn, last_B, stream
+
+
+def _collect(ids_Bn: np.ndarray, first: int, ids: jax.Array, show: Callable[[np.ndarray], None]) -> bool:
+    """Wait for a call's tokens and put them into place; True if no row is running any more."""
+    piece = np.asarray(ids)[:, :ids_Bn.shape[1] - first]
+    ids_Bn[:, first:first + piece.shape[1]] = piece
+    show(piece)
+    return bool((piece[:, -1] == NO_TOKEN).all())
+
+
+def _checked_prompt(prompt_ids_BT: Any, length: Sequence[int] | None, n: int) -> tuple[np.ndarray, np.ndarray]:
+    prompt = np.asarray(prompt_ids_BT)
+    if prompt.ndim != 2 or prompt.size == 0:
+        raise ValueError(f"a prompt of shape {prompt.shape} has no last token; [B, T] with T at least 1 is needed")
+    length = np.full(prompt.shape[0], prompt.shape[1]) if length is None else np.asarray(length)
+    if length.shape != prompt.shape[:1] or length.min() < 1 or length.max() > prompt.shape[1]:
+        raise ValueError(f"length {length.tolist()} must hold {prompt.shape[0]} numbers from 1 to {prompt.shape[1]}")
+    if n < 1:
+        raise ValueError(f"n={n} tokens to generate must be at least 1")
+    return prompt, length

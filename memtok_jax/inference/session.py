@@ -1,0 +1,402 @@
+"""Streaming: independent streams of tokens side by side in one batch, in constant memory.
+
+`model` is always a module with the four functions of `docs/architecture.md` whose `apply` maps ids i32[B, T] to logits
+f32[B, T, V]; `models/language_model.py` is one. A `Stream` is its carry together with what sampling needs. How a
+stream is cut into calls has no mathematical meaning: the same tokens give the same carry up to rounding.
+
+The first half of this file is pure functions, usable under any `jax.jit`. The second half compiles them ahead of time
+for one batch size and a short list of block lengths (`open_session`), so that no call compiles anything later.
+
+A row that is not active is left alone by `append` and `decode`: its carry does not change by a bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memtok_jax.params import StateSpec, abstract, map_rows, reset, size_bytes
+
+Tree = Any
+Model = Any
+NO_TOKEN = -1                  # what `decode` emits for a row that has stopped
+FEED_BLOCKS = (16, 128, 512)   # block lengths to compile unless the caller knows better
+_DISPATCH_TOKENS = 32          # one more call costs about as much as this many tokens of padding
+
+
+class Stream(NamedTuple):
+    """B independent streams. Every leaf has one batch axis (`stream_specs` says where)."""
+
+    state: Tree             # the model's carry
+    t: jax.Array            # i32[B]      tokens consumed
+    key: jax.Array          # u32[B, n]   data of each row's own PRNG key; never advanced, but folded with t
+    active: jax.Array       # bool[B]     False: stopped, or an empty slot
+
+
+# ------------------------------------------------------------------------------------------------ the pure functions
+
+def stream_specs(model: Model, cfg: Any, batch: int) -> Stream:
+    """Shapes, axes and dtypes of a stream of `batch` rows, as a `Stream` of `StateSpec`; nothing is allocated."""
+    key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return Stream(state=model.state_specs(cfg, batch),
+                  t=StateSpec((batch,), ("batch",), jnp.int32),
+                  key=StateSpec((batch, *key_data.shape), ("batch",) + (None,) * key_data.ndim, key_data.dtype),
+                  active=StateSpec((batch,), ("batch",), jnp.bool_))
+
+
+def stream_bytes(model: Model, cfg: Any, batch: int) -> int:
+    """Bytes of a stream of `batch` rows, however many tokens it will consume."""
+    return size_bytes(stream_specs(model, cfg, batch))
+
+
+def row_keys(key: jax.Array, batch: int) -> jax.Array:
+    """One typed PRNG key per row, key[B]. Row b's key depends on `key` and b only, not on the batch size."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch))
+
+
+def start(model: Model, params: Tree, cfg: Any, keys: jax.Array) -> Stream:
+    """Streams before their first token, all active. keys: typed PRNG keys key[B], one for each row."""
+    batch = keys.shape[0]
+    return Stream(model.init_state(params, cfg, batch), jnp.zeros(batch, jnp.int32), jax.random.key_data(keys),
+                  jnp.ones(batch, bool))
+
+
+def append(model: Model, params: Tree, stream: Stream, ids_BT: jax.Array, cfg: Any,
+           length: jax.Array) -> tuple[jax.Array, Stream]:
+    """Consume a block of tokens.
+
+    ids_BT: i32[B, T]. length: i32[B], how many of the T are real in each row (0 leaves the row alone).
+    Returns (logits f32[B, T, V], stream). Logits at padding and in inactive rows have no meaning.
+    """
+    length = jnp.where(stream.active, length, 0)
+    logits_BTV, state = model.apply(params, stream.state, ids_BT, cfg, length)
+    return logits_BTV, stream._replace(state=state, t=stream.t + length)
+
+
+def sample(logits_BV: jax.Array, stream: Stream, temperature: jax.Array) -> jax.Array:
+    """One token i32[B] for each row, drawn from softmax(logits / temperature); temperature 0 takes the largest logit.
+
+    temperature: f32[B]. The random bits come from the row's key and its token count alone, so what a stream says does
+    not depend on its slot, on its neighbours or on how many tokens are decoded per call.
+    """
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(stream.key), stream.t)
+    scaled = logits_BV / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    drawn = jax.vmap(jax.random.categorical)(keys, scaled)
+    return jnp.where(temperature > 0, drawn, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
+
+
+def decode(model: Model, params: Tree, stream: Stream, last_B: jax.Array, cfg: Any, k: int, temperature: jax.Array,
+           stop: jax.Array) -> tuple[jax.Array, jax.Array, Stream]:
+    """Sample k tokens in one call.
+
+    last_B: i32[B], each row's newest token, which its carry has not consumed yet. temperature: f32[B].
+    stop: i32[S], tokens after which a row becomes inactive; S may be 0. The stop token is emitted, and not consumed.
+    Returns (ids i32[B, k] with NO_TOKEN after a row's end, the new last_B, stream).
+    """
+    one = jnp.ones_like(last_B)
+
+    def step(carry, _):
+        stream, last = carry
+        logits, stream = append(model, params, stream, last[:, None], cfg, one)
+        token = jnp.where(stream.active, sample(logits[:, 0], stream, temperature), last)
+        emitted = jnp.where(stream.active, token, NO_TOKEN)
+        stopped = jnp.any(token[:, None] == stop[None, :], axis=1)
+        return (stream._replace(active=stream.active & ~stopped), token), emitted
+
+    (stream, last_B), ids_kB = jax.lax.scan(step, (stream, last_B), length=k)
+    return ids_kB.T, last_B, stream
+
+
+def restart(model: Model, params: Tree, stream: Stream, rows: jax.Array, keys: jax.Array, cfg: Any) -> Stream:
+    """Start some rows anew (from the carry that `init_state` makes, not from zeros) and make them active.
+
+    rows: bool[B]. keys: typed PRNG keys key[B]; those of the chosen rows are used. Other rows come back bit for bit.
+    """
+    fresh = start(model, params, cfg, keys)
+    return reset(stream, rows, fresh, stream_specs(model, cfg, rows.shape[0]))
+
+
+def insert(model: Model, stream: Stream, slot: jax.Array, row: Stream, cfg: Any) -> Stream:
+    """Put a stream of one row (from `gather`, or restored from a file) into a slot. slot: i32[], from 0 to B-1."""
+    specs = stream_specs(model, cfg, stream.t.shape[0])
+    put = functools.partial(_put_row, slot)
+    return map_rows(put, specs, stream, row)
+
+
+def _put_row(slot: jax.Array, whole: jax.Array, one: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, one, slot, axis)
+
+
+def gather(model: Model, stream: Stream, rows: jax.Array, cfg: Any) -> Stream:
+    """The streams at the indices rows i32[N], which may repeat and come in any order, as a new stream of N rows."""
+    specs = stream_specs(model, cfg, stream.t.shape[0])
+    return map_rows(lambda whole, axis: jnp.take(whole, rows, axis=axis, mode="clip"), specs, stream)
+
+
+def set_active(stream: Stream, rows: jax.Array, active: jax.Array) -> Stream:
+    """Let the rows (bool[B]) take part again (active, bool[], True), or leave them out."""
+    return stream._replace(active=jnp.where(rows, active, stream.active))
+
+
+def fork(stream: Stream) -> Stream:
+    """A copy in buffers of its own, for branching: the calls of a session end the life of the stream they are given."""
+    return jax.tree.map(jnp.copy, stream)
+
+
+def is_finite(stream: Stream) -> jax.Array:
+    """bool[]: whether every number of the carry is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(stream.state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))
+
+
+# ------------------------------------------------------------------------------------------------- blocks of a prompt
+
+@functools.lru_cache(maxsize=4096)
+def plan_blocks(tokens: int, blocks: tuple[int, ...]) -> tuple[int, ...]:
+    """Block lengths, longest first, that hold `tokens` tokens with the least padding and calls.
+
+    Only the last block is padded. One more call counts as much as a few tokens of padding.
+    """
+    longest = max(blocks)
+    whole, rest = divmod(tokens, longest)
+    best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    for n in range(1, rest + 1):
+        best.append(min((best[max(n - b, 0)][0] + b + _DISPATCH_TOKENS, (*best[max(n - b, 0)][1], b)) for b in blocks))
+    return (longest,) * whole + tuple(sorted(best[rest][1], reverse=True))
+
+
+def cut_blocks(ids_BT: np.ndarray, length: np.ndarray,
+               blocks: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cut host tokens into blocks to append one after the other.
+
+    ids_BT: int[B, T]. length: int[B], the real tokens of each row, which stand first.
+    Yields (ids i32[B, block], length i32[B]) with block taken from `blocks`.
+    """
+    first = 0
+    for size in plan_blocks(int(length.max(initial=0)), blocks):
+        piece = np.zeros((ids_BT.shape[0], size), np.int32)
+        real = ids_BT[:, first:first + size]
+        piece[:, :real.shape[1]] = real
+        yield piece, np.clip(length - first, 0, size).astype(np.int32)
+        first += size
+
+
+# ---------------------------------------------------------------------------------------------- compiled ahead of time
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """The programs for one model, config and batch size. It holds no stream and no parameters.
+
+    Every method that takes a stream and returns one **donates** it, but for `take` and `gather`: the old one is dead
+    afterwards (`fork` it first if it is still needed). Host values of any integer type are accepted; nothing compiles
+    after `open_session`. Shapes, lengths and tokens given on the host are checked and raise ValueError.
+    """
+
+    model: Model
+    cfg: Any
+    batch: int
+    feed_blocks: tuple[int, ...]
+    append_blocks: tuple[int, ...]
+    k: int
+    vocabulary: int
+    programs: Mapping[Any, Any]
+
+    def feed(self, params: Tree, stream: Stream, ids_BT: Any, length: Any = None) -> Stream:
+        """Consume any number of host tokens in blocks of `feed_blocks`, without their logits.
+
+        ids_BT: int[B, T], real tokens first. length: int[B], all T where left out. Returns the stream.
+        """
+        ids_BT = self._ids(np.asarray(ids_BT))
+        for ids, real in cut_blocks(ids_BT, self._length(ids_BT.shape[1], length), self.feed_blocks):
+            stream = self.programs["feed", ids.shape[1]](params, stream, ids, real)
+        return stream
+
+    def append(self, params: Tree, stream: Stream, ids_BT: Any, length: Any = None) -> tuple[jax.Array, Stream]:
+        """Consume one block and see its logits.
+
+        ids_BT: int[B, T] with T one of `append_blocks`, real tokens first. length: int[B], all T where left out.
+        Returns (logits f32[B, T, V], stream).
+        """
+        ids_BT = self._ids(ids_BT)
+        length = self._length(ids_BT.shape[1], length)
+        if ids_BT.shape[1] not in self.append_blocks:
+            raise ValueError(f"a block of {ids_BT.shape[1]} tokens is not one of the session's {self.append_blocks}; "
+                             "`feed` takes any number of tokens")
+        return self.programs["append", ids_BT.shape[1]](params, stream, ids_BT, length)
+
+    def step(self, params: Tree, stream: Stream, ids_B: Any) -> tuple[jax.Array, Stream]:
+        """Consume one token of each row, int[B]. Returns (logits f32[B, V], stream)."""
+        ids_B = _host(ids_B, np.int32)
+        if ids_B.shape != (self.batch,):
+            raise ValueError(f"tokens of shape {ids_B.shape} do not fit a step of {self.batch} rows: [{self.batch}]")
+        return self.programs["step"](params, stream, ids_B)
+
+    def decode(self, params: Tree, stream: Stream, last_B: Any,
+               temperature: Any) -> tuple[jax.Array, jax.Array, Stream]:
+        """Sample `k` tokens for each row. last_B: int[B]. temperature: float or float[B].
+
+        Returns (ids i32[B, k], last_B, stream), see the function `decode`.
+        """
+        temperature = np.broadcast_to(np.asarray(temperature, np.float32), (self.batch,))
+        return self.programs["decode"](params, stream, _host(last_B, np.int32), temperature)
+
+    def restart(self, params: Tree, stream: Stream, rows: Any, key: jax.Array) -> Stream:
+        """Start the chosen rows (bool[B]) anew. key: one typed PRNG key, from which row b draws its own."""
+        return self.programs["restart"](params, stream, np.asarray(rows, bool), key)
+
+    def insert(self, stream: Stream, slot: int, row: Stream) -> Stream:
+        """Put a stream of one row into a slot. Only `stream` is donated."""
+        return self.programs["insert"](stream, self._slots(slot), row)
+
+    def take(self, stream: Stream, slot: int) -> Stream:
+        """One slot as a stream of one row."""
+        return self.programs["take"](stream, self._slots(slot)[None])
+
+    def gather(self, stream: Stream, rows: Any) -> Stream:
+        """The rows rearranged: row b of the result is row rows[b]. rows: int[B], repeats allowed."""
+        return self.programs["gather"](stream, self._slots(rows))
+
+    def set_active(self, stream: Stream, rows: Any, active: bool) -> Stream:
+        """Let the rows (bool[B]) take part again, or leave them out."""
+        return self.programs["set_active"](stream, np.asarray(rows, bool), np.asarray(active))
+
+    def _slots(self, slots: Any) -> np.ndarray:
+        slots = np.asarray(slots, np.int32)
+        if slots.min() < 0 or slots.max() >= self.batch:
+            raise ValueError(f"slot {slots.tolist()} is not one of the {self.batch} slots 0 to {self.batch - 1}")
+        return slots
+
+    def _ids(self, ids_BT: Any) -> Any:
+        if ids_BT.ndim != 2 or ids_BT.shape[0] != self.batch:
+            raise ValueError(f"tokens of shape {tuple(ids_BT.shape)} do not fit a session of {self.batch} rows: "
+                             f"[{self.batch}, T] is needed")
+        if isinstance(ids_BT, jax.Array):   # looking at its values would wait for the device
+            return ids_BT
+        if ids_BT.size and not 0 <= ids_BT.min() <= ids_BT.max() < self.vocabulary:
+            wrong = ids_BT.min() if ids_BT.min() < 0 else ids_BT.max()
+            raise ValueError(f"token {wrong} is outside the vocabulary 0 to {self.vocabulary - 1}")
+        return ids_BT.astype(np.int32)
+
+    def _length(self, tokens: int, length: Any) -> np.ndarray:
+        if length is None:
+            return np.full(self.batch, tokens, np.int32)
+        length = np.asarray(length, np.int32)
+        if length.shape != (self.batch,) or length.min() < 0 or length.max() > tokens:
+            raise ValueError(f"length {length.tolist()} must hold {self.batch} numbers from 0 to {tokens}")
+        return length
+
+
+def _host(x: Any, dtype: Any) -> Any:
+    """Device arrays as they are, everything else as a NumPy array of one dtype: a Python int would be a new program."""
+    return x if isinstance(x, jax.Array) else np.asarray(x, dtype)
+
+
+def new_stream(model: Model, params: Tree, cfg: Any, batch: int, key: jax.Array) -> Stream:
+    """`start` with the keys of `row_keys`, compiled, each leaf in a buffer of its own.
+
+    A compiled function may hand back an argument's own buffer (a learned prefix, say); a stream is donated later and
+    must not take a parameter with it, hence the copy.
+    """
+    return fork(jax.jit(lambda params, key: start(model, params, cfg, row_keys(key, batch)))(params, key))
+
+
+def open_session(model: Model, params: Tree, cfg: Any, stream: Stream, *, feed_blocks: Sequence[int] = FEED_BLOCKS,
+                 append_blocks: Sequence[int] = (), k: int, stop: Sequence[int] = ()) -> Session:
+    """Compile everything that the rows of `stream` will need.
+
+    params, stream: only their shapes, dtypes and shardings are used. feed_blocks: block lengths for `feed`.
+    append_blocks: those for `append`. k: tokens per `decode`. stop: tokens that end a row.
+    Raises ValueError for a block or a k below 1, and where no block is given.
+    """
+    feed_blocks, append_blocks = tuple(sorted(set(feed_blocks))), tuple(sorted(set(append_blocks)))
+    if not feed_blocks or min((*feed_blocks, *append_blocks, k)) < 1:
+        raise ValueError(f"feed_blocks {feed_blocks} must not be empty, and these, append_blocks {append_blocks} and "
+                         f"k={k} must be at least 1")
+    params, stream = jax.tree.map(_shape_of, (params, stream))
+    batch = stream.t.shape[0]
+    token_programs, logits = _token_programs(model, params, cfg, stream, feed_blocks, append_blocks, k, stop)
+    programs = token_programs | _row_programs(model, params, cfg, stream)
+    return Session(model, cfg, batch, feed_blocks, append_blocks, k, logits.shape[-1], programs)
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype, and the sharding where it is a choice somebody made (on one device it is not)."""
+    sharding = getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                sharding=sharding if isinstance(sharding, jax.sharding.NamedSharding) else None)
+
+
+def _pin(stream: Stream, like: Stream) -> Stream:
+    """Keep a stream's arrays where they were: a compiled program refuses arguments that lie elsewhere."""
+    return jax.tree.map(lambda leaf, spec: leaf if spec.sharding is None
+                        else jax.lax.with_sharding_constraint(leaf, spec.sharding), stream, like)
+
+
+def _token_programs(model, params, cfg, stream, feed_blocks, append_blocks, k,
+                    stop) -> tuple[dict, jax.ShapeDtypeStruct]:
+    """The programs that consume tokens, by name (and block length), and the shape of a step's logits."""
+
+    def append_(params, stream, ids_BT, length):
+        logits, new = append(model, params, stream, ids_BT, cfg, length)
+        return logits, _pin(new, stream_shapes)
+
+    def feed(params, stream, ids_BT, length):
+        return append_(params, stream, ids_BT, length)[1]   # the unused logits are not computed
+
+    def step(params, stream, ids_B):
+        logits, stream = append_(params, stream, ids_B[:, None], jnp.ones_like(ids_B))
+        return logits[:, 0], stream
+
+    def decode_(params, stream, last_B, temperature):
+        ids, last_B, new = decode(model, params, stream, last_B, cfg, k, temperature, jnp.asarray(stop, jnp.int32))
+        return ids, last_B, _pin(new, stream_shapes)
+
+    stream_shapes, batch = stream, stream.t.shape[0]
+    rows = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    temperature = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    compiled = {"step": _compile(step, params, stream, rows),
+                "decode": _compile(decode_, params, stream, rows, temperature)}
+    for name, function, blocks in (("feed", feed, feed_blocks), ("append", append_, append_blocks)):
+        for n in blocks:
+            ids = jax.ShapeDtypeStruct((batch, n), jnp.int32)
+            compiled[name, n] = _compile(function, params, stream, ids, rows)
+    return compiled, jax.eval_shape(step, params, stream, rows)[0]
+
+
+def _compile(function, params, stream, *args):
+    """Compile a function of (params, stream, ...) that donates the stream."""
+    return jax.jit(function, donate_argnums=1).lower(params, stream, *args).compile()
+
+
+def _row_programs(model, params, cfg, stream) -> dict:
+    """The programs that move whole rows."""
+    batch = stream.t.shape[0]
+    shapes = abstract(stream_specs(model, cfg, 1))
+    rows = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+    slots, slot, one = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch,), (), (1,)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def restart_(params, old, rows, key):
+        return _pin(restart(model, params, old, rows, row_keys(key, batch), cfg), stream)
+
+    def insert_(old, slot, row):
+        return _pin(insert(model, old, slot, row, cfg), stream)
+
+    def gather_(old, slots):
+        return gather(model, old, slots, cfg)
+
+    def set_active_(old, rows, active):
+        return _pin(set_active(old, rows, active), stream)
+
+    donating = functools.partial(jax.jit, donate_argnums=0)
+    return {"restart": _compile(restart_, params, stream, rows, key),
+            "insert": donating(insert_).lower(stream, slot, shapes).compile(),
+            "take": jax.jit(gather_).lower(stream, one).compile(),
+            "gather": jax.jit(lambda old, slots: _pin(gather_(old, slots), stream)).lower(stream, slots).compile(),
+            "set_active": donating(set_active_).lower(stream, rows, jax.ShapeDtypeStruct((), jnp.bool_)).compile()}

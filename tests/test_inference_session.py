@@ -1,0 +1,363 @@
+"""Streams: any split gives the same carry, rows are independent, nothing is copied or compiled twice."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from inference_models import MODELS, ROWS, K, fresh, load, session, tokens
+
+from memtok_jax.inference import session as S
+from memtok_jax.inference.compiles import compile_count
+from memtok_jax.params import abstract, map_rows, size_bytes
+
+CLOSE = dict(rtol=2e-5, atol=2e-5)
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+@functools.cache
+def whole(name):
+    """Logits [B, T, V] and the carry of one single call over all tokens."""
+    model, cfg, params = load(name)
+    ids = tokens(name)
+    run = jax.jit(lambda p, s, i: S.append(model, p, s, i, cfg, jnp.full(ROWS, ids.shape[1], jnp.int32)))
+    return run(params, fresh(name), ids)
+
+
+def assert_close(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **CLOSE), a, b)
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def take(name, stream, *rows):
+    model, cfg, _ = load(name)
+    return S.gather(model, stream, jnp.array(rows), cfg)
+
+
+# ----------------------------------------------------------------------------------------------------- splits, blocks
+
+def test_blocks_hold_the_tokens_with_little_padding():
+    for tokens_ in (0, 1, 5, 16, 17, 60, 128, 129, 700, 5000):
+        plan = S.plan_blocks(tokens_, (1, 16, 128, 512))
+        assert sum(plan) >= tokens_ and (not plan or sum(plan) - min(plan) < tokens_)
+    assert S.plan_blocks(700, (1, 16, 128, 512)) == (512, 128, 128)
+    assert S.plan_blocks(3, (16, 128)) == (16,)
+
+
+def test_cut_blocks_give_every_real_token_once():
+    ids = np.arange(3 * 41).reshape(3, 41)
+    length = np.array([41, 7, 0])
+    rows = [[], [], []]
+    for piece, real in S.cut_blocks(ids, length, (4, 16)):
+        assert piece.shape[1] in (4, 16) and piece.dtype == real.dtype == np.int32
+        for row in range(3):
+            rows[row].extend(piece[row, :real[row]])
+    for row in range(3):
+        np.testing.assert_array_equal(rows[row], ids[row, :length[row]])
+
+
+@pytest.mark.parametrize("split", [[1] * 41, [7] * 5 + [6], [3, 20, 1, 17]], ids=["ones", "sevens", "ragged"])
+def test_any_split_equals_one_call(name, split):
+    model, cfg, params = load(name)
+    ids, (logits, end) = tokens(name), whole(name)
+    ones = jnp.ones(ROWS, jnp.int32)
+    run = jax.jit(lambda p, s, i: S.append(model, p, s, i, cfg, ones * i.shape[1]))
+    stream, pieces, first = fresh(name), [], 0
+    for n in split:
+        piece, stream = run(params, stream, ids[:, first:first + n])
+        pieces.append(piece)
+        first += n
+    assert_close(jnp.concatenate(pieces, 1), logits)
+    assert_close(stream, end)
+
+
+def test_padded_blocks_equal_one_call(name):
+    _, _, params = load(name)
+    assert_close(session(name).feed(params, fresh(name), tokens(name)), whole(name)[1])
+
+
+def test_append_and_step_give_the_parallel_logits(name):
+    _, _, params = load(name)
+    ids, (logits, _) = tokens(name), whole(name)
+    some, stream = session(name).append(params, fresh(name), ids[:, :4])
+    assert_close(some, logits[:, :4])
+    one, stream = session(name).step(params, stream, ids[:, 4])
+    assert_close(one, logits[:, 4])
+    np.testing.assert_array_equal(stream.t, [5] * ROWS)
+
+
+def test_rows_of_different_length_equal_solo_runs(name):
+    _, _, params = load(name)
+    ids = tokens(name)
+    together = session(name).feed(params, fresh(name), ids, [41, 10, 1])
+    for row, n in enumerate((41, 10, 1)):
+        solo = session(name).feed(params, fresh(name), ids[:, :n])
+        assert_close(take(name, together, row), take(name, solo, row))
+
+
+def test_padding_is_never_read(name):
+    _, _, params = load(name)
+    ids = tokens(name)
+    other = ids.copy()
+    other[0, 10:], other[2, 1:] = 0, 1
+    a, b = (session(name).feed(params, fresh(name), i, [10, 41, 1]) for i in (ids, other))
+    assert_equal(a, b)
+
+
+def test_inactive_rows_do_not_change_by_a_bit(name):
+    _, _, params = load(name)
+    ids, run = tokens(name), session(name)
+    before = run.set_active(run.feed(params, fresh(name), ids[:, :10]), [True, False, True], False)
+    kept = S.fork(before)
+    after = run.feed(params, before, ids[:, 10:])
+    _, last, after = run.decode(params, after, [1, 2, 3], 1.0)
+    _, after = run.step(params, after, last)
+    assert_equal(take(name, after, 0, 2), take(name, kept, 0, 2))
+    assert int(last[0]) == 1 and int(last[2]) == 3
+    assert int(after.t[1]) == 41 + K + 1
+
+
+# ------------------------------------------------------------------------------------------------------------- decoding
+
+def decode_by(name, k, total, temperature, seed=1, stop=()):
+    """Tokens [B, total] and the end of the stream, k per call."""
+    model, cfg, params = load(name)
+    run = jax.jit(lambda p, s, last: S.decode(model, p, s, last, cfg, k, jnp.full(ROWS, temperature),
+                                              jnp.array(stop, jnp.int32)))
+    stream = session(name).feed(params, fresh(name, seed=seed), tokens(name)[:, :9])
+    last, pieces = jnp.array([1, 2, 3]), []
+    for _ in range(total // k):
+        ids, last, stream = run(params, stream, last)
+        pieces.append(ids)
+    return np.concatenate(pieces, 1), stream
+
+
+def test_k_tokens_per_call_say_the_same(name):
+    single, end = decode_by(name, 1, 80, 1.0)
+    assert len(np.unique(single)) > 2
+    for k in (5, 16):
+        ids, stream = decode_by(name, k, 80, 1.0)
+        np.testing.assert_array_equal(ids, single)
+        assert_close(stream, end)
+
+
+def test_greedy_is_the_argmax_of_the_parallel_logits(name):
+    model, cfg, params = load(name)
+    ids, _ = decode_by(name, 5, 20, 0.0)
+    sequence = np.concatenate([tokens(name)[:, :9], [[1], [2], [3]], ids], 1)
+    logits, _ = model.apply(params, fresh(name).state, jnp.asarray(sequence), cfg)
+    np.testing.assert_array_equal(np.argmax(logits[:, 9:-1], -1), ids)
+
+
+def test_samples_depend_on_neither_slot_nor_neighbours(name):
+    _, _, params = load(name)
+    ids, run = tokens(name), session(name)
+    stream = run.feed(params, fresh(name), ids, [30, 12, 5])
+    moved = run.gather(stream, [2, 0, 0])
+    said, _, _ = run.decode(params, stream, [1, 2, 3], [1.0, 1.0, 0.7])
+    moved_said, _, _ = run.decode(params, moved, [3, 1, 1], [0.7, 1.0, 1.0])
+    np.testing.assert_array_equal(moved_said, np.asarray(said)[[2, 0, 0]])
+
+
+def test_key_of_a_row_does_not_depend_on_the_batch_size():
+    few, many = (jax.random.key_data(S.row_keys(jax.random.key(3), n)) for n in (2, 7))
+    np.testing.assert_array_equal(few, many[:2])
+
+
+def test_samples_follow_the_softmax():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.2, 0.0]))
+    n = 4000
+    stream = S.Stream(state=(), t=jnp.zeros(n, jnp.int32), active=jnp.ones(n, bool),
+                      key=jax.random.key_data(S.row_keys(jax.random.key(0), n)))
+    for temperature in (1.0, 0.5):
+        drawn = S.sample(jnp.tile(logits[None], (n, 1)), stream, jnp.full(n, temperature))
+        wanted = jax.nn.softmax(logits / temperature)
+        np.testing.assert_allclose(np.bincount(drawn, minlength=4) / n, wanted, atol=0.03)
+
+
+def test_a_row_stops_at_its_stop_token_and_stays(name):
+    free, _ = decode_by(name, 1, 80, 1.0)
+    stop = int(free[0, 7])
+    ids, stream = decode_by(name, 16, 80, 1.0, stop=(stop,))
+    for row in range(ROWS):
+        hits = np.flatnonzero(free[row] == stop)
+        end = hits[0] + 1 if hits.size else 80
+        np.testing.assert_array_equal(ids[row, :end], free[row, :end])
+        assert (ids[row, end:] == S.NO_TOKEN).all()
+        # 9 tokens of prompt, the token given, and all emitted ones but the last have been consumed.
+        assert int(stream.t[row]) == 9 + end and bool(stream.active[row]) == (hits.size == 0)
+    assert (ids == S.NO_TOKEN).any()
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+def test_rows_move_bit_for_bit(name):
+    _, _, params = load(name)
+    run = session(name)
+    stream = run.feed(params, fresh(name), tokens(name), [30, 12, 5])
+    row = run.take(stream, 1)
+    assert row.t.shape == (1,)
+    both = run.insert(S.fork(stream), 2, row)
+    assert_equal(take(name, both, 0, 1, 2), take(name, stream, 0, 1, 1))
+    assert_equal(run.gather(stream, [2, 2, 0]), take(name, stream, 2, 2, 0))
+
+
+def test_restart_goes_back_to_the_initial_carry(name):
+    model, cfg, params = load(name)
+    run = session(name)
+    stream = run.feed(params, fresh(name), tokens(name))
+    kept = S.fork(stream)
+    new = run.restart(params, run.set_active(stream, [False, True, False], False), [False, True, False], jax.random.key(1))
+    assert_equal(take(name, new, 0, 2), take(name, kept, 0, 2))
+    assert_equal(take(name, new, 1), take(name, fresh(name), 1))
+
+
+def test_random_traffic_equals_solo_streams(name):
+    """Feed, restart, move and park rows in random order; a dictionary of the tokens each row has seen is the model."""
+    _, _, params = load(name)
+    run, random = session(name), np.random.RandomState(3)
+    stream, seen = fresh(name), {row: [] for row in range(ROWS)}
+    parked = []
+    for _ in range(25):
+        action, row = random.randint(5), random.randint(ROWS)
+        if action <= 1:
+            length = random.randint(0, 9, ROWS)
+            ids = random.randint(0, run.vocabulary, (ROWS, 9))
+            stream = run.feed(params, stream, ids, length)
+            for r in range(ROWS):
+                seen[r] = seen[r] + list(ids[r, :length[r]])
+        elif action == 2:
+            stream, seen[row] = run.restart(params, stream, np.arange(ROWS) == row, jax.random.key(5)), []
+        elif action == 3:
+            parked.append((jax.device_get(run.take(stream, row)), seen[row]))
+        elif parked:
+            one, seen[row] = parked[random.randint(len(parked))]
+            stream = run.insert(stream, row, one)
+    longest = max(map(len, seen.values()))
+    ids = np.zeros((ROWS, longest), int)
+    for r, past in seen.items():
+        ids[r, :len(past)] = past
+    solo = run.feed(params, fresh(name), ids, [len(seen[r]) for r in range(ROWS)])
+    assert_close(stream.state, solo.state)
+    np.testing.assert_array_equal(stream.t, solo.t)
+
+
+# -------------------------------------------------------------------------------------------- shapes, donation, compiles
+
+def test_stream_has_the_declared_shapes_for_ever(name):
+    model, cfg, params = load(name)
+    declared = abstract(S.stream_specs(model, cfg, ROWS))
+    start, later = fresh(name), session(name).feed(params, fresh(name), tokens(name))
+    for stream in (start, later):
+        assert jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stream) == declared
+    assert S.stream_bytes(model, cfg, ROWS) == sum(leaf.nbytes for leaf in jax.tree.leaves(later))
+    assert S.stream_bytes(model, cfg, ROWS) == size_bytes(S.stream_specs(model, cfg, ROWS))
+    map_rows(lambda leaf, axis: leaf.shape[axis] == ROWS or pytest.fail("batch axis"), S.stream_specs(model, cfg, ROWS),
+             later)
+
+
+def test_every_leaf_is_donated_and_no_parameter(name):
+    _, _, params = load(name)
+    run, ids = session(name), tokens(name)
+    calls = [lambda s: run.feed(params, s, ids), lambda s: run.append(params, s, ids[:, :4])[1],
+             lambda s: run.step(params, s, ids[:, 0])[1], lambda s: run.decode(params, s, ids[:, 0], 1.0)[2],
+             lambda s: run.set_active(s, [True] * ROWS, True)]
+    for call in calls:
+        old = fresh(name)
+        new = call(old)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, new)))
+    kept = fresh(name)
+    run.take(kept, 0), run.gather(kept, [0, 0, 0]), S.fork(kept)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
+
+
+def test_nothing_compiles_after_opening(name):
+    _, _, params = load(name)
+    run, ids, random = session(name), tokens(name), np.random.RandomState(0)
+    stream, key = fresh(name), jax.random.key(8)
+    before = compile_count()
+    for i in range(60):
+        n = random.randint(0, 41)
+        stream = run.feed(params, stream, ids[:, :n], list(random.randint(0, n + 1, ROWS)))
+        _, stream = run.append(params, stream, ids[:, :4].astype(np.int64), np.array([1, 2, 3], np.int8))
+        _, stream = run.step(params, stream, [1, 2, 3])
+        _, last, stream = run.decode(params, stream, [1, 2, 3], i % 2)
+        _, stream = run.step(params, stream, last)
+        stream = run.insert(stream, i % ROWS, run.take(stream, 0))
+        stream = run.restart(params, run.gather(stream, [2, 1, 0]), [i % 3 == 0, False, False], key)
+    assert compile_count() == before
+    jax.jit(lambda x: x + i)(1)
+    assert compile_count() == before + 1   # the counter counts
+
+
+def test_memory_is_flat(name):
+    _, _, params = load(name)
+    run = session(name)
+    stream, last = fresh(name), np.zeros(ROWS, np.int32)
+    sizes = []
+    for _ in range(4):
+        for _ in range(25):
+            _, last, stream = run.decode(params, stream, last, 1.0)
+        sizes.append(sum(a.nbytes for a in jax.live_arrays()))
+    assert sizes[0] == sizes[-1]
+    assert bool(S.is_finite(stream))
+
+
+def test_sharded_rows_equal_one_device():
+    """Rows over the devices of a mesh: same tokens, and the stream stays where it was put."""
+    name, rows = "toy", 8
+    model, cfg, params = load(name)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = lambda names: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(
+        *("data" if axis == "batch" else None for axis in names)))
+    stream, ids = fresh(name, rows), np.random.RandomState(0).randint(0, 11, (rows, 20))
+    leaves, tree = jax.tree.flatten(stream)
+    axes = [spec.axes for spec in jax.tree.leaves(S.stream_specs(model, cfg, rows))]
+    spread = tree.unflatten([jax.device_put(leaf, place(a)) for leaf, a in zip(leaves, axes, strict=True)])
+    everywhere = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    results = []
+    for p, s in ((params, stream), (everywhere, spread)):
+        run = S.open_session(model, p, cfg, s, feed_blocks=(16,), k=4)
+        s = run.feed(p, s, ids)
+        for _ in range(3):
+            out, last, s = run.decode(p, s, ids[:, 0], 1.0)
+        s = run.restart(p, run.insert(s, 1, run.take(s, 5)), np.arange(rows) == 3, jax.random.key(0))
+        results.append((np.asarray(out), jax.device_get(run.gather(s, np.arange(rows)[::-1]))))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    assert_close(results[0][1], results[1][1])
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+@pytest.mark.parametrize("call, words", [
+    (lambda r, p, s: r.append(p, s, np.zeros((ROWS, 5), int)), "5 tokens is not one of"),
+    (lambda r, p, s: r.append(p, s, np.zeros((2, 4), int)), r"\[3, T\] is needed"),
+    (lambda r, p, s: r.feed(p, s, np.full((ROWS, 4), 11)), "token 11 is outside the vocabulary 0 to 10"),
+    (lambda r, p, s: r.feed(p, s, np.full((ROWS, 4), -2)), "token -2 is outside"),
+    (lambda r, p, s: r.feed(p, s, np.zeros((ROWS, 4), int), [1, 2, 5]), "numbers from 0 to 4"),
+    (lambda r, p, s: r.step(p, s, [1, 2]), r"step of 3 rows"),
+    (lambda r, p, s: r.take(s, 3), "slot 3 is not one of the 3 slots 0 to 2"),
+], ids=["block", "rows", "token", "negative", "length", "step", "slot"])
+def test_mistakes_are_named(call, words):
+    _, _, params = load("toy")
+    with pytest.raises(ValueError, match=words):
+        call(session("toy"), params, fresh("toy"))
+
+
+def test_opening_needs_sensible_blocks():
+    model, cfg, params = load("toy")
+    with pytest.raises(ValueError, match="at least 1"):
+        S.open_session(model, params, cfg, fresh("toy"), feed_blocks=(0, 4), k=1)
