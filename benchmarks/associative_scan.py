@@ -1,57 +1,30 @@
-"""The neural memory written the obvious way: one gradient matrix per token, then two associative scans.
+"""The neural memory written the obvious way: one gradient matrix per token, then two associative scans per chunk.
 
-Same function as the chunked form of `memtok_jax.memory.neural` (gradients at the weights of the chunk start; step
-size, momentum and forgetting for every token; each read after its own token was written), but every W_t and S_t of a
-chunk exists in memory. Kept only to be measured against: it needs about 24 times C * P numbers per chunk where the
-chunked form needs none of that shape.
+A fourth view of the rule of `memtok_jax.memory.neural`, with the same `run` as `scan.py` and `literal.py`: gradients at
+the weights of the chunk start; step size, momentum and forgetting for every token; every read at its own weights. But
+each W_t and S_t of a chunk exists in memory, where the chunked form needs no array of that shape. Kept only to be
+measured against, so it takes whole chunks from a chunk start and no padding.
 
-    S_t = momentum_t S_{t-1} - step_t grad_W |net(W; k_t) - v_t|^2        at W = weights of the chunk start
-    W_t = origin + keep_t (W_{t-1} - origin) + S_t                        origin: what forgetting returns to
-    y_t = net(W_t; q_t)
-
-`origin` = the initial weights is the default rule ("forget to init"), zeros is the paper's. One row and one head here;
-`jax.vmap` outside.
+    S_t = eta_t S_{t-1} - theta_t grad |f_W(k_t) - v_t|^2      at W = weights of the chunk start
+    W_t = (1 - alpha_t) W_{t-1} + alpha_t target + S_t
+    y_t = f_{W_t}(q_t)                                          or W_{t-1}, if `read` is "before"
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-Weights = dict[str, jax.Array]
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.memory.neural.networks import forward, plain
+from memtok_jax.memory.neural.rule import Carry, Inputs, Weights, clip_steps
 
 
-class Tokens(NamedTuple):
-    """What the memory needs of T tokens, one row and head."""
-
-    key: jax.Array        # f[T, K]
-    value: jax.Array      # f[T, K]
-    query: jax.Array      # f[T, K]
-    step_size: jax.Array  # f[T]
-    momentum: jax.Array   # f[T], in (0, 1)
-    keep: jax.Array       # f[T], one minus forgetting
-
-
-def residual_norm_mlp(scale: jax.Array, shift: jax.Array) -> Callable[[Weights, jax.Array], jax.Array]:
-    """The default memory network x + LN(GELU(x w1) w2) * scale + shift, with slow scale and shift [K].
-
-    Its weights are {"w1": [K, F], "w2": [F, K]}; x is [K].
-    """
-
-    def net(weights: Weights, x: jax.Array) -> jax.Array:
-        h = jax.nn.gelu(x @ weights["w1"], approximate=False) @ weights["w2"]
-        h = h - h.mean()
-        return x + h * jax.lax.rsqrt((h * h).mean() + 1e-5) * scale + shift
-
-    return net
-
-
-def _recurrence(decay_T: jax.Array, push: jax.Array, start: jax.Array) -> jax.Array:
-    """All y_t = decay_t y_{t-1} + push_t with y_0 = start. push: [T, ...], start: [...]; returns [T, ...]."""
-    decay = decay_T.reshape(decay_T.shape + (1,) * start.ndim)
+def recurrence(decay: jax.Array, push: jax.Array, start: jax.Array) -> jax.Array:
+    """All y_t = decay_t y_{t-1} + push_t with y_0 = start. decay: f[C], push: f[C, ...], start: f[...]; f[C, ...]."""
+    decay = decay.reshape(decay.shape + (1,) * start.ndim)
     push = push.at[0].add(decay[0] * start)
 
     def compose(left, right):
@@ -60,30 +33,48 @@ def _recurrence(decay_T: jax.Array, push: jax.Array, start: jax.Array) -> jax.Ar
     return jax.lax.associative_scan(compose, (jnp.broadcast_to(decay, push.shape), push))[1]
 
 
-def run_chunk(net: Callable, origin: Weights, state: tuple[Weights, Weights], tokens: Tokens) -> tuple[tuple[Weights, Weights], jax.Array]:
-    """One chunk. state: (W - origin, S), leaves like `origin`. Returns the new state and the reads [C, K]."""
-    deviation, surprise = state
+def chunk(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig) -> tuple[Carry, jax.Array]:
+    """One whole chunk of one memory. start: [...] leaves; x: leaves [C, ...]. Returns the carry and reads [C, K]."""
 
-    def loss(weights, key, value):
-        return jnp.sum((net(weights, key) - value) ** 2)
+    def total(deviations):
+        return {name: start[name] + w for name, w in deviations.items()}
 
-    anchor = jax.tree.map(jnp.add, origin, deviation)
-    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(anchor, tokens.key, tokens.value)
+    def loss(weights, k, v):
+        return cfg.loss_scale * jnp.square(forward(slow, k[None], plain(weights, cfg.dtype), cfg)[0] - v).sum()
 
-    def one(gradient, v0, s0):
-        s = _recurrence(tokens.momentum, -jax.vmap(jnp.multiply)(tokens.step_size, gradient), s0)
-        return _recurrence(tokens.keep, s, v0), s
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(total(carry.weights), x.k, x.v)
+    step = clip_steps(x.step, sum(jax.vmap(jnp.vdot)(g, g) for g in gradients.values()), cfg.clip)
+    keep = jnp.exp(x.log_keep)
 
-    both = {name: one(gradients[name], deviation[name], surprise[name]) for name in origin}
-    deviations = {name: v for name, (v, _) in both.items()}
-    reads = jax.vmap(lambda v, q: net(jax.tree.map(jnp.add, origin, v), q))(deviations, tokens.query)
-    last = {name: v[-1] for name, v in deviations.items()}, {name: s[-1] for name, (_, s) in both.items()}
-    return last, reads
+    def weights_and_surprise(name):
+        surprise = recurrence(jnp.exp(x.log_momentum), -jax.vmap(jnp.multiply)(step, gradients[name]), carry.surprise[name])
+        target = jnp.zeros_like(start[name]) if cfg.forget_to == "init" else -start[name]
+        push = surprise + jax.vmap(jnp.multiply, in_axes=(0, None))(1 - keep, target)
+        return recurrence(keep, push, carry.weights[name]), surprise
+
+    weights, surprises = {}, {}
+    for name in start:
+        weights[name], surprises[name] = weights_and_surprise(name)
+    last = {name: w[-1] for name, w in weights.items()}
+    if cfg.read == "before":
+        weights = {name: jnp.concatenate([carry.weights[name][None], w[:-1]]) for name, w in weights.items()}
+    y = jax.vmap(lambda w, q: forward(slow, q[None], plain(total(w), cfg.dtype), cfg)[0])(weights, x.q)
+    return Carry(last, last, {name: s[-1] for name, s in surprises.items()}), y
 
 
-def run(net: Callable, origin: Weights, state: tuple[Weights, Weights], tokens: Tokens, chunk: int) -> tuple[tuple[Weights, Weights], jax.Array]:
-    """T tokens, T a multiple of `chunk`, from a chunk start. Backward keeps one state per chunk and recomputes the rest."""
-    split = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), tokens)
-    step = jax.checkpoint(lambda carry, piece: run_chunk(net, origin, carry, piece), prevent_cse=False)
-    state, reads = jax.lax.scan(step, state, split)
-    return state, reads.reshape(-1, *reads.shape[2:])
+def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Array, inputs: Inputs,
+        cfg: NeuralMemoryConfig) -> tuple[jax.Array, Carry, jax.Array]:
+    """The memory over T tokens of every row, T a multiple of the chunk; shapes as in `scan.run`.
+
+    phase_B and length_B must be 0 and T (not looked at). The backward pass keeps one carry per chunk and computes
+    the rest again.
+    """
+    tokens = inputs.k.shape[1]
+    per_head = Inputs(1, 1, 1, 1, 1, 1, None)
+    heads = jax.vmap(partial(chunk, cfg=cfg), in_axes=(0, 0, 0, per_head), out_axes=(0, 1))
+    rows = jax.vmap(heads, in_axes=(None, None, 0, 0))
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, cfg.chunk, *x.shape[2:]), 1, 0), inputs)
+    body = jax.checkpoint(lambda c, x: rows(start, slow, c, x), prevent_cse=False)
+    carry, y = jax.lax.scan(body, carry, split)
+    y = jnp.moveaxis(y, 0, 1)
+    return y.reshape(y.shape[0], tokens, *y.shape[3:]), carry, phase_B
