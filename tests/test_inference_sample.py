@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inference_models import MODELS, ROWS, fresh, load, session, tokens
+from inference_models import MODELS, fresh, load, session, tokens
 
 from memtok_jax.inference import sample
 from memtok_jax.inference.session import NO_TOKEN

@@ -255,7 +255,7 @@ def test_random_traffic_equals_solo_streams(name):
     np.testing.assert_array_equal(stream.t, solo.t)
 
 
-# -------------------------------------------------------------------------------------------- shapes, donation, compiles
+# ------------------------------------------------------------------------------------------ shapes, donation, compiles
 
 def test_stream_has_the_declared_shapes_for_ever(name):
     model, cfg, params = load(name)

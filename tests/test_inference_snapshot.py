@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import inference_toys as toys
 import jax
 import ml_dtypes
 import numpy as np
@@ -105,6 +106,11 @@ def test_restored_stream_can_be_donated(name, tmp_path):
 
 # --------------------------------------------------------------------------------------------------------------- errors
 
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: toys.LanguageModelConfig = toys.LanguageModelConfig()
+
+
 def saved(tmp_path):
     model, cfg, _ = load("toy")
     snapshot.save(tmp_path / "a", fresh("toy"), cfg)
@@ -117,14 +123,12 @@ def test_another_config_is_refused_by_name(tmp_path):
         snapshot.restore(path, model, dataclasses.replace(cfg, unit=4))
 
 
-def test_configs_are_described_with_their_parts():
-    @dataclasses.dataclass(frozen=True)
-    class Outer:
-        inner: object = dataclasses.field(default_factory=lambda: load("toy")[1])
-        size: int = 2
-
-    assert snapshot.describe(Outer()) == {"class": "Outer", "inner.class": "LanguageModelConfig", "inner.width": "4",
-                                          "inner.unit": "3", "inner.vocabulary": "11", "size": "2"}
+def test_the_part_of_the_config_is_named(tmp_path):
+    outer = Outer()
+    snapshot.save(tmp_path / "a", fresh("toy"), outer)
+    other = dataclasses.replace(outer, inner=dataclasses.replace(outer.inner, width=5))
+    with pytest.raises(ValueError, match=r"inner\.width=4, this one has inner\.width=5"):
+        snapshot.restore(tmp_path / "a", load("toy")[0], other)
 
 
 def test_a_model_with_other_arrays_is_refused(tmp_path):
@@ -175,7 +179,7 @@ def test_bfloat16_survives(tmp_path):
 
     state = jax.random.normal(jax.random.key(0), (2, ROWS)).astype("bfloat16")
     stream = fresh("toy")._replace(state=state)
-    snapshot.save(tmp_path / "a", stream, "any config")
-    restored = snapshot.restore(tmp_path / "a", Model, "any config")
+    snapshot.save(tmp_path / "a", stream, toys.LanguageModelConfig())
+    restored = snapshot.restore(tmp_path / "a", Model, toys.LanguageModelConfig())
     assert restored.state.dtype == state.dtype
     assert_equal(restored, stream)

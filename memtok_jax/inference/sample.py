@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from memtok_jax.config import UserError
 from memtok_jax.inference.session import FEED_BLOCKS, NO_TOKEN, Session, Stream, new_stream, open_session, plan_blocks
 
 TOKENS_PER_CALL = 32   # sampled per dispatch: enough to hide what a call costs, few enough that a stop wastes little
@@ -22,7 +23,7 @@ def generate(params: Any, cfg: Any, prompt_ids_BT: Any, n: int, key: jax.Array, 
     language model where left out. length: int[B], the real tokens of each prompt, which stand first; all T where left
     out. stop: tokens that end a row.
     Returns i32[B, n]; where a row has ended, NO_TOKEN follows its stop token.
-    Raises ValueError for an empty prompt, n below 1, a wrong length, or a token outside the vocabulary.
+    Raises UserError for an empty prompt, n below 1, a wrong length, or a token outside the vocabulary.
 
     This compiles for the batch size at hand. To generate often, keep a `Session` and call `decode_many`.
     """
@@ -71,10 +72,10 @@ def _collect(ids_Bn: np.ndarray, first: int, ids: jax.Array, show: Callable[[np.
 def _checked_prompt(prompt_ids_BT: Any, length: Sequence[int] | None, n: int) -> tuple[np.ndarray, np.ndarray]:
     prompt = np.asarray(prompt_ids_BT)
     if prompt.ndim != 2 or prompt.size == 0:
-        raise ValueError(f"a prompt of shape {prompt.shape} has no last token; [B, T] with T at least 1 is needed")
+        raise UserError(f"a prompt of shape {prompt.shape} has no last token; [B, T] with T at least 1 is needed")
     length = np.full(prompt.shape[0], prompt.shape[1]) if length is None else np.asarray(length)
     if length.shape != prompt.shape[:1] or length.min() < 1 or length.max() > prompt.shape[1]:
-        raise ValueError(f"length {length.tolist()} must hold {prompt.shape[0]} numbers from 1 to {prompt.shape[1]}")
+        raise UserError(f"length {length.tolist()} must hold {prompt.shape[0]} numbers from 1 to {prompt.shape[1]}")
     if n < 1:
-        raise ValueError(f"n={n} tokens to generate must be at least 1")
+        raise UserError(f"n={n} tokens to generate must be at least 1")
     return prompt, length

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memtok_jax.config import UserError
 from memtok_jax.params import StateSpec, abstract, map_rows, reset, size_bytes
 
 Tree = Any
@@ -195,7 +196,7 @@ class Session:
 
     Every method that takes a stream and returns one **donates** it, but for `take` and `gather`: the old one is dead
     afterwards (`fork` it first if it is still needed). Host values of any integer type are accepted; nothing compiles
-    after `open_session`. Shapes, lengths and tokens given on the host are checked and raise ValueError.
+    after `open_session`. Shapes, lengths and tokens given on the host are checked and raise UserError.
     """
 
     model: Model
@@ -226,7 +227,7 @@ class Session:
         ids_BT = self._ids(ids_BT)
         length = self._length(ids_BT.shape[1], length)
         if ids_BT.shape[1] not in self.append_blocks:
-            raise ValueError(f"a block of {ids_BT.shape[1]} tokens is not one of the session's {self.append_blocks}; "
+            raise UserError(f"a block of {ids_BT.shape[1]} tokens is not one of the session's {self.append_blocks}; "
                              "`feed` takes any number of tokens")
         return self.programs["append", ids_BT.shape[1]](params, stream, ids_BT, length)
 
@@ -234,7 +235,7 @@ class Session:
         """Consume one token of each row, int[B]. Returns (logits f32[B, V], stream)."""
         ids_B = _host(ids_B, np.int32)
         if ids_B.shape != (self.batch,):
-            raise ValueError(f"tokens of shape {ids_B.shape} do not fit a step of {self.batch} rows: [{self.batch}]")
+            raise UserError(f"tokens of shape {ids_B.shape} do not fit a step of {self.batch} rows: [{self.batch}]")
         return self.programs["step"](params, stream, ids_B)
 
     def decode(self, params: Tree, stream: Stream, last_B: Any,
@@ -269,18 +270,18 @@ class Session:
     def _slots(self, slots: Any) -> np.ndarray:
         slots = np.asarray(slots, np.int32)
         if slots.min() < 0 or slots.max() >= self.batch:
-            raise ValueError(f"slot {slots.tolist()} is not one of the {self.batch} slots 0 to {self.batch - 1}")
+            raise UserError(f"slot {slots.tolist()} is not one of the {self.batch} slots 0 to {self.batch - 1}")
         return slots
 
     def _ids(self, ids_BT: Any) -> Any:
         if ids_BT.ndim != 2 or ids_BT.shape[0] != self.batch:
-            raise ValueError(f"tokens of shape {tuple(ids_BT.shape)} do not fit a session of {self.batch} rows: "
+            raise UserError(f"tokens of shape {tuple(ids_BT.shape)} do not fit a session of {self.batch} rows: "
                              f"[{self.batch}, T] is needed")
         if isinstance(ids_BT, jax.Array):   # looking at its values would wait for the device
             return ids_BT
         if ids_BT.size and not 0 <= ids_BT.min() <= ids_BT.max() < self.vocabulary:
             wrong = ids_BT.min() if ids_BT.min() < 0 else ids_BT.max()
-            raise ValueError(f"token {wrong} is outside the vocabulary 0 to {self.vocabulary - 1}")
+            raise UserError(f"token {wrong} is outside the vocabulary 0 to {self.vocabulary - 1}")
         return ids_BT.astype(np.int32)
 
     def _length(self, tokens: int, length: Any) -> np.ndarray:
@@ -288,7 +289,7 @@ class Session:
             return np.full(self.batch, tokens, np.int32)
         length = np.asarray(length, np.int32)
         if length.shape != (self.batch,) or length.min() < 0 or length.max() > tokens:
-            raise ValueError(f"length {length.tolist()} must hold {self.batch} numbers from 0 to {tokens}")
+            raise UserError(f"length {length.tolist()} must hold {self.batch} numbers from 0 to {tokens}")
         return length
 
 
@@ -312,11 +313,11 @@ def open_session(model: Model, params: Tree, cfg: Any, stream: Stream, *, feed_b
 
     params, stream: only their shapes, dtypes and shardings are used. feed_blocks: block lengths for `feed`.
     append_blocks: those for `append`. k: tokens per `decode`. stop: tokens that end a row.
-    Raises ValueError for a block or a k below 1, and where no block is given.
+    Raises UserError for a block or a k below 1, and where no block is given.
     """
     feed_blocks, append_blocks = tuple(sorted(set(feed_blocks))), tuple(sorted(set(append_blocks)))
     if not feed_blocks or min((*feed_blocks, *append_blocks, k)) < 1:
-        raise ValueError(f"feed_blocks {feed_blocks} must not be empty, and these, append_blocks {append_blocks} and "
+        raise UserError(f"feed_blocks {feed_blocks} must not be empty, and these, append_blocks {append_blocks} and "
                          f"k={k} must be at least 1")
     params, stream = jax.tree.map(_shape_of, (params, stream))
     batch = stream.t.shape[0]

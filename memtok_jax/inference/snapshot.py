@@ -10,7 +10,6 @@ rounding.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -23,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memtok_jax.config import UserError, to_dict
 from memtok_jax.inference.session import Model, Stream, stream_specs
 from memtok_jax.params import abstract
 
@@ -34,10 +34,10 @@ def save(path: str | os.PathLike, stream: Stream, cfg: Any) -> None:
     """Write the whole stream. It stays usable.
 
     path: the file to write or to replace. cfg: the config of the model the stream belongs to.
-    Raises ValueError where the file cannot be written (no folder, disk full); an older file there stays as it was.
+    Raises UserError where the file cannot be written (no folder, disk full); an older file there stays as it was.
     """
     leaves = {name: np.asarray(jax.device_get(leaf)) for name, leaf in _named(stream)}
-    header = {"format": FORMAT, "batch": int(stream.t.shape[0]), "config": describe(cfg),
+    header = {"format": FORMAT, "batch": int(stream.t.shape[0]), "config": to_dict(cfg),
               "arrays": {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()}}
     # Bytes, because NumPy archives forget the name of bfloat16 and its kin.
     payload = {name: np.frombuffer(leaf.tobytes(), np.uint8) for name, leaf in leaves.items()}
@@ -46,39 +46,28 @@ def save(path: str | os.PathLike, stream: Stream, cfg: Any) -> None:
     try:
         _write_aside(path, payload)
     except OSError as error:
-        raise ValueError(f"cannot write the stream to {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the stream to {path}: {error.strerror or error}") from error
 
 
 def restore(path: str | os.PathLike, model: Model, cfg: Any) -> Stream:
     """The stream that `save` wrote, on the default device, ready for a `Session` of the same batch size.
 
     model: module with the four functions. cfg: its config, which must equal the one at saving time.
-    Raises ValueError with one line for: no such file, a damaged or foreign file, another format version, another config
+    Raises UserError with one line for: no such file, a damaged or foreign file, another format version, another config
     (naming the first entry that differs), other arrays than this version of the model has.
     """
     header, payload = _read(Path(path))
-    _check_config(path, header["config"], describe(cfg))
+    _check_config(Path(path), header["config"], to_dict(cfg))
     expected = abstract(stream_specs(model, cfg, header["batch"]))
     names = dict(_named(expected))
     found = {name: (dtype, tuple(shape)) for name, (dtype, shape) in header["arrays"].items()}
     wanted = {name: (str(spec.dtype), spec.shape) for name, spec in names.items()}
     if found != wanted:
         name = next(n for n in sorted({*found, *wanted}) if found.get(n) != wanted.get(n))
-        raise ValueError(f"{path} holds {name} as {found.get(name, 'nothing')}, this model needs "
+        raise UserError(f"{path} holds {name} as {found.get(name, 'nothing')}, this model needs "
                          f"{wanted.get(name, 'nothing')} there")
     arrays = [jnp.array(np.frombuffer(payload[name], spec.dtype).reshape(spec.shape)) for name, spec in names.items()]
     return jax.tree.unflatten(jax.tree.structure(expected), arrays)
-
-
-def describe(cfg: Any) -> dict[str, str]:
-    """A config as flat text, `{"attention.heads": "4", ...}`: what two streams must share to be exchanged."""
-    if not dataclasses.is_dataclass(cfg):
-        return {"": repr(cfg)}
-    flat = {"class": type(cfg).__name__}
-    for field in dataclasses.fields(cfg):
-        for name, value in describe(getattr(cfg, field.name)).items():
-            flat[f"{field.name}.{name}".rstrip(".")] = value
-    return flat
 
 
 def _named(stream: Stream) -> list[tuple[str, Any]]:
@@ -105,16 +94,25 @@ def _read(path: Path) -> tuple[dict, dict[str, bytes]]:
             payload = {str(name): archive[str(i)].tobytes() for i, name in enumerate(archive["names"])}
         header = json.loads(payload.pop(_HEADER))
     except FileNotFoundError:
-        raise ValueError(f"there is no stream at {path}") from None
+        raise UserError(f"there is no stream at {path}") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a saved stream, or it is damaged ({error})") from error
+        raise UserError(f"{path} is not a saved stream, or it is damaged ({error})") from error
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path} has stream format {header.get('format')}, this version reads format {FORMAT}")
+        raise UserError(f"{path} has stream format {header.get('format')}, this version reads format {FORMAT}")
     return header, payload
 
 
-def _check_config(path, saved: dict[str, str], here: dict[str, str]) -> None:
-    for name in sorted({*saved, *here}):
-        if saved.get(name) != here.get(name):
-            raise ValueError(f"{path} was saved by a model with {name}={saved.get(name, '(absent)')}, this one has "
-                             f"{name}={here.get(name, '(absent)')}")
+def _check_config(path: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    old, new = _flat(saved), _flat(json.loads(json.dumps(here)))
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            raise UserError(f"{path} was saved by a model with {name}={old.get(name, '(absent)')}, this one has "
+                            f"{name}={new.get(name, '(absent)')}")
+
+
+def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
+    return flat
