@@ -11,6 +11,7 @@ from memtok_jax.data.errors import DataError, DataNotFoundError
 from memtok_jax.data.iterators import NumpyIterator, open_iterator
 from memtok_jax.data.streams import Batch, ContiguousBatches, EvalBatches, WindowBatches, identity, rows_of
 from memtok_jax.data.task_batches import TaskBatches, TaskEvalBatches
+from memtok_jax.data.tasks.scoring import majority
 
 __all__ = ["Batch", "DataConfig", "DataError", "DataNotFoundError", "decode", "describe", "eval_text", "is_task",
            "open_eval", "open_train", "reference_words", "task_baselines", "train_text", "vocabulary"]
@@ -71,8 +72,10 @@ def _text(cfg: DataConfig) -> _corpus.Corpus:
 
 
 def task_baselines(cfg: DataConfig, window: int) -> dict[str, float]:
-    """Accuracies that cost nothing: chance, and a perfect reader of the last `window` tokens. Only for a task."""
-    return task_module(cfg).baselines(task_config(cfg), cfg.sequence, window)
+    """Accuracies that cost nothing, only for a task: chance, always the most frequent held-out answer ("majority"),
+    and a perfect reader of the last `window` tokens ("no_memory")."""
+    (held_out,) = open_eval(cfg, cfg.eval_samples)
+    return {**task_module(cfg).baselines(task_config(cfg), cfg.sequence, window), "majority": majority(held_out["targets"])}
 
 
 def vocabulary(cfg: DataConfig) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -77,6 +79,24 @@ def real_folder(name: str, data_dir: str) -> Path:
     if not root or not folder.is_dir():
         raise _absent(folder, name)
     return folder
+
+
+def verify(name: str, data_dir: str) -> int:
+    """Compare the SHA-256 of every file of a local data set with the table in its README.md.
+
+    Returns the number of files. Raises DataError naming the first file that is missing or has changed, or saying
+    that the README.md has no table.
+    """
+    folder = real_folder(name, data_dir)
+    readme = folder / "README.md"
+    rows = re.findall(r"^\| *([^|]+?) *\| *\d+ *\| *([0-9a-f]{64}) *\|", readme.read_text() if readme.is_file() else "", re.M)
+    if not rows:
+        raise DataError(f"{readme} lists no files with their SHA-256; nothing to verify")
+    for file, expected in rows:
+        path = folder / file
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise DataError(f"{path} is missing or is not the file listed in {readme}")
+    return len(rows)
 
 
 def _absent(path: Path, name: str) -> DataNotFoundError:

@@ -41,6 +41,7 @@ def _builder(name: str, data_dir: str):
         builder = tfds.builder(name, data_dir=data_dir or None)
     except Exception as error:  # unknown names, versions and settings each raise a class of their own
         raise DataError(f"tensorflow_datasets cannot open '{name}': {_first_line(error)}") from error
+    text_key(builder)
     if not builder.is_prepared():
         where = f", data_dir={data_dir!r}" if data_dir else ""
         raise DataNotFoundError(
