@@ -75,7 +75,8 @@ def task_baselines(cfg: DataConfig, window: int) -> dict[str, float]:
     """Accuracies that cost nothing, only for a task: chance, always the most frequent held-out answer ("majority"),
     and a perfect reader of the last `window` tokens ("no_memory")."""
     (held_out,) = open_eval(cfg, cfg.eval_samples)
-    return {**task_module(cfg).baselines(task_config(cfg), cfg.sequence, window), "majority": majority(held_out["targets"])}
+    free = task_module(cfg).baselines(task_config(cfg), cfg.sequence, window)
+    return {**free, "majority": majority(held_out["targets"])}
 
 
 def vocabulary(cfg: DataConfig) -> int:

@@ -89,7 +89,8 @@ def verify(name: str, data_dir: str) -> int:
     """
     folder = real_folder(name, data_dir)
     readme = folder / "README.md"
-    rows = re.findall(r"^\| *([^|]+?) *\| *\d+ *\| *([0-9a-f]{64}) *\|", readme.read_text() if readme.is_file() else "", re.M)
+    table = readme.read_text() if readme.is_file() else ""
+    rows = re.findall(r"^\| *([^|]+?) *\| *\d+ *\| *([0-9a-f]{64}) *\|", table, re.M)
     if not rows:
         raise DataError(f"{readme} lists no files with their SHA-256; nothing to verify")
     for file, expected in rows:
@@ -126,9 +127,10 @@ def _books(folder: Path) -> Corpus:
     """Whole books by split; each held-out book is scored from a fresh state. `pg19_test` is optional."""
     splits = {}
     for split in ("train", "valid", "test", "pg19_test"):
-        stems = {p.name.removesuffix(".gz") for pattern in ("*.txt", "*.txt.gz") for p in (folder / split).glob(pattern)}
-        if stems:
-            splits[split] = tuple(_packed_or_plain(folder / split / s, "gutenberg_books") for s in sorted(stems))
+        found = [p.name for pattern in ("*.txt", "*.txt.gz") for p in (folder / split).glob(pattern)]
+        names = sorted({name.removesuffix(".gz") for name in found})
+        if names:
+            splits[split] = tuple(_packed_or_plain(folder / split / n, "gutenberg_books") for n in names)
         elif split != "pg19_test":
             raise _absent(folder / split, "gutenberg_books")
     return Corpus(splits, str(folder), separate=True)

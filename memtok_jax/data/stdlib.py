@@ -41,11 +41,11 @@ def load(cache_dir: str, held_out: float) -> Corpus:
     files = _files(library_folder())
     try:
         splits, origin = _prepared(_cache_folder(cache_dir), files, held_out)
-    except ImportError as error:
-        logging.info("reading the standard library from its files: %s", error)
-        splits, origin = collect(files, held_out), str(library_folder())
-    except OSError as error:
-        logging.warning("no prepared data set (%s); reading the standard library from its files", error)
+    except DataNotFoundError:
+        raise
+    except Exception as error:  # the prepared data set is a convenience: no trouble with it may stop a run
+        log = logging.info if isinstance(error, ImportError) else logging.warning
+        log("reading the standard library from its files; no prepared data set: %s", error)
         splits, origin = collect(files, held_out), str(library_folder())
     return Corpus(splits, origin)
 
@@ -119,8 +119,9 @@ def _prepared(cache: Path, files: list[tuple[str, Path]], held_out: float):
     start = time.perf_counter()
     splits = collect(files, held_out)
     build(folder, splits)
-    logging.info("built %s: %d files and %d bytes to train on, %d and %d held out, %.1f s", folder, len(splits["train"]),
-                 total(splits["train"]), len(splits["valid"]), total(splits["valid"]), time.perf_counter() - start)
+    train, held = splits["train"], splits["valid"]
+    logging.info("built %s: %d files of %d bytes to train on, %d files of %d bytes held out, in %.1f s", folder,
+                 len(train), total(train), len(held), total(held), time.perf_counter() - start)
     return read(folder), str(folder)
 
 

@@ -116,7 +116,8 @@ class WindowBatches:
         self._batch, self._rows, self._sequence, self._seed = batch, rows, sequence, seed
 
     def __getitem__(self, step: int) -> Batch:
-        places = np.random.default_rng((self._seed, step)).integers(len(self._stream) - self._sequence, size=self._batch)
+        rng = np.random.default_rng((self._seed, step))
+        places = rng.integers(len(self._stream) - self._sequence, size=self._batch)
         rows = [self._stream.read(int(places[b]), self._sequence + 1) for b in self._rows]
         return _shifted(np.stack(rows), np.ones(len(rows), bool))
 

@@ -47,9 +47,9 @@ class TaskEvalBatches(Sequence):
         numbers = step * self._batch + self._rows
         real = numbers < self._cfg.eval_samples
         ids, labels, distance = (np.stack(parts) for parts in zip(*map(self._one, numbers), strict=True))
-        return {"ids": np.where(real[:, None], ids, 0), "targets": np.where(real[:, None], labels, IGNORED),
-                "start": real, "length": np.where(real, ids.shape[1], 0).astype(np.int32),
-                "document": np.where(real, numbers, -1).astype(np.int32), "distance": np.where(real[:, None], distance, 0)}
+        ids[~real], labels[~real], distance[~real] = 0, IGNORED, 0
+        return {"ids": ids, "targets": labels, "start": real, "length": (real * ids.shape[1]).astype(np.int32),
+                "document": np.where(real, numbers, -1).astype(np.int32), "distance": distance}
 
     def _one(self, number: int) -> tuple[np.ndarray, ...]:
         """Sample `number` of the held-out set: the same for every batch size."""

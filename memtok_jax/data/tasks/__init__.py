@@ -6,5 +6,5 @@ Each file holds a frozen dataclass of settings and the functions
     check(cfg, sequence)                            raises DataError where the length cannot hold the task
     segment(cfg, sequence) -> int                   natural length of a segment: evidence and question are apart
     sample(cfg, sequence, batch, seed) -> Sample    seed: any non-negative integer
-    baselines(cfg, sequence, window) -> dict        accuracy of chance, and of a perfect reader of the last `window` tokens
+    baselines(cfg, sequence, window) -> dict        accuracy of chance, and of a perfect reader of `window` tokens
 """
