@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = Any
@@ -82,6 +83,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _partition_spec(axes))
 
 
+def constrain_tree(tree: Tree, specs: Tree) -> Tree:
+    """`constrain` for every array of a tree, by the axes of its `ParamSpec` or `StateSpec`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    axes = [spec.axes for spec in jax.tree.leaves(specs, is_leaf=_is_spec)]
+    return jax.tree.unflatten(treedef, [constrain(x, *names) for x, names in zip(leaves, axes, strict=True)])
+
+
 def shardings(mesh: Mesh, specs: Tree) -> Tree:
     """Tree of `NamedSharding` for a tree of `ParamSpec` or `StateSpec`.
 
@@ -97,7 +105,7 @@ def shardings(mesh: Mesh, specs: Tree) -> Tree:
         _check_divides(name, spec.shape, spec.axes, axes, dict(mesh.shape))
         return NamedSharding(mesh, _partition_spec(axes))
 
-    return jax.tree_util.tree_map_with_path(one, specs, is_leaf=lambda node: hasattr(node, "axes"))
+    return jax.tree_util.tree_map_with_path(one, specs, is_leaf=_is_spec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -115,30 +123,75 @@ def row_groups(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
-    """The mesh, over `devices` (None: all devices of all processes).
+def everywhere(x: jax.Array) -> jax.Array:
+    """Ask the compiler for a copy of x on every device, so that every process can read it."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
-    data, fsdp, tensor: sizes of its axes; data = -1 takes all devices that the other two leave. A smaller mesh than
-    there are devices uses the first ones; with several processes it must use all.
-    Raises ValueError naming both numbers where the sizes and the devices do not fit.
+
+def place_rows(mesh: Mesh, x: np.ndarray) -> jax.Array:
+    """A host array [B, ...] with all rows of the batch, the same on every process, divided over the devices."""
+    return jax.make_array_from_callback(x.shape, rows(mesh), lambda index: x[index])
+
+
+def place_own_rows(mesh: Mesh, x: np.ndarray) -> jax.Array:
+    """A host array with the rows that this process reads (`process_rows`), joined with those of the others."""
+    return jax.make_array_from_process_local_data(rows(mesh), x)
+
+
+def process_rows(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process reads part `index` of `count` equal parts of the rows of each batch.
+
+    Processes that hold the same rows (a tensor axis that spans processes) have the same index.
     """
-    devices = jax.devices() if devices is None else devices
+    groups = row_groups(mesh)
+    places = rows(mesh).devices_indices_map((groups,))
+    process = jax.process_index()
+    mine = {where[0].indices(groups)[0] for device, where in places.items() if device.process_index == process}
+    if groups % len(mine) or min(mine) % len(mine) or max(mine) - min(mine) + 1 != len(mine):
+        raise ValueError(f"process {process} holds row groups {sorted(mine)} of {groups}; they must be one "
+                         "aligned block: give the data and fsdp axes sizes that divide among the processes")
+    return min(mine) // len(mine), groups // len(mine)
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """Sizes of the mesh axes over so many devices; data = -1 takes all that the other two leave.
+
+    Raises ValueError naming both numbers where they do not fit. A mesh may be smaller than there are devices.
+    """
     for name, size in (("fsdp", fsdp), ("tensor", tensor)):
         if size < 1:
             raise ValueError(f"mesh axis {name} is {size}; it must be at least 1")
     if data == -1:
-        if len(devices) % (fsdp * tensor):
-            group = fsdp * tensor
-            raise ValueError(f"{len(devices)} devices do not divide into fsdp {fsdp} x tensor {tensor} = {group}")
-        data = len(devices) // (fsdp * tensor)
+        group = fsdp * tensor
+        if devices % group:
+            raise ValueError(f"{devices} devices do not divide into fsdp {fsdp} x tensor {tensor} = {group}")
+        data = devices // group
     if data < 1:
         raise ValueError(f"mesh axis data is {data}; it must be at least 1, or -1 for all devices that are left")
     need = data * fsdp * tensor
-    if need > len(devices) or (jax.process_count() > 1 and need != len(devices)):
+    if need > devices:
         sizes = f"data {data} x fsdp {fsdp} x tensor {tensor}"
-        raise ValueError(f"mesh {sizes} = {need} devices, but there are {len(devices)}")
+        raise ValueError(f"mesh {sizes} = {need} devices, but there are {devices}")
+    return data, fsdp, tensor
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
+    """The mesh, over `devices` (None: all devices of all processes), sized as in `mesh_sizes`.
+
+    A mesh smaller than there are devices uses the first ones; with several processes it must use all.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+    need = math.prod(sizes)
+    if jax.process_count() > 1 and need != len(devices):
+        raise ValueError(f"a mesh of {need} devices leaves some of the {len(devices)} devices of "
+                         f"{jax.process_count()} processes out; use all")
     types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=types, devices=devices[:need])
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices[:need])
+
+
+def _is_spec(node) -> bool:
+    return hasattr(node, "axes")
 
 
 def _partition_spec(axes: tuple[MeshAxes, ...]) -> PartitionSpec:

@@ -21,7 +21,8 @@ class ToyConfig:
     vocabulary: int = 256
     width: int = 8
     decay: float = 0.9
-    learn_prefix: bool = True
+    window: int = 4
+    segment: int = 4
 
 
 class ToyState(NamedTuple):
@@ -63,6 +64,10 @@ def apply(params, state, ids_BT, cfg: ToyConfig, length=None):
     hidden = jax.nn.silu(mixed @ params["hidden"])
     logits = sharding.constrain(hidden @ params["out"], "batch", None, "vocab")
     return logits.astype(jnp.float32), state._replace(sum=last)
+
+
+def for_training(cfg: ToyConfig, tokens: int):
+    return cfg
 
 
 def statistics(params, state, ids_BT, cfg: ToyConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -90,17 +91,19 @@ class TrainingConfig:
 class EvaluationConfig:
     """How the held-out data is scored.
 
-    batch: rows scored at once while training. streams: rows in `eval.py` (1 = the whole text is one stream with one
-    carry; more is faster, and each stream starts without history). lengths: for tasks, accuracy is also measured at
-    these multiples of the training length.
+    batch: rows scored at once while training, and for tasks. batches: while training, at most so many batches are
+    scored (0 = all held-out data; the end of the run always scores all). streams: rows in `eval.py` (1 = the whole
+    text is one stream with one carry; more is faster, and each stream starts without history). lengths: for tasks,
+    accuracy is also measured at these multiples of the training length.
     """
 
     batch: int = 8
+    batches: int = 0
     streams: int = 1
     lengths: tuple[int, ...] = (1, 4, 16)
 
     def __post_init__(self):
-        _at_least("evaluation", self, batch=1, streams=1)
+        _at_least("evaluation", self, batch=1, batches=0, streams=1)
         if any(n < 1 for n in self.lengths):
             raise UserError(f"evaluation.lengths is {self.lengths}; each must be at least 1")
 
@@ -135,5 +138,14 @@ class Experiment:
 
 
 def functions_of(model: Any) -> ModuleType:
-    """The module with `specs`, `state_specs`, `init_state`, `apply`, `refresh`: the one that defines the config."""
-    return importlib.import_module(type(model).__module__)
+    """The module with `specs`, `state_specs`, `init_state`, `apply`, `refresh`, `for_training` of a model.
+
+    It is the module that defines the config, or beside it the one named like the config: `LanguageModelConfig` belongs
+    to `language_model`.
+    """
+    kind = type(model)
+    module = importlib.import_module(kind.__module__)
+    if hasattr(module, "apply"):
+        return module
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Config")).lower()
+    return importlib.import_module(f"{kind.__module__.rpartition('.')[0]}.{name}")

@@ -117,7 +117,9 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array
     total: scored positions of the whole batch, by which the loss is divided.
     Returns the loss and (carry after the last segment, totals).
     """
-    functions, model = functions_of(experiment.model), experiment.model
+    functions = functions_of(experiment.model)
+    # Training segments are whole and start at the borders of the model's own units, which it may use.
+    model = functions.for_training(experiment.model, experiment.segment)
     rows = start_B.shape[0]
     # Values made from parameters are computed anew: they are of this update, and their gradient is not cut.
     carry = functions.refresh(params, jax.lax.stop_gradient(carry), model)
@@ -142,13 +144,14 @@ def batch_gradient(params: Tree, carry: Tree, batch: Batch, experiment: Experime
     functions, model = functions_of(experiment.model), experiment.model
     n, per_group = experiment.training.microbatches, experiment.segments_per_group
     groups = experiment.data.sequence // experiment.segment // per_group
-    state_specs = functions.state_specs(model, experiment.training.batch)
+    specs, state_specs = functions.specs(model), functions.state_specs(model, experiment.training.batch)
     total = jnp.maximum((batch.targets != losses.IGNORE).sum(dtype=jnp.float32), 1.0)
 
     def group(inner, x):
         carry, grads, sums = inner
+        # Each device adds up its own slice of a gradient only: that of its slice of the parameter.
         more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, *x, total, experiment)
-        return (carry, _constrained(jax.tree.map(jnp.add, grads, more), functions.specs(model)),
+        return (carry, sharding.constrain_tree(jax.tree.map(jnp.add, grads, more), specs),
                 jax.tree.map(jnp.add, sums, s)), None
 
     def microbatch(outer, x):
@@ -163,13 +166,6 @@ def batch_gradient(params: Tree, carry: Tree, batch: Batch, experiment: Experime
     carries = pr.map_rows(lambda x, axis: split_rows(x, n, axis), state_specs, carry)
     (grads, sums), carries = jax.lax.scan(microbatch, zero, (carries, *parts))
     return grads, pr.map_rows(join_rows, state_specs, carries), sums
-
-
-def _constrained(grads: Tree, specs: Tree) -> Tree:
-    """Gradients lie where their parameters lie, so that each device adds up its own slice only."""
-    leaves, treedef = jax.tree.flatten(grads)
-    axes = [s.axes for s in jax.tree.leaves(specs, is_leaf=lambda node: hasattr(node, "axes"))]
-    return jax.tree.unflatten(treedef, [sharding.constrain(g, *a) for g, a in zip(leaves, axes, strict=True)])
 
 
 # -------------------------------------------------------------------------------------------------------- update

@@ -1,0 +1,69 @@
+"""Figures of a run as PNG files. matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def available() -> bool:
+    """Whether figures can be drawn on this machine."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _new(xlabel: str, ylabel: str, title: str):
+    # The object interface: no global state, and no display is looked for.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _levels(axes, levels: Mapping[str, float]) -> None:
+    for n, (name, value) in enumerate(sorted(levels.items(), key=lambda item: item[1])):
+        axes.axhline(value, color=f"C{n + 2}", linestyle="--", linewidth=1, label=f"{name}: {value:.3f}")
+
+
+def curves(path: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], levels: Mapping[str, float],
+           xlabel: str, ylabel: str, title: str) -> None:
+    """Draw lines over a common axis, and what costs nothing as horizontal levels.
+
+    lines: name -> (x, y). levels: name -> y. The first line is drawn thin (many noisy points), the others with dots.
+    """
+    figure, axes = _new(xlabel, ylabel, title)
+    for n, (name, (x, y)) in enumerate(lines.items()):
+        style = {"linewidth": 0.8, "alpha": 0.8} if n == 0 else {"marker": "o", "markersize": 4}
+        axes.plot(x, y, label=name, color=f"C{n}", **style)
+    _levels(axes, levels)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+
+
+def by_distance(path: Path, points: Sequence[tuple[int, int, float, int]], levels: Mapping[str, float],
+                ylabel: str, title: str) -> None:
+    """Draw a mean against the distance from the start of the stream. points: (first, last, value, count) of bins."""
+    figure, axes = _new("tokens read before", ylabel, title)
+    axes.plot([(a + b) / 2 + 1 for a, b, _, _ in points], [y for _, _, y, _ in points], marker="o", markersize=4)
+    axes.set_xscale("log", base=2)
+    _levels(axes, levels)
+    if levels:
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+
+
+def by_length(path: Path, lengths: Sequence[int], accuracy: Sequence[float], levels: Mapping[str, Sequence[float]],
+              trained: int, title: str) -> None:
+    """Draw accuracy against sequence length. levels: name -> accuracy at each length. trained: length of training."""
+    figure, axes = _new("sequence length", "accuracy", title)
+    axes.plot(lengths, accuracy, marker="o", label="model")
+    for n, (name, values) in enumerate(levels.items()):
+        axes.plot(lengths, values, linestyle="--", color=f"C{n + 1}", label=name)
+    axes.axvline(trained, color="grey", linewidth=0.8, linestyle=":", label=f"trained at {trained}")
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(-0.02, 1.02)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,75 @@
+"""What the two commands share: overrides out of the command line, errors as one line, and the calls behind the flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memtok_jax import config
+from memtok_jax.config import UserError
+
+
+def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], int], debug: Any) -> None:
+    """Parse the flags, call `main`, and leave with its status.
+
+    debug: the flag that asks for tracebacks. A mistake of the user, a full disk and a run that cannot go on each end
+    in one line on stderr and status 2.
+    """
+    from memtok_jax.training.loop import StoppedError
+
+    try:
+        argv, overrides = config.split_overrides(argv)
+    except UserError as error:
+        sys.exit(_fail(error))
+
+    def guarded(rest: list[str]) -> int:
+        try:
+            return main(rest, overrides)
+        except (ValueError, OSError, StoppedError) as error:
+            if debug.value:
+                raise
+            return _fail(error)
+
+    app.run(guarded, argv=argv)
+
+
+def _fail(error: Exception) -> int:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    print(f"error: {lines[0]}", file=sys.stderr)
+    return 2
+
+
+def experiment(name: str, overrides: tuple[str, ...], source: str | None, data_dir: str | None) -> Any:
+    """The experiment behind `--config`, `--config.x=y`, `--data` and `--data_dir`."""
+    return config.load(name, (*data_overrides(source, data_dir), *overrides))
+
+
+def data_overrides(source: str | None, data_dir: str | None) -> tuple[str, ...]:
+    """`--data` and `--data_dir` as overrides of the config."""
+    pairs = (("data.source", source), ("data.data_dir", data_dir))
+    return tuple(f"{path}={value}" for path, value in pairs if value is not None)
+
+
+def default_workdir(name: str) -> Path:
+    """runs/<config>, with a dash for the colon of a preset."""
+    return Path("runs") / name.replace(":", "-")
+
+
+def train(experiment: Any, workdir: Path, distributed: str) -> int:
+    """Join the other processes, if any, and train."""
+    from memtok_jax.training.distributed import join
+    from memtok_jax.training.run import train
+
+    join(distributed)
+    return train(experiment, Path(workdir))
+
+
+def compile_only(experiment: Any, target: str) -> int:
+    """Compile the training step for `target` and print what it needs."""
+    from memtok_jax.training.compile_only import compile_for
+
+    for line in compile_for(experiment, target):
+        print(line)
+    return 0

@@ -1,0 +1,108 @@
+"""Compile the training step for a machine that is not here, and say what it would need.
+
+The TPU compiler runs on any machine where libtpu is installed; nothing is executed. Fake CPU devices stand in for it
+where only the sharding is to be checked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import time
+from collections import Counter
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from memtok_jax import params as pr
+from memtok_jax import sharding
+from memtok_jax.config import UserError
+from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.training.run import check
+from memtok_jax.training.step import abstract_batch, abstract_state, compile_step
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# What libtpu asks for on a machine without a TPU; the type need not match the topology that is compiled for.
+TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+                   "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+
+
+def compile_for(experiment: Experiment, target: str) -> list[str]:
+    """Compile one update for `target`, such as "v5e:16x16" or "cpu:8"; returns the lines of the report.
+
+    The mesh is that of the config (`training.data`, `fsdp`, `tensor`) over the devices of the target.
+    Raises UserError for an unknown target, and where libtpu is not installed.
+    """
+    t = experiment.training
+    mesh = _target_mesh(target, t.data, t.fsdp, t.tensor)
+    check(experiment, mesh)
+    begun = time.monotonic()
+    # An abstract mesh has no devices here to run on: it tells `constrain` the axes, the shardings name the devices.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = compile_step(experiment, mesh).lower(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
+    compiled = lowered.compile()
+    return _report(experiment, target, mesh, compiled, time.monotonic() - begun)
+
+
+def _target_mesh(target: str, data: int, fsdp: int, tensor: int) -> Mesh:
+    platform, _, size = target.partition(":")
+    if not size:
+        raise UserError(f"--compile_only={target} must be KIND:SIZE, as in v5e:16x16 or cpu:8")
+    if platform == "cpu":
+        if not size.isdigit():
+            raise UserError(f"--compile_only={target}: the number of CPU devices must be a whole number, got {size!r}")
+        return sharding.make_mesh(data, fsdp, tensor, _cpu_devices(int(size)))
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"--compile_only={target} needs the TPU compiler, which is not installed: pip install libtpu")
+    for name, value in TPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    try:
+        description = topologies.get_topology_desc(platform="tpu", topology_name=target)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--compile_only={target} is not a topology that the TPU compiler knows ({reason})") from None
+    devices = list(description.devices)
+    sizes = sharding.mesh_sizes(data, fsdp, tensor, len(devices))
+    placed = topologies.make_mesh(description, sizes, sharding.MESH_AXES).devices
+    return Mesh(np.asarray(placed), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * len(sharding.MESH_AXES))
+
+
+def _cpu_devices(count: int) -> list[jax.Device]:
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # devices exist already; there may be enough of them
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(f"--compile_only=cpu:{count}: this process has {len(devices)} CPU devices already")
+    return devices[:count]
+
+
+def _report(experiment: Experiment, target: str, mesh: Mesh, compiled, seconds: float) -> list[str]:
+    specs = functions_of(experiment.model).specs(experiment.model)
+    memory = compiled.memory_analysis()
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    peak = arguments + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    counts = collectives(compiled.as_text())
+    t = experiment.training
+    return [
+        f"compiled for {target} in {seconds:.0f} s: {mesh.size} devices, mesh {sizes}",
+        f"model: {pr.count(specs):,} parameters; batch {t.batch} x {experiment.data.sequence} tokens, "
+        f"{t.microbatches} microbatches, segments of {experiment.segment}",
+        f"memory per device: {peak / 1e9:.2f} GB = {arguments / 1e9:.2f} arguments + {temporary / 1e9:.2f} temporary + "
+        f"{(memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e9:.2f} output beyond the "
+        f"{memory.alias_size_in_bytes / 1e9:.2f} that are donated",
+        "collectives in the program (a loop body counts once): "
+        + (", ".join(f"{n} {name}" for name, n in counts.items() if n) or "none"),
+    ]
+
+
+def collectives(text: str) -> dict[str, int]:
+    """How often each collective stands in the text of a compiled program; a start and its done are one."""
+    found = Counter(re.findall(rf"\s({'|'.join(COLLECTIVES)})(?:-start)?\(", text))
+    return {name: found[name] for name in COLLECTIVES}

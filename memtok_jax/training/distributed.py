@@ -1,0 +1,40 @@
+"""Several processes, one program: find out whether there are any, and join them before a device is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+
+from memtok_jax.config import UserError
+
+
+def detected(environment: Mapping[str, str]) -> bool:
+    """Whether a cluster started this process beside others: SLURM, Open MPI, or a TPU slice of several hosts."""
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        if environment.get(name, "1").isdigit() and int(environment.get(name, "1")) > 1:
+            return True
+    return False
+
+
+def join(choice: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Join the other processes.
+
+    choice: "auto" (join where a cluster is detected), "off", "on" (let JAX find the cluster), or
+    "ADDRESS:PORT,COUNT,INDEX" to name the coordinator, the number of processes and the place of this one.
+    Raises UserError for anything else.
+    """
+    if choice == "off" or (choice == "auto" and not detected(environment)):
+        return
+    if choice in ("on", "auto"):
+        jax.distributed.initialize()
+        return
+    parts = choice.split(",")
+    if len(parts) != 3 or ":" not in parts[0] or not (parts[1].isdigit() and parts[2].isdigit()):
+        raise UserError(f"--distributed={choice} must be auto, on, off or ADDRESS:PORT,COUNT,INDEX")
+    if int(parts[2]) >= int(parts[1]):
+        raise UserError(f"--distributed={choice}: index {parts[2]} must be below the count {parts[1]}")
+    jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))

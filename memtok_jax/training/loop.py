@@ -1,0 +1,176 @@
+"""The loop: one update after the other, and what happens every so many of them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from memtok_jax import config, sharding
+from memtok_jax.training.checkpoint import Checkpoints
+from memtok_jax.training.experiment import Experiment
+from memtok_jax.training.progress import Progress
+from memtok_jax.training.step import Batch, TrainState, compile_step
+
+
+class StoppedError(RuntimeError):
+    """The run cannot go on; the text is one line for the user."""
+
+
+class Signals:
+    """Turns the first SIGTERM or SIGINT into a wish to stop; a second one ends the process at once."""
+
+    def __init__(self):
+        self.received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.received = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Run:
+    """What the loop works with, and what it has seen.
+
+    evaluate: function params -> flat names and numbers. stopped_by: the signal that ended the loop. skipped: updates
+    in a row, up to the last one reported, that were not finite. first_done: the first update has been reported.
+    """
+
+    experiment: Experiment
+    mesh: Mesh
+    batches: Any
+    checkpoints: Checkpoints
+    metrics: Any
+    progress: Progress
+    evaluate: Callable[[Any], dict[str, float]]
+    stopped_by: str | None = None
+    skipped: int = 0
+    first_done: bool = False
+
+
+def run_loop(run: Run, state: TrainState, first: int) -> TrainState:
+    """Updates `first + 1` to the last. Returns the state after the last update done.
+
+    The numbers of one update are fetched while the next one runs. A wish to stop is granted between two updates,
+    after a checkpoint; `run.stopped_by` then names the signal.
+    Raises StoppedError where too many updates in a row are not finite.
+    """
+    training, steps = run.experiment.training, run.experiment.optimizer.steps
+    train_step = compile_step(run.experiment, run.mesh)
+    waiting: tuple[int, dict[str, jax.Array]] | None = None
+    step = first
+    with Signals() as signals:
+        while step < steps:
+            batch = _placed(next(run.batches), run.mesh)
+            state, numbers = train_step(state, batch)
+            step += 1
+            if waiting is not None:
+                _report(run, *waiting)
+            waiting = (step, numbers)
+            if step == first + 1 or step == steps or _due(step, training.eval_every):
+                _report(run, *waiting)
+                waiting = None
+            if _due(step, training.eval_every) and step < steps:
+                _evaluate(run, state, step)
+            if _stop_agreed(signals, step, training.log_every):
+                run.stopped_by = signals.received or "another process"
+            if run.stopped_by or step == steps or _due(step, training.checkpoint_every):
+                if waiting is not None:
+                    _report(run, *waiting)
+                    waiting = None
+                _save(run, state, step)
+            if run.stopped_by:
+                break
+    run.checkpoints.wait()
+    return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _placed(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
+    return Batch(*(sharding.place_own_rows(mesh, batch[name]) for name in Batch._fields))
+
+
+def _save(run: Run, state: TrainState, step: int) -> None:
+    """Write a checkpoint, unless the last update was not finite: its parameters may be what made it so."""
+    if run.skipped:
+        return
+    run.progress.pause()
+    run.checkpoints.save(state, _meta(run, step))
+    run.progress.resume()
+
+
+def _meta(run: Run, step: int) -> dict[str, Any]:
+    return {"step": step, "config": config.to_dict(run.experiment), "data": run.batches.get_state()}
+
+
+def _report(run: Run, step: int, numbers: dict[str, jax.Array]) -> None:
+    """Fetch the numbers of an update, log them where due, and stop the run where it has gone wrong."""
+    values = {name: float(value) for name, value in jax.device_get(numbers).items()}
+    if not run.first_done:
+        run.first_done = True
+        run.progress.first_step_done()
+    run.skipped = int(values["skipped"])
+    if run.skipped > run.experiment.optimizer.max_skipped:
+        raise StoppedError(_not_finite(run, step, values))
+    steps, every = run.experiment.optimizer.steps, run.experiment.training.log_every
+    if not (_due(step, every) or step == steps):
+        return
+    rate = run.progress.tokens_per_second(step)
+    run.metrics.write(step, {f"train/{name}": value for name, value in values.items()}
+                      | {"train/tokens_per_second": rate, "train/tokens_seen": float(step * tokens_per_step(run))})
+    run.progress.show(step, values["loss"], rate)
+
+
+def tokens_per_step(run: Run) -> int:
+    """Tokens read by one update, over all devices."""
+    return run.experiment.training.batch * run.experiment.data.sequence
+
+
+def _not_finite(run: Run, step: int, values: dict[str, float]) -> str:
+    name = "loss" if not np.isfinite(values["loss"]) else "gradient_norm"
+    run.checkpoints.wait()
+    # The parameters after update n were good if update n + 1 was finite.
+    good = [s for s in run.checkpoints.steps() if s < step - run.skipped]
+    where = f"the last good checkpoint is {run.checkpoints.folder / str(good[-1])}" if good else "no checkpoint is good"
+    return (f"train/{name} is {values[name]} at step {step}, after {run.skipped} updates in a row that were not finite "
+            f"(and were left out); {where}")
+
+
+def _evaluate(run: Run, state: TrainState, step: int) -> None:
+    run.progress.pause()
+    values = run.evaluate(state.params)
+    run.metrics.write(step, values)
+    run.progress.say("  ".join([f"step {step}", *(f"{name} {value:.4f}" for name, value in values.items())]))
+    run.progress.resume()
+
+
+def _stop_agreed(signals: Signals, step: int, every: int) -> bool:
+    """Whether any process was told to stop. Several processes ask each other at the same steps only."""
+    if jax.process_count() == 1:
+        return signals.received is not None
+    if not _due(step, every):
+        return False
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(signals.received is not None)).any())

@@ -1,0 +1,84 @@
+"""Numbers of a run: one JSON object a line in `metrics.jsonl`, and TensorBoard where tensorboardX is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import time
+from pathlib import Path
+
+FILE = "metrics.jsonl"
+BASELINE = "baseline/"    # names of what costs nothing; they stand in the last record of a run only
+
+
+class Metrics:
+    """Writer of one run. Every record holds `step`, `time` (seconds since 1970) and flat names with numbers."""
+
+    def __init__(self, workdir: Path, step: int):
+        """Open the file and drop what will be written again: updates after `step`, and the report of an end."""
+        self._path = Path(workdir) / FILE
+        kept = [r for r in read(workdir) if r["step"] <= step and not any(n.startswith(BASELINE) for n in r)]
+        scratch = self._path.with_name(FILE + ".new")
+        scratch.write_text("".join(_line(r) for r in kept))
+        scratch.replace(self._path)
+        self._file = self._path.open("a")
+        self._board = _open_board(Path(workdir))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one record; it is on its way to disk when this returns."""
+        self._file.write(_line({"step": step, "time": round(time.time(), 3), **values}))
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class NoMetrics:
+    """The writer of processes other than the first: it writes nothing."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def read(workdir: Path) -> list[dict[str, float]]:
+    """All records of a run, in order; a last line torn by a kill is left out."""
+    path = Path(workdir) / FILE
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def column(records: list[dict[str, float]], name: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of one name."""
+    found = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    return [s for s, _ in found], [v for _, v in found]
+
+
+def _line(record: dict) -> str:
+    # JSON has no NaN and no infinity.
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(clean) + "\n"
+
+
+def _open_board(workdir: Path):
+    if importlib.util.find_spec("tensorboardX") is None:
+        return None
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(workdir / "tensorboard"))

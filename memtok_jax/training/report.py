@@ -1,0 +1,88 @@
+"""What a run shows at its end: held-out score beside what costs nothing, a sample, a curve, and where things are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from memtok_jax import data
+from memtok_jax.analysis import figures
+from memtok_jax.data.config import DataConfig
+from memtok_jax.evaluation.baselines import bits_per_byte, text_baselines
+from memtok_jax.evaluation.score import Score, score
+from memtok_jax.training import metrics as mx
+from memtok_jax.training.experiment import Experiment, functions_of
+
+PROMPT_TOKENS = 64
+
+
+def headline(cfg: DataConfig, result: Score) -> dict[str, float]:
+    """The number by which a run is judged: bits per byte of text (one token is one byte), accuracy of a task."""
+    if data.is_task(cfg):
+        return {"eval/accuracy": result.accuracy}
+    return {"eval/bits_per_byte": bits_per_byte(result.nats, result.count)}
+
+
+def baselines(cfg: DataConfig, model: Any) -> dict[str, float]:
+    """What costs nothing on the same held-out data: bits per byte by name, or accuracies of a task.
+
+    For a task one of them is a perfect reader of the tokens that one layer of attention sees.
+    """
+    if data.is_task(cfg):
+        return data.task_baselines(cfg, max(model.window, model.segment))
+    return text_baselines(data.train_text(cfg), data.eval_text(cfg))
+
+
+def final(experiment: Experiment, params: Any, mesh: Mesh, workdir: Path, metrics: Any,
+          say: Callable[[str], None]) -> None:
+    """Score all held-out data, and write and print the report."""
+    cfg, model, steps = experiment.data, experiment.model, experiment.optimizer.steps
+    result = score(params, data.open_eval(cfg, experiment.evaluation.batch), mesh, functions=functions_of(model),
+                   model=model, segment=experiment.segment)
+    if jax.process_index() != 0:
+        return
+    values = {"eval/loss": result.loss, **headline(cfg, result)}
+    free = baselines(cfg, model)
+    metrics.write(steps, values | {f"{mx.BASELINE}{name}": value for name, value in free.items()})
+    (name, value), = headline(cfg, result).items()
+    unit = name.removeprefix("eval/").replace("_", " ")
+    say(f"held out: {result.count:,} targets, {unit} {value:.4f}; on the same data "
+        + ", ".join(f"{n} {v:.4f}" for n, v in free.items()))
+    if experiment.training.sample_tokens and not data.is_task(cfg) and jax.process_count() == 1:
+        say("sample of generated text (the prompt is held-out text and ends at the bar):")
+        say("  " + sample_text(experiment, params).replace("\n", "\n  "))
+    draw_curve(experiment, workdir, free, say)
+    say(f"written to {workdir}: config.json, {mx.FILE}, checkpoints" + (", loss_curve.png" if figures.available() else ""))
+
+
+def sample_text(experiment: Experiment, params: Any) -> str:
+    """A prompt from the held-out text, a bar, and what the model writes after it."""
+    from memtok_jax.inference.sample import generate
+
+    first = next(iter(data.open_eval(experiment.data, 1)))
+    prompt = np.asarray(first["ids"][:1, :min(PROMPT_TOKENS, int(first["length"][0]))])
+    ids = generate(params, experiment.model, prompt, experiment.training.sample_tokens,
+                   jax.random.key(experiment.training.seed), 0.8, model=functions_of(experiment.model))
+    return data.decode(experiment.data, prompt[0]) + "|" + data.decode(experiment.data, np.asarray(ids)[0])
+
+
+def draw_curve(experiment: Experiment, workdir: Path, free: dict[str, float], say: Callable[[str], None]) -> None:
+    """Draw training and held-out numbers over the tokens read, with the baselines as levels."""
+    if not figures.available():
+        say("matplotlib is not installed: no figure is drawn")
+        return
+    records = mx.read(workdir)
+    per_step, task = experiment.training.batch * experiment.data.sequence, data.is_task(experiment.data)
+    train_name, eval_name = ("train/accuracy", "eval/accuracy") if task else ("train/loss", "eval/bits_per_byte")
+    lines = {}
+    for label, column in (("training batches", train_name), ("held out", eval_name)):
+        steps, values = mx.column(records, column)
+        scale = 1 / np.log(2) if column == "train/loss" else 1.0
+        lines[label] = ([s * per_step for s in steps], [v * scale for v in values])
+    figures.curves(workdir / "loss_curve.png", lines, free, "tokens read", "accuracy" if task else "bits per byte",
+                   f"{experiment.data.source}, {type(experiment.model).__name__}")

@@ -1,0 +1,116 @@
+"""One training run from a config to its report: everything that `train.py` does after reading its flags."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from memtok_jax import data, sharding
+from memtok_jax import params as pr
+from memtok_jax.config import UserError
+from memtok_jax.evaluation.score import Score, score
+from memtok_jax.training import report
+from memtok_jax.training.checkpoint import Checkpoints, open_workdir
+from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.training.loop import Run, run_loop
+from memtok_jax.training.metrics import Metrics, NoMetrics
+from memtok_jax.training.progress import Progress, duration
+from memtok_jax.training.step import TrainState, abstract_state, init_train_state, state_shardings
+
+
+def train(experiment: Experiment, workdir: Path) -> int:
+    """Train, or continue the run of this directory, and report.
+
+    Returns the exit status: 0 when the run is complete, 130 or 143 when a signal ended it early (after a checkpoint).
+    Raises UserError or another ValueError for a mistake of the user, StoppedError for a run that cannot go on.
+    """
+    workdir, quiet = Path(workdir), jax.process_index() != 0
+    mesh = make_mesh(experiment)
+    check(experiment, mesh)
+    batches = data.open_train(experiment.data, experiment.training.batch, *sharding.process_rows(mesh))
+    open_workdir(workdir, experiment)
+    with jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
+        state, first = start(experiment, mesh, checkpoints, batches)
+        steps = experiment.optimizer.steps
+        progress = Progress(first, steps, experiment.training.batch * experiment.data.sequence, quiet)
+        _announce(experiment, mesh, workdir, first, progress)
+        metrics = NoMetrics() if quiet else Metrics(workdir, first)
+        run = Run(experiment, mesh, batches, checkpoints, metrics, progress,
+                  evaluate=lambda params: evaluation_metrics(experiment, held_out(experiment, params, mesh)))
+        begun = time.monotonic()
+        try:
+            state = run_loop(run, state, first)
+        finally:
+            batches.close()
+        done = int(state.step)
+        if run.stopped_by:
+            progress.say(f"stopped by {run.stopped_by} after step {done} of {steps}; saved in {workdir}; "
+                         "the same command goes on from here")
+            metrics.close()
+            return {"SIGINT": 130}.get(run.stopped_by, 143)
+        if first < steps:
+            progress.say(f"trained {steps - first} steps in {duration(time.monotonic() - begun)}")
+        report.final(experiment, state.params, mesh, workdir, metrics, progress.say)
+        metrics.close()
+    return 0
+
+
+def make_mesh(experiment: Experiment) -> Mesh:
+    """The mesh that the config asks for, over all devices."""
+    t = experiment.training
+    return sharding.make_mesh(t.data, t.fsdp, t.tensor)
+
+
+def check(experiment: Experiment, mesh: Mesh) -> None:
+    """Raise UserError, naming both numbers, where batch, vocabulary or mesh do not fit each other."""
+    t, groups = experiment.training, sharding.row_groups(mesh)
+    for name, rows in ((f"training.batch {t.batch} / microbatches {t.microbatches} =", t.batch // t.microbatches),
+                       ("evaluation.batch", experiment.evaluation.batch)):
+        if rows % groups:
+            raise UserError(f"{name} {rows} rows do not divide over {groups} parts of the mesh "
+                            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
+    symbols = data.vocabulary(experiment.data)
+    if symbols > experiment.model.vocabulary:
+        raise UserError(f"the data has {symbols} symbols, model.vocabulary is {experiment.model.vocabulary}")
+    state_shardings(experiment, mesh)
+
+
+def start(experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches) -> tuple[TrainState, int]:
+    """The state to begin with and its step: the newest checkpoint (the data goes on from there too), or a fresh one."""
+    if checkpoints.latest() is None:
+        init = jax.jit(lambda key: init_train_state(experiment, key), out_shardings=state_shardings(experiment, mesh))
+        return init(jax.random.key(experiment.training.seed)), 0
+    state, meta = checkpoints.restore(abstract_state(experiment, mesh))
+    batches.set_state(meta["data"])
+    if meta["step"] > experiment.optimizer.steps:
+        raise UserError(f"the run has done {meta['step']} steps, optimizer.steps is {experiment.optimizer.steps}")
+    return state, meta["step"]
+
+
+def held_out(experiment: Experiment, params: pr.Tree, mesh: Mesh, most: int | None = None) -> Score:
+    """Score held-out data. most: batches to score; None takes `evaluation.batches`, 0 all."""
+    most = experiment.evaluation.batches if most is None else most
+    batches = data.open_eval(experiment.data, experiment.evaluation.batch)
+    return score(params, islice(batches, most or None), mesh, functions=functions_of(experiment.model),
+                 model=experiment.model, segment=experiment.segment)
+
+
+def evaluation_metrics(experiment: Experiment, result: Score) -> dict[str, float]:
+    """Flat names for `metrics.jsonl`: loss, and bits per byte for text or accuracy for a task."""
+    return {"eval/loss": result.loss, **report.headline(experiment.data, result)}
+
+
+def _announce(experiment: Experiment, mesh: Mesh, workdir: Path, first: int, progress: Progress) -> None:
+    """What is about to happen, in a few lines."""
+    specs = functions_of(experiment.model).specs(experiment.model)
+    carry = functions_of(experiment.model).state_specs(experiment.model, experiment.training.batch)
+    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    progress.say(f"data   {data.describe(experiment.data)}")
+    progress.say(f"model  {pr.count(specs):,} parameters, carry of {pr.size_bytes(carry) / 1e6:,.1f} MB")
+    progress.say(f"mesh   {sizes} ({mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es))")
+    progress.say(f"run    {workdir}, " + (f"continuing after step {first}" if first else "from the start") +
+                 f", {experiment.optimizer.steps} steps of {experiment.training.batch} x {experiment.data.sequence} tokens")

@@ -1,0 +1,41 @@
+"""Train the toy model in a process of its own: python toy_run.py WORKDIR TEXT [FIELD=VALUE ...]"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import toy_model
+
+from memtok_jax import config
+from memtok_jax.data.config import DataConfig
+from memtok_jax.training import cli
+from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+
+
+def experiment(source: str, *overrides: str) -> Experiment:
+    """A run of a second or two over a text file or a task."""
+    base = Experiment(
+        toy_model.ToyConfig(), DataConfig(source=source, sequence=16, eval_bytes=400, eval_samples=6),
+        OptimizerConfig(learning_rate=0.02, steps=12, warmup_steps=2),
+        TrainingConfig(batch=4, segment=8, log_every=2, eval_every=4, checkpoint_every=4, sample_tokens=0, data=1),
+        EvaluationConfig(batch=2, batches=2))
+    return config.override(base, overrides)
+
+
+if __name__ == "__main__":
+    class App:
+        """As absl's app, without flags."""
+
+        @staticmethod
+        def run(main, argv):
+            sys.exit(main(argv))
+
+    class Debug:
+        value = False
+
+    def main(argv, _):
+        """Train."""
+        return cli.train(experiment(*argv[2:]), Path(argv[1]), "off")
+
+    cli.run(App, sys.argv, main, Debug)
