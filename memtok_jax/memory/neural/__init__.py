@@ -128,19 +128,26 @@ def apply_literal(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMem
     return run(params, state, x, cfg, length, view=literal)[:2]
 
 
-def statistics(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None) -> dict[str, jax.Array]:
-    """Means over tokens, rows and heads (maximum where named so) of gates, surprise and stability of a call."""
-    _, after, (inputs, seen) = run(params, state, x, cfg, length)
-    norm = lambda tree: jnp.sqrt(sum(jnp.square(w).sum() for w in jax.tree.leaves(tree)) / (x.shape[0] * cfg.heads))
+def summarise(after: NeuralMemoryState, seen, cfg: NeuralMemoryConfig) -> dict[str, jax.Array]:
+    """Scalars from what `run` saw and the state it left: means over tokens, rows and heads, a maximum where named so."""
+    inputs, surprise = seen
+    heads = after.phase.shape[0] * cfg.heads
+    norm = lambda tree: jnp.sqrt(sum(jnp.square(w).sum() for w in jax.tree.leaves(tree)) / heads)
     return {
         "step_size": inputs.step.mean(),
         "momentum": jnp.exp(inputs.log_momentum).mean(),
         "forget": -jnp.expm1(inputs.log_keep).mean(),
-        "inner_loss": seen.loss.mean(),
-        "gradient_norm": seen.gradient.mean(),
-        "clip_rate": (seen.gradient > cfg.clip).mean() if cfg.clip else jnp.zeros(()),
-        "stability": seen.stability.mean(),
-        "stability_max": seen.stability.max(),
+        "inner_loss": surprise.loss.mean(),
+        "gradient_norm": surprise.gradient.mean(),
+        "clip_rate": (surprise.gradient > cfg.clip).mean() if cfg.clip else jnp.zeros(()),
+        "stability": surprise.stability.mean(),
+        "stability_max": surprise.stability.max(),
         "weight_change": norm(after.weights),
         "surprise_norm": norm(after.surprise),
     }
+
+
+def statistics(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None) -> dict[str, jax.Array]:
+    """Gates, surprise and stability of one call; a stability above 30 for long is a warning (`docs/mathematics.md`)."""
+    _, after, seen = run(params, state, x, cfg, length)
+    return summarise(after, seen, cfg)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.memory.neural.networks import matmul
+from memtok_jax.numerics import matmul, wide
 from memtok_jax.params import ParamSpec, fan_in, normal, take_rows
 
 L2_EPS = 1e-6
@@ -85,7 +85,7 @@ def project(params, name: str, x: jax.Array, tail: jax.Array, length_B: jax.Arra
 
 def gates(params, x: jax.Array, cfg: NeuralMemoryConfig) -> Gates:
     """Gates of every token, in float32 whatever the compute dtype: x[B, T, D] -> leaves [B, T, H]."""
-    out = jnp.promote_types(x.dtype, jnp.float32)
+    out = wide(x)
     d, _, h = params["w_gates"].shape
     logits = (x.astype(out) @ params["w_gates"].reshape(d, 3 * h)).reshape(*x.shape[:2], 3, h) + params["b_gates"]
     step, momentum, forget = logits[:, :, 0], logits[:, :, 1], logits[:, :, 2]

@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.numerics import layer_norm, matmul
 from memtok_jax.params import ParamSpec, constant, fan_in, ones, zeros
-
-NORM_EPS = 1e-5
 
 
 class Hooks(NamedTuple):
@@ -31,14 +30,6 @@ class Hooks(NamedTuple):
     dense: Callable[[str, jax.Array], jax.Array]
     scale: Callable[[str, jax.Array], jax.Array]
     shift: Callable[[str, jax.Array], jax.Array]
-
-
-def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
-    """a @ b with operands in the compute dtype and sums in float32 (float64 inputs stay float64)."""
-    out = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
-    if dtype == "bfloat16" and out == jnp.float32:
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    return jnp.matmul(a, b, preferred_element_type=out)
 
 
 def plain(weights: dict[str, jax.Array], dtype: str) -> Hooks:
@@ -55,12 +46,6 @@ def activate(h: jax.Array, activation: str) -> jax.Array:
     if activation == "silu":
         return jax.nn.silu(h)
     return jax.nn.gelu(h, approximate=activation == "gelu_tanh")
-
-
-def layer_norm(h: jax.Array) -> jax.Array:
-    """LayerNorm over the last axis, without an affine map."""
-    centred = h - h.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPS)
 
 
 def _mlp(x, hooks: Hooks, cfg: NeuralMemoryConfig):

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 
 from memtok_jax.memory.neural.coefficients import Coefficients, coefficients
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.memory.neural.networks import Hooks, forward, matmul
+from memtok_jax.memory.neural.networks import Hooks, forward
+from memtok_jax.numerics import matmul
 
 Weights = dict[str, jax.Array]
 

@@ -1,0 +1,151 @@
+"""Options of a block, shared by all mixers, and of the language model."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, replace
+
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+
+# How the residual branches of a block are made: each inner tuple is one branch, its mixers applied in turn.
+BRANCHES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "attention": (("attention",),),
+    "lmm": (("lmm",),),
+    "mac": (("mac",),),
+    "mag": (("mag",),),
+    "mal": (("lmm",), ("attention",)),
+    "mal_literal": (("lmm", "attention"),),
+}
+
+
+def _positive(**values) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One layer.
+
+    kind: a key of BRANCHES. width: D. head_dim: K of attention. hidden: F of the SwiGLU feed-forward.
+    window: keys a query of the window attention may see, itself included. segment: T of MAC, which attends inside it.
+    prefix: M, learned tokens that every query sees. combine: how MAC and MAG join attention and memory, "gate" or "sum".
+    residual_scale: factor of the initial output projections. memory: options of the neural memory, width filled in.
+    """
+
+    kind: str
+    width: int
+    head_dim: int
+    hidden: int
+    window: int
+    segment: int
+    prefix: int
+    rope_base: float
+    combine: str
+    residual_scale: float
+    dtype: str
+    aligned: bool
+    memory: NeuralMemoryConfig
+
+    @property
+    def heads(self) -> int:
+        """H of attention."""
+        return self.width // self.head_dim
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """A decoder with memory.
+
+    vocabulary: V. width: D. layers: L. pattern: kinds of layers, repeated until there are L of them, each one of
+        "attention", "lmm", "mac", "mag", "mal", "mal_literal".
+    head_dim: K of attention. hidden: F of the feed-forward; 0 takes 8/3 D rounded up to a multiple of 32.
+    window: of window attention. segment: of MAC. prefix: M persistent tokens (Titans section 3.3).
+    combine: "gate" (Titans, described below equation 28) or "sum". tied: the output layer is the embedding.
+    dtype: of activations and matrix operands, "float32" or "bfloat16". remat: recompute "nothing" or each "block".
+    unroll: layers of the scan over layers that are compiled side by side.
+    aligned: promise that every call starts at a border of segment and chunk and has no padding; see `for_training`.
+    memory: of the neural memory; its width, dtype and aligned are filled in here.
+    """
+
+    vocabulary: int = 256
+    width: int = 128
+    layers: int = 2
+    pattern: tuple[str, ...] = ("mac",)
+    head_dim: int = 32
+    hidden: int = 0
+    window: int = 128
+    segment: int = 128
+    prefix: int = 16
+    rope_base: float = 10000.0
+    combine: str = "gate"
+    tied: bool = True
+    dtype: str = "float32"
+    remat: str = "nothing"
+    unroll: int = 1
+    aligned: bool = False
+    memory: NeuralMemoryConfig = field(default_factory=lambda: NeuralMemoryConfig(head_dim=32, chunk=32))
+
+    def __post_init__(self):
+        _positive(vocabulary=self.vocabulary, width=self.width, layers=self.layers, head_dim=self.head_dim,
+                  window=self.window, segment=self.segment, unroll=self.unroll)
+        for kind in self.pattern:
+            if kind not in BRANCHES:
+                near = difflib.get_close_matches(kind, BRANCHES, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"pattern holds {kind!r}, known layers are {', '.join(BRANCHES)}{hint}")
+        if not self.pattern or self.layers % len(self.pattern):
+            raise ValueError(f"layers={self.layers} is not a multiple of the {len(self.pattern)} kinds in pattern={self.pattern}")
+        if self.width % self.head_dim:
+            raise ValueError(f"width={self.width} is not a multiple of head_dim={self.head_dim}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary positions turn pairs")
+        if self.width % self.memory.head_dim:
+            raise ValueError(f"width={self.width} is not a multiple of memory.head_dim={self.memory.head_dim}")
+        if self.combine not in ("gate", "sum"):
+            raise ValueError(f"combine={self.combine!r} must be 'gate' or 'sum'")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
+        if self.remat not in ("nothing", "block"):
+            raise ValueError(f"remat={self.remat!r} must be 'nothing' or 'block'")
+        if self.prefix < 0 or self.hidden < 0:
+            raise ValueError(f"prefix={self.prefix} and hidden={self.hidden} must not be negative")
+        if "mac" in self.pattern and self.segment % self.memory.chunk and self.memory.chunk % self.segment:
+            raise ValueError(f"segment={self.segment} and memory.chunk={self.memory.chunk}: one must divide the other")
+
+    @property
+    def repeats(self) -> int:
+        """How often the pattern is repeated."""
+        return self.layers // len(self.pattern)
+
+    def block(self, kind: str) -> BlockConfig:
+        """Options of one layer of the given kind."""
+        hidden = self.hidden or -(-self.width * 8 // 3 // 32) * 32
+        memory = replace(self.memory, width=self.width, dtype=self.dtype, aligned=self.aligned)
+        return BlockConfig(
+            kind=kind, width=self.width, head_dim=self.head_dim, hidden=hidden, window=self.window, segment=self.segment,
+            prefix=self.prefix, rope_base=self.rope_base, combine=self.combine,
+            residual_scale=(2 * self.layers) ** -0.5, dtype=self.dtype, aligned=self.aligned, memory=memory)
+
+    @property
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """Options of the layers of one repeat."""
+        return tuple(self.block(kind) for kind in self.pattern)
+
+    def units(self) -> dict[str, int]:
+        """Units whose borders a training segment must respect: name -> tokens."""
+        mixers = {m for kind in self.pattern for branch in BRANCHES[kind] for m in branch}
+        units = {"model.segment": self.segment} if "mac" in mixers else {}
+        return units | ({"model.memory.chunk": self.memory.chunk} if mixers & {"lmm", "mac", "mag"} else {})
+
+
+def for_training(cfg: LanguageModelConfig, tokens: int) -> LanguageModelConfig:
+    """The same model with `aligned` promised for calls of `tokens` tokens without padding.
+
+    Raises ValueError naming both numbers where `tokens` is not a multiple of the segment or the chunk.
+    """
+    for name, unit in cfg.units().items():
+        if tokens % unit:
+            raise ValueError(f"a training segment of {tokens} tokens is not a multiple of {name}={unit}")
+    return replace(cfg, aligned=True)

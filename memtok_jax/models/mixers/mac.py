@@ -1,0 +1,161 @@
+"""Memory as a context (Titans MAC, equations 21 to 25).
+
+    h = rms_head(f_{segment start}(q(u))) W_H                                   (21)  read before attention
+    y = attention from u to [p, h, u], inside the segment                        (22) (23)
+    memory <- y                                                                  (24)
+    o = (rms(y) * sigmoid(rms(f_{after token}(q(y))))) W_O                        (25)
+
+Two places where the equations, read loosely, would leak the future: h_j is a function of token j, so query i sees h_j
+only for j <= i; and the read of (25) uses the weights as of its own token, not those at the end of the segment.
+Differs from MAG in that attention never leaves the segment: everything older comes through h.
+
+The memory is asked twice, with u and with y, through the same projection; each stream has its own convolution tail.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from memtok_jax import params as P
+from memtok_jax.memory import neural
+from memtok_jax.memory import pieces as cutting
+from memtok_jax.models import attention as A
+from memtok_jax.models.config import BlockConfig
+from memtok_jax.models.mixers.lmm import initial_reads, normed_reads
+from memtok_jax.models.mixers.mag import combine, combine_specs
+from memtok_jax.numerics import matmul, rms_norm
+
+
+class SegmentKeys(NamedTuple):
+    """Keys (rotated) and values of the open segment, for retrieved vectors and for tokens: [B, T, H, K] each."""
+
+    retrieved_k: jax.Array
+    retrieved_v: jax.Array
+    token_k: jax.Array
+    token_v: jax.Array
+
+
+class MacState(NamedTuple):
+    """The open segment and the memory."""
+
+    prefix: A.Prefix
+    memory: neural.NeuralMemoryState
+    start: dict[str, jax.Array]  # f32[B, H, ...] weights (deviations) at the start of the segment, read by (21)
+    conv: jax.Array              # f32[B, conv-1, H, K] tail of the query convolution over u
+    keys: SegmentKeys
+    fill: jax.Array              # i32[B] tokens in the open segment, 0 .. T-1
+
+
+def specs(cfg: BlockConfig) -> dict:
+    """Attention, memory, the way of the retrieved vectors into attention, and the two norms of the gate."""
+    h, k = cfg.memory.heads, cfg.memory.head_dim
+    return {
+        **A.specs(cfg), **combine_specs(cfg), "memory": neural.specs(cfg.memory),
+        "norm_retrieved": P.ParamSpec((h, k), ("heads", None), P.ones, decayed=False),
+        "wh": P.ParamSpec((cfg.width, cfg.width), ("heads", "embed"), P.fan_in(0)),
+        "norm_written": P.ParamSpec((cfg.width,), (None,), P.ones, decayed=False),
+    }
+
+
+def state_specs(cfg: BlockConfig, batch: int) -> MacState:
+    """Twice the fast weights' size of the memory alone is not needed: only `start` is added to it."""
+    memory = neural.state_specs(cfg.memory, batch)
+    key = lambda: P.StateSpec((batch, cfg.segment, cfg.heads, cfg.head_dim), ("batch", None, "heads", None), jnp.dtype(cfg.dtype))
+    m = cfg.memory
+    conv = P.StateSpec((batch, m.conv - 1, m.heads, m.head_dim), ("batch", None, "heads", None))
+    return MacState(A.prefix_specs(cfg, batch), memory, dict(memory.weights), conv, SegmentKeys(key(), key(), key(), key()),
+                    P.StateSpec((batch,), ("batch",), jnp.int32))
+
+
+def init_state(params, cfg: BlockConfig, batch: int) -> MacState:
+    """An empty segment before an untouched memory."""
+    return P.zero_state(state_specs(cfg, batch))
+
+
+def retrieve(params, start: dict, q: jax.Array, cfg: BlockConfig) -> jax.Array:
+    """Equation 21 for queries [B, T, H, K] at the segment-start weights: h [B, T, D]."""
+    reads = neural.reads_at(params["memory"], start, q, cfg.memory)
+    flat = normed_reads(reads.reshape(*q.shape[:2], cfg.width), params["norm_retrieved"])
+    return matmul(flat, params["wh"], cfg.dtype)
+
+
+def visible_keys(position: jax.Array, segment: int) -> jax.Array:
+    """bool[B, T, 2 * segment]: a query at position i sees retrieved vectors and tokens at j <= i."""
+    causal = jnp.arange(segment) <= position[:, :, None]
+    return jnp.concatenate([causal, causal], axis=-1)
+
+
+def _store(buffer: jax.Array, new: jax.Array, fill: jax.Array, length: jax.Array) -> jax.Array:
+    """Write new[B, T, ...] behind `fill` entries of buffer[B, S, ...]; padding goes nowhere."""
+    slots = jnp.arange(new.shape[1])
+    index = jnp.where(slots < length[:, None], fill[:, None] + slots, buffer.shape[1])
+    return jax.vmap(lambda b, n, i: b.at[i].set(n.astype(b.dtype), mode="drop"))(buffer, new, index)
+
+
+def _keys(params, x: jax.Array, position: jax.Array, cfg: BlockConfig) -> tuple[jax.Array, jax.Array]:
+    return A.rotate(A.heads(x, params["wk"], cfg), position, cfg.rope_base), A.heads(x, params["wv"], cfg)
+
+
+def _attend(params, state: MacState, u: jax.Array, length: jax.Array, cfg: BlockConfig):
+    """Equations 21 to 23 for tokens of one segment: (y [B, T, D], conv, keys)."""
+    position = state.fill[:, None] + jnp.arange(u.shape[1])
+    q, conv = neural.query(params["memory"], u, state.conv, cfg.memory, length)
+    h = retrieve(params, state.start, q, cfg).astype(u.dtype)
+    new = SegmentKeys(*_keys(params, h, position, cfg), *_keys(params, u, position, cfg))
+    if cfg.aligned:  # a whole segment: nothing older to join
+        keys = new
+    else:
+        keys = SegmentKeys(*(_store(b, n, state.fill, length) for b, n in zip(state.keys, new, strict=True)))
+    k, v = (jnp.concatenate(pair, axis=1).astype(u.dtype) for pair in (keys[0::2], keys[1::2]))
+    prefix = A.Prefix(*(p.astype(u.dtype) for p in state.prefix))
+    y = A.attend(A.heads(u, params["wq"], cfg), position, k, v, prefix, visible_keys(position, cfg.segment), cfg)
+    return y, conv, keys
+
+
+def _segment(params, state: MacState, xs, cfg: BlockConfig):
+    """Tokens that stay inside one segment. xs: u [B, T, D], length i32[B], closes bool[B]."""
+    u, length, closes = xs
+    y, conv, keys = _attend(params, state, u, length, cfg)
+    written = rms_norm(y, params["norm_written"])
+    r, memory, seen = neural.run(params["memory"], state.memory, written, cfg.memory, None if cfg.aligned else length)
+    out = combine(params, y, r, cfg)
+    per_row = lambda flag, x: flag.reshape(flag.shape + (1,) * (x.ndim - 1))
+    start = jax.tree.map(lambda old, new: jnp.where(per_row(closes, new), new, old), state.start, memory.weights)
+    keys = jax.tree.map(lambda old, b: jnp.where(per_row(closes, b), 0, b).astype(old.dtype), state.keys, keys)
+    fill = jnp.where(closes, 0, state.fill + length)
+    return state._replace(memory=memory, start=start, conv=conv, keys=keys, fill=fill), (out, seen)
+
+
+def prefix(params, x_MD: jax.Array, cfg: BlockConfig):
+    """The prefix attends to itself and reads the initial weights; it is never written."""
+    y, kept = A.prefix_pass(params, x_MD, cfg)
+    r = initial_reads(params["memory"], rms_norm(y, params["norm_written"]), cfg)
+    return combine(params, y[None], r, cfg)[0], kept
+
+
+def run(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):
+    """`apply` with statistics of the memory."""
+    batch, tokens, width = u.shape
+    body = partial(_segment, params, cfg=cfg)
+    if cfg.aligned:
+        if tokens % cfg.segment or length is not None:
+            raise ValueError(f"aligned=True needs whole segments of {cfg.segment} tokens without padding, got {tokens}")
+        n = tokens // cfg.segment
+        grid = jnp.moveaxis(u.reshape(batch, n, cfg.segment, width), 1, 0)
+        xs = (grid, jnp.full((n, batch), cfg.segment, jnp.int32), jnp.ones((n, batch), bool))
+        join = lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, tokens, width)
+    else:
+        cut = cutting.cut(state.fill, P.full_length(u) if length is None else length, tokens, cfg.segment)
+        xs = (cutting.split(u, cut), cut.length, cut.closes)
+        join = lambda y: cutting.join(y, cut)
+    state, (out, seen) = jax.lax.scan(lambda s, x: body(s, x), state, xs)
+    return join(out), state, neural.summarise(state.memory, seen, cfg.memory)
+
+
+def apply(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):
+    """u[B, T, D] -> (branch [B, T, D], state)."""
+    return run(params, state, u, cfg, length)[:2]

@@ -1,0 +1,31 @@
+"""Arithmetic that every layer shares: products in the compute dtype, sums and norms in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def wide(*arrays: jax.Array):
+    """The dtype of sums, norms, gates and softmax: float32, or float64 where an input is."""
+    return jnp.result_type(jnp.float32, *(a.dtype for a in arrays))
+
+
+def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """a @ b with operands in the compute dtype ("float32" or "bfloat16") and sums in float32; float64 stays float64."""
+    out = wide(a, b)
+    if dtype == "bfloat16" and out == jnp.float32:
+        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return jnp.matmul(a, b, preferred_element_type=out)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x / rms(x) * weight over the last axis, computed in float32, returned in x's dtype."""
+    h = x.astype(wide(x))
+    return (h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + eps) * weight).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, eps: float = 1e-5) -> jax.Array:
+    """LayerNorm over the last axis, without an affine map."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
