@@ -1,0 +1,261 @@
+"""Whole runs of the toy model: the same result through kills and signals, other meshes, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from toy_run import experiment
+
+from memtok_jax import config
+from memtok_jax.config import UserError
+from memtok_jax.training import distributed, metrics, step
+from memtok_jax.training.checkpoint import Checkpoints, open_workdir
+from memtok_jax.training.loop import StoppedError
+from memtok_jax.training.progress import Progress, duration
+from memtok_jax.training.run import make_mesh, train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    """Path of a text with something to learn in it."""
+    path, rng = tmp_path_factory.mktemp("data") / "words.txt", random.Random(0)
+    path.write_text(" ".join(rng.choice(["one", "two", "three", "four"]) for _ in range(2500)))
+    return str(path)
+
+
+def saved(workdir: Path, exp) -> step.TrainState:
+    """The newest state of a run, on the host."""
+    with Checkpoints(workdir, 2) as checkpoints:
+        return jax.device_get(checkpoints.restore(step.abstract_state(exp, make_mesh(exp)))[0])
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def toy_process(workdir: Path, source: str, *overrides: str) -> subprocess.Popen:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "toy_run.py"), str(workdir), source, *overrides]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, least: int) -> None:
+    """Return as soon as the metrics reach a step."""
+    for _ in range(600):
+        if any(r["step"] >= least for r in metrics.read(workdir)):
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    raise AssertionError(f"no step {least} after a minute")
+
+
+@pytest.mark.multiprocess
+def test_killed_and_restarted_equals_uninterrupted(text, tmp_path):
+    """SIGTERM, then kill -9, then to the end: params, moments, carry and data order bit for bit as in one go."""
+    overrides = ("optimizer.steps=1200", "training.log_every=5", "training.checkpoint_every=100",
+                 "training.eval_every=0")
+    children = []
+    try:
+        children.append(toy_process(tmp_path / "cut", text, *overrides))
+        wait_for_step(children[-1], tmp_path / "cut", 50)
+        children[-1].send_signal(signal.SIGTERM)
+        out, _ = children[-1].communicate(timeout=60)
+        assert children[-1].returncode == 143 and "stopped by SIGTERM after step" in out, out
+        reached = max(r["step"] for r in metrics.read(tmp_path / "cut"))
+        children.append(toy_process(tmp_path / "cut", text, *overrides))
+        wait_for_step(children[-1], tmp_path / "cut", reached + 150)
+        children[-1].kill()
+        children[-1].wait(timeout=60)
+        assert "trained" not in children[-1].stdout.read(), "the run must be killed before its end"
+        children.append(toy_process(tmp_path / "cut", text, *overrides))
+        out, _ = children[-1].communicate(timeout=120)
+        assert children[-1].returncode == 0 and "continuing after step" in out, out
+    finally:
+        for child in children:
+            child.kill()
+    exp = experiment(text, *overrides)
+    assert train(exp, tmp_path / "whole") == 0
+    equal(saved(tmp_path / "cut", exp), saved(tmp_path / "whole", exp))
+    losses = [metrics.column(metrics.read(tmp_path / name), "train/loss") for name in ("cut", "whole")]
+    assert losses[0] == losses[1] and losses[0][0] == list(range(5, 1201, 5))
+
+
+def test_a_run_learns_and_reports(text, tmp_path, capsys):
+    exp = experiment(text, "optimizer.steps=60", "training.eval_every=20", "optimizer.learning_rate=0.05",
+                     "training.sample_tokens=5")
+    assert train(exp, tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    for expected in ("first step after", "held out: 400 targets, bits per byte", "xz-9e", "sample of generated text",
+                     "written to"):
+        assert expected in out, out
+    records = metrics.read(tmp_path / "run")
+    steps, bits = metrics.column(records, "eval/bits_per_byte")
+    assert steps == [20, 40, 60] and bits[-1] < bits[0] < 8
+    assert {"train/loss", "train/tokens_per_second", "train/learning_rate", "train/gradient_norm"} <= set(records[0])
+    assert (tmp_path / "run" / "loss_curve.png").stat().st_size > 1000
+    assert config.from_json((tmp_path / "run" / "config.json").read_text()) == exp
+    before = len(records)
+    assert train(exp, tmp_path / "run") == 0, "a complete run reports again and changes nothing"
+    assert len(metrics.read(tmp_path / "run")) == before
+
+
+def test_a_task_reports_accuracy(tmp_path, capsys):
+    exp = experiment("task:recall", "data.recall.pairs=2", "data.sequence=16", "optimizer.steps=2")
+    assert train(exp, tmp_path / "run") == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert metrics.column(metrics.read(tmp_path / "run"), "eval/accuracy")[0] == [2]
+
+
+@pytest.fixture(scope="module")
+def short_run(text, tmp_path_factory):
+    """A finished run of 12 steps with checkpoints at 8 and 12: (workdir, experiment). Copy it before changing it."""
+    exp, workdir = experiment(text), tmp_path_factory.mktemp("short") / "run"
+    train(exp, workdir)
+    return workdir, exp
+
+
+def copied(short_run, tmp_path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(short_run[0], tmp_path / "copy"))
+
+
+def test_restore_onto_another_mesh_is_exact(short_run, tmp_path):
+    workdir, exp = short_run
+    other = config.override(exp, ("training.data=2", "training.fsdp=2", "training.tensor=2"))
+    equal(saved(workdir, exp), saved(workdir, other))
+    with Checkpoints(workdir, 2) as checkpoints:
+        state, meta = checkpoints.restore(step.abstract_state(other, make_mesh(other)))
+    assert state.params["embed"].sharding.spec == jax.sharding.PartitionSpec("tensor", "fsdp")
+    assert meta["step"] == 12 and config.from_dict(meta["config"]) == exp
+
+
+@pytest.mark.parametrize("change, message", [
+    (("model.width=16",), "config.model.width = 8, now it is 16"),
+    (("training.batch=8",), "config.training.batch = 4, now it is 8"),
+    (("data.seed=3",), "config.data.seed = 0, now it is 3"),
+])
+def test_continuation_with_another_model_or_data_is_refused(short_run, change, message):
+    workdir, exp = short_run
+    with pytest.raises(UserError, match=message) as error:
+        open_workdir(workdir, config.override(exp, change))
+    assert "\n" not in str(error.value)
+
+
+def test_more_steps_continue_a_run(short_run, tmp_path, capsys):
+    workdir = copied(short_run, tmp_path)
+    longer = config.override(short_run[1], ("optimizer.steps=14",))
+    assert train(longer, workdir) == 0
+    assert "continuing after step 12" in capsys.readouterr().out and saved(workdir, longer).step == 14
+
+
+def test_foreign_and_damaged_directories(short_run, text, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("x")
+    with pytest.raises(UserError, match="not a run directory: it holds dear.txt but no config.json"):
+        train(short_run[1], tmp_path / "letters")
+    with pytest.raises(UserError, match="is a file; give a directory"):
+        train(short_run[1], tmp_path / "letters" / "dear.txt")
+    workdir = copied(short_run, tmp_path)
+    (workdir / "config.json").write_text("{half")
+    with pytest.raises(UserError, match="config.json is damaged"):
+        train(short_run[1], workdir)
+
+
+def test_corrupt_checkpoint_names_the_older_one(short_run, tmp_path):
+    workdir = copied(short_run, tmp_path)
+    for file in (workdir / "checkpoints" / "12").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"checkpoints/12 cannot be read .*remove that folder to go on from step 8") as error:
+        saved(workdir, short_run[1])
+    assert "\n" not in str(error.value)
+
+
+def test_full_disk_is_one_line_and_loses_nothing(short_run, tmp_path):
+    """A limit on the size of files stands in for a full disk: every larger write fails."""
+    workdir, exp = copied(short_run, tmp_path), short_run[1]
+    before = saved(workdir, exp)
+    longer = config.override(exp, ("optimizer.steps=16", "training.log_every=100"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    jax.config.update("jax_enable_compilation_cache", False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(UserError, match="could not be written to .*step 12 is complete and stays") as error:
+            train(longer, workdir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert "\n" not in str(error.value)
+    equal(saved(workdir, exp), before)
+    assert train(longer, workdir) == 0
+
+
+def test_loss_that_is_not_finite_stops_the_run(text, tmp_path):
+    exp = experiment(text, "optimizer.steps=40", "training.checkpoint_every=2", "optimizer.learning_rate=1e25",
+                     "optimizer.warmup_steps=0", "training.keep=20")
+    with pytest.raises(StoppedError, match=r"train/loss is (nan|inf) at step \d+, after 4 updates in a row.*good") as e:
+        train(exp, tmp_path / "run")
+    assert "\n" not in str(e.value)
+
+
+def test_metrics_forget_what_will_be_done_again(tmp_path):
+    writer = metrics.Metrics(tmp_path, 0)
+    for n in (1, 2, 3):
+        writer.write(n, {"train/loss": float("nan") if n == 1 else float(n)})
+    writer.close()
+    with (tmp_path / metrics.FILE).open("a") as file:
+        file.write('{"step": 4, "train/lo')
+    again = metrics.Metrics(tmp_path, 2)
+    again.write(3, {"train/loss": 3.5})
+    again.close()
+    lines = [json.loads(line) for line in (tmp_path / metrics.FILE).read_text().splitlines()]
+    assert [r["step"] for r in lines] == [1, 2, 3] and lines[0]["train/loss"] is None
+    assert metrics.column(lines, "train/loss") == ([2, 3], [2.0, 3.5])
+    assert all(r["time"] > 1e9 for r in lines)
+
+
+def test_progress_without_a_terminal_prints_plain_lines(capsys):
+    progress = Progress(0, 4, 100, quiet=False)
+    progress.first_step_done()
+    for n in (1, 2, 3, 4):
+        progress.show(n, 1.0, 50.0)
+    out = capsys.readouterr().out
+    assert "\r" not in out and "step 1/4" in out and "step 4/4" in out and "step 2/4" not in out
+    assert [duration(s) for s in (5, 65, 3725)] == ["5s", "1m05s", "1h02m"]
+
+
+@pytest.mark.parametrize("environment, found", [
+    ({}, False), ({"SLURM_NTASKS": "1"}, False), ({"SLURM_NTASKS": "4"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True), ({"TPU_WORKER_HOSTNAMES": "a,b"}, True)])
+def test_clusters_are_detected(environment, found):
+    assert distributed.detected(environment) is found
+
+
+@pytest.mark.parametrize("choice", ["yes", "host,2,0", "host:1,2,2", "host:1,two,0"])
+def test_distributed_flag_errors(choice):
+    with pytest.raises(UserError, match=f"--distributed={choice}"):
+        distributed.join(choice, {})
+
+
+def test_mesh_and_batch_that_do_not_fit(text, tmp_path):
+    exp = experiment(text, "training.data=8")
+    with pytest.raises(ValueError, match=r"training.batch 4 / microbatches 1 = 4 rows do not divide over 8 parts"):
+        train(exp, tmp_path)
+    with pytest.raises(ValueError, match="the data has 256 symbols, model.vocabulary is 100"):
+        train(dataclasses.replace(exp, model=dataclasses.replace(exp.model, vocabulary=100),
+                                  training=dataclasses.replace(exp.training, data=1)), tmp_path)
