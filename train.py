@@ -12,8 +12,8 @@ from absl import app, flags
 
 from memtok_jax.training import cli
 
-CONFIG = flags.DEFINE_string("config", "titans_mac", "Experiment: the name of a file in configs/, with a preset after a "
-                             "colon if not its first one, as in titans_mac:340m. Change any field of it with "
+CONFIG = flags.DEFINE_string("config", "titans_mac", "Experiment: the name of a file in configs/, with a preset after "
+                             "a colon if not its first one, as in titans_mac:340m. Change any field of it with "
                              "--config.GROUP.FIELD=VALUE.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, figures. Default: "
                               "runs/<config>. A run that is already there is continued.")

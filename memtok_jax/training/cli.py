@@ -1,11 +1,14 @@
-"""What the two commands share: overrides out of the command line, errors as one line, and the calls behind the flags."""
+"""What the two commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from memtok_jax import config
 from memtok_jax.config import UserError
@@ -23,6 +26,9 @@ def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], 
         argv, overrides = config.split_overrides(argv)
     except UserError as error:
         sys.exit(_fail(error))
+
+    # Libraries below report through absl's log; a run prints its own lines.
+    logging.set_verbosity(logging.WARNING)
 
     def guarded(rest: list[str]) -> int:
         try:
@@ -72,4 +78,12 @@ def compile_only(experiment: Any, target: str) -> int:
 
     for line in compile_for(experiment, target):
         print(line)
+    return 0
+
+
+def evaluate(workdir: Path, overrides: tuple[str, ...]) -> int:
+    """Score the newest checkpoint of a run; the last line on stdout is one JSON object."""
+    from memtok_jax.evaluation.report import evaluate_run
+
+    print(json.dumps(evaluate_run(Path(workdir), overrides, print)))
     return 0

@@ -41,8 +41,8 @@ def compile_for(experiment: Experiment, target: str) -> list[str]:
     begun = time.monotonic()
     # An abstract mesh has no devices here to run on: it tells `constrain` the axes, the shardings name the devices.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        lowered = compile_step(experiment, mesh).lower(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
-    compiled = lowered.compile()
+        arguments = (abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
+        compiled = compile_step(experiment, mesh).lower(*arguments).compile()
     return _report(experiment, target, mesh, compiled, time.monotonic() - begun)
 
 

@@ -57,7 +57,8 @@ def final(experiment: Experiment, params: Any, mesh: Mesh, workdir: Path, metric
         say("sample of generated text (the prompt is held-out text and ends at the bar):")
         say("  " + sample_text(experiment, params).replace("\n", "\n  "))
     draw_curve(experiment, workdir, free, say)
-    say(f"written to {workdir}: config.json, {mx.FILE}, checkpoints" + (", loss_curve.png" if figures.available() else ""))
+    curve = ", loss_curve.png" if figures.available() else ""
+    say(f"written to {workdir}: config.json, {mx.FILE}, checkpoints{curve}")
 
 
 def sample_text(experiment: Experiment, params: Any) -> str:

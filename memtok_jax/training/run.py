@@ -112,5 +112,6 @@ def _announce(experiment: Experiment, mesh: Mesh, workdir: Path, first: int, pro
     progress.say(f"data   {data.describe(experiment.data)}")
     progress.say(f"model  {pr.count(specs):,} parameters, carry of {pr.size_bytes(carry) / 1e6:,.1f} MB")
     progress.say(f"mesh   {sizes} ({mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es))")
-    progress.say(f"run    {workdir}, " + (f"continuing after step {first}" if first else "from the start") +
-                 f", {experiment.optimizer.steps} steps of {experiment.training.batch} x {experiment.data.sequence} tokens")
+    where = f"continuing after step {first}" if first else "from the start"
+    progress.say(f"run    {workdir}, {where}, {experiment.optimizer.steps} steps of {experiment.training.batch} x "
+                 f"{experiment.data.sequence} tokens")

@@ -1,0 +1,34 @@
+"""Score a trained model on held-out data: python eval.py --workdir=runs/titans_mac
+
+Fields of the run's config can be changed, apart from the model: --config.data.eval_split=test,
+--config.evaluation.streams=8. The last line on stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+
+from memtok_jax.training import cli
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its newest checkpoint is scored. eval.json and "
+                              "figures are written there.")
+DATA = flags.DEFINE_string("data", None, "What to score instead of the run's data.source: a text file, a folder of text "
+                           "files, the name of a data set, tfds:NAME or task:NAME.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets. Default: environment variable "
+                               "MEMTOK_DATA_DIR.")
+DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
+
+
+def main(argv: list[str], overrides: tuple[str, ...]) -> int:
+    """Score one run; returns the exit status."""
+    if len(argv) > 1:
+        raise cli.UserError(f"{argv[1]!r} is not a flag; flags start with --, as in --workdir={argv[1]}")
+    if WORKDIR.value is None:
+        raise cli.UserError("which run? give --workdir=FOLDER, as printed by train.py")
+    return cli.evaluate(WORKDIR.value, (*cli.data_overrides(DATA.value, DATA_DIR.value), *overrides))
+
+
+if __name__ == "__main__":
+    cli.run(app, sys.argv, main, DEBUG)

@@ -1,0 +1,75 @@
+"""Recipes that several configs share: the laptop run on text, the paper sizes of Titans, and the recall task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from memtok_jax.data.config import DataConfig
+from memtok_jax.data.tasks.recall import RecallConfig
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.models.config import LanguageModelConfig
+from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+
+# Width and layers of each size of Titans (arXiv 2501.00663, table 1). The paper gives neither. Ours: the widths of
+# models of that size in its baselines, and as many MAC layers as give the named number of parameters at a
+# vocabulary of 32,000; the other architectures keep the same width and depth.
+TITANS_SIZES = {"170m": (768, 15), "340m": (1024, 18), "400m": (1024, 21), "760m": (1536, 18)}
+
+# Tokens of training in the paper's section 5.1, and of one update.
+TITANS_TOKENS = {"170m": 15e9, "340m": 15e9, "400m": 15e9, "760m": 30e9}
+TITANS_BATCH_TOKENS, TITANS_SEQUENCE = 524_288, 4096
+
+
+def titans_paper(pattern: tuple[str, ...], size: str) -> Experiment:
+    """One of the paper's sizes with its recipe (section 5.1): AdamW at 4e-4, cosine, weight decay 0.1, half a million
+    tokens per update, sequences of 4,096.
+
+    Where the paper is silent: warm-up 1 % of the steps, betas 0.9 and 0.95, clipping at 1, final learning rate a tenth
+    of the peak (all of them usual for models of this size); chunk 64, attention segment and window 512, 16 persistent
+    tokens. The mesh suits 256 chips; on fewer, set training.data, fsdp, tensor and raise training.microbatches.
+    """
+    width, layers = TITANS_SIZES[size]
+    steps = int(TITANS_TOKENS[size] / TITANS_BATCH_TOKENS)
+    memory = NeuralMemoryConfig(head_dim=64, chunk=64)
+    model = LanguageModelConfig(vocabulary=32_000, width=width, layers=layers, pattern=pattern, head_dim=64, window=512,
+                                segment=512, prefix=16, dtype="bfloat16", remat="block", memory=memory)
+    batch = TITANS_BATCH_TOKENS // TITANS_SEQUENCE
+    return Experiment(
+        model=model,
+        data=DataConfig(source="stdlib", sequence=TITANS_SEQUENCE),
+        optimizer=OptimizerConfig(learning_rate=4e-4, steps=steps, warmup_steps=steps // 100, weight_decay=0.1),
+        training=TrainingConfig(batch=batch, segment=TITANS_SEQUENCE, log_every=10, eval_every=1000,
+                                checkpoint_every=500, data=-1, fsdp=16, tensor=2),
+        evaluation=EvaluationConfig(batch=batch, batches=1),
+    )
+
+
+def laptop_text(model: LanguageModelConfig) -> Experiment:
+    """A byte-level model on the standard library's sources and documentation: minutes on two CPU cores.
+
+    Rows are contiguous, so the memory is carried from batch to batch as it is in streaming.
+    """
+    return Experiment(
+        model=model,
+        data=DataConfig(source="stdlib", sequence=512, eval_bytes=65_536),
+        optimizer=OptimizerConfig(learning_rate=3e-3, steps=400, warmup_steps=40, final_fraction=0.05,
+                                  weight_decay=0.1),
+        training=TrainingConfig(batch=8, log_every=10, eval_every=100, checkpoint_every=100),
+        evaluation=EvaluationConfig(batch=8, batches=4),
+    )
+
+
+def recall(model: LanguageModelConfig, pairs: int, sequence: int, steps: int) -> Experiment:
+    """Associative recall: `pairs` key-value pairs first, noise, then all keys again; the values are asked for.
+
+    The model's segment (MAC) or window holds the pairs or the questions, never both.
+    """
+    task = RecallConfig(pairs=pairs)
+    vocabulary = task.keys + task.values + task.noise
+    return Experiment(
+        model=replace(model, vocabulary=vocabulary),
+        data=DataConfig(source="task:recall", sequence=sequence, recall=task, eval_samples=256),
+        optimizer=OptimizerConfig(learning_rate=3e-3, steps=steps, warmup_steps=50, weight_decay=0.01),
+        training=TrainingConfig(batch=32, log_every=20, eval_every=200, checkpoint_every=200),
+        evaluation=EvaluationConfig(batch=32, lengths=(1, 4, 16)),
+    )
