@@ -19,10 +19,15 @@ def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     return jnp.matmul(a, b, preferred_element_type=out)
 
 
+def lift(weight: jax.Array, like: jax.Array) -> jax.Array:
+    """A weight for the last axes of `like`, with leading axes of size one: shapes are never matched by accident."""
+    return weight.reshape((1,) * (like.ndim - weight.ndim) + weight.shape)
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float = 1e-6) -> jax.Array:
     """x / rms(x) * weight over the last axis, computed in float32, returned in x's dtype."""
     h = x.astype(wide(x))
-    return (h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + eps) * weight).astype(x.dtype)
+    return (h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + eps) * lift(weight, h)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-5) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax.models.config import BlockConfig
-from memtok_jax.numerics import matmul, wide
+from memtok_jax.numerics import lift, matmul, wide
 from memtok_jax.params import ParamSpec, StateSpec, fan_in
 
 HIDDEN = -1e30  # score of a key that a query may not see
@@ -48,8 +48,9 @@ def heads(x: jax.Array, w: jax.Array, cfg: BlockConfig) -> jax.Array:
 def rotate(x: jax.Array, position: jax.Array, base: float) -> jax.Array:
     """Rotary positions (RoFormer, arXiv 2104.09864): x[..., S, H, K] turned by position[..., S] (broadcast)."""
     half = x.shape[-1] // 2
-    angle = position[..., None].astype(jnp.float32) * base ** (-jnp.arange(half) / half)
-    cos, sin = (f(angle)[..., None, :].astype(wide(x)) for f in (jnp.cos, jnp.sin))
+    angle = position[..., None].astype(jnp.float32)
+    angle = angle * lift(base ** (-jnp.arange(half) / half), angle)
+    cos, sin = (lift(f(angle)[..., None, :], x).astype(wide(x)) for f in (jnp.cos, jnp.sin))
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 

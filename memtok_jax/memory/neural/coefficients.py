@@ -52,8 +52,8 @@ def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, 
     """
     step, log_momentum, log_keep = (jnp.where(real, x, 0) for x in (step, log_momentum, log_keep))
     momentum, keep = decay(log_momentum), decay(log_keep)
-    moving = momentum[:, 1:] * step
-    push = keep[:, 1:] * real
+    moving = momentum[:, 1:] * step[None]
+    push = keep[:, 1:] * real[None]
     past = momentum[:, 0]
     return Coefficients(
         keep=keep[:, 0],

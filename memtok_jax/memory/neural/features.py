@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.numerics import matmul, wide
+from memtok_jax.numerics import lift, matmul, wide
 from memtok_jax.params import ParamSpec, fan_in, normal, take_rows
 
 L2_EPS = 1e-6
@@ -65,8 +65,8 @@ def causal_conv(x: jax.Array, tail: jax.Array, kernel: jax.Array, length_B: jax.
     """
     width, tokens = kernel.shape[0], x.shape[1]
     stream = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
-    y = sum(stream[:, i:i + tokens] * kernel[i].astype(x.dtype) for i in range(width))
-    index = length_B[:, None] + jnp.arange(width - 1)
+    y = sum(stream[:, i:i + tokens] * lift(kernel[i], x).astype(x.dtype) for i in range(width))
+    index = length_B[:, None] + jnp.arange(width - 1)[None]
     return y, take_rows(stream, index).astype(tail.dtype)
 
 
@@ -87,7 +87,7 @@ def gates(params, x: jax.Array, cfg: NeuralMemoryConfig) -> Gates:
     """Gates of every token, in float32 whatever the compute dtype: x[B, T, D] -> leaves [B, T, H]."""
     out = wide(x)
     d, _, h = params["w_gates"].shape
-    logits = (x.astype(out) @ params["w_gates"].reshape(d, 3 * h)).reshape(*x.shape[:2], 3, h) + params["b_gates"]
+    logits = (x.astype(out) @ params["w_gates"].reshape(d, 3 * h)).reshape(*x.shape[:2], 3, h) + params["b_gates"][None, None]
     step, momentum, forget = logits[:, :, 0], logits[:, :, 1], logits[:, :, 2]
     off = jnp.zeros_like(step)
     return Gates(

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.numerics import layer_norm, matmul
+from memtok_jax.numerics import layer_norm, lift, matmul
 from memtok_jax.params import ParamSpec, constant, fan_in, ones, zeros
 
 
@@ -36,8 +36,8 @@ def plain(weights: dict[str, jax.Array], dtype: str) -> Hooks:
     """Interpreter: every token at the same weights."""
     return Hooks(
         dense=lambda name, h: matmul(h, weights[name], dtype),
-        scale=lambda name, h: h * weights[name],
-        shift=lambda name, h: h + weights[name],
+        scale=lambda name, h: h * lift(weights[name], h),
+        shift=lambda name, h: h + lift(weights[name], h),
     )
 
 
@@ -81,7 +81,7 @@ def forward(slow: dict[str, jax.Array], x: jax.Array, hooks: Hooks, cfg: NeuralM
     h = _BODIES[cfg.network](x, hooks, cfg)
     if cfg.norm:
         h = layer_norm(h)
-        h = h + hooks.scale("gamma", h) if cfg.fast_norm else h * slow["gamma"] + slow["beta"]
+        h = h + hooks.scale("gamma", h) if cfg.fast_norm else h * lift(slow["gamma"], h) + lift(slow["beta"], h)
     return x + h if cfg.residual else h
 
 

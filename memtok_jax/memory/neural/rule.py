@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from memtok_jax.memory.neural.coefficients import Coefficients, coefficients
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.networks import Hooks, forward
-from memtok_jax.numerics import matmul
+from memtok_jax.numerics import lift, matmul
 
 Weights = dict[str, jax.Array]
 
@@ -77,7 +77,8 @@ def _tapped(weights: Weights, taps: Weights, record: Weights, dtype: str) -> Hoo
             return operate(h, weights[name]) + taps[name]
         return run
 
-    return Hooks(dense=hook(lambda h, w: matmul(h, w, dtype)), scale=hook(jnp.multiply), shift=hook(jnp.add))
+    return Hooks(dense=hook(lambda h, w: matmul(h, w, dtype)),
+                 scale=hook(lambda h, w: h * lift(w, h)), shift=hook(lambda h, w: h + lift(w, h)))
 
 
 def gradients(slow, weights: Weights, k: jax.Array, v: jax.Array, cfg: NeuralMemoryConfig) -> Taps:
@@ -118,7 +119,7 @@ def _dual(start: Weights, carry: Carry, taps: Taps, c: Coefficients, dtype: str)
 
     def vector(name, is_shift):
         grown = matmul(c.written, _rank_one(taps.h[name], taps.delta[name], is_shift), "float32")
-        return initial * start[name] + keep * carry.weights[name] + pushed * carry.surprise[name] - grown
+        return initial * start[name][None] + keep * carry.weights[name][None] + pushed * carry.surprise[name][None] - grown
 
     def dense(name, h):
         base = initial * matmul(h, start[name], dtype) + keep * matmul(h, carry.weights[name], dtype)

@@ -86,7 +86,7 @@ def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Ar
     else:
         cut = cutting.cut(phase_B, length_B, tokens, cfg.chunk)
         grid, ungrid = partial(cutting.split, pieces=cut), partial(cutting.join, pieces=cut)
-        real = jnp.arange(cut.index.shape[-1]) < cut.length[:, :, None]
+        real = jnp.arange(cut.index.shape[-1])[None, None] < cut.length[:, :, None]
         closes, phase_B = cut.closes, cut.phase
     xs = Inputs(*(_per_head(grid(x)) for x in inputs[:-1]), real)
     group = group_size(closes.shape[0], cfg.remat_group)

@@ -90,7 +90,7 @@ def window_attention(params, prefix: A.Prefix, state: WindowState, u: jax.Array,
     everywhere = A.Prefix(*(jnp.broadcast_to(p[:, None].astype(k.dtype), (p.shape[0], n, *p.shape[1:])) for p in prefix))
     y = A.attend(queries, window + jnp.arange(size), keys, values, everywhere,
                  visible_keys(state.count, n, window, size), cfg)
-    last = length[:, None] + jnp.arange(window)
+    last = length[:, None] + jnp.arange(window)[None]
     k, v = (P.take_rows(s, last).astype(past.dtype) for s, past in zip(streams, (state.k, state.v), strict=True))
     y = y.reshape(u.shape[0], n * size, -1)[:, :tokens]
     return y, WindowState(k, v, jnp.minimum(state.count + length, window))

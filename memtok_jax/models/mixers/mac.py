@@ -85,13 +85,13 @@ def retrieve(params, start: dict, q: jax.Array, cfg: BlockConfig) -> jax.Array:
 
 def visible_keys(position: jax.Array, segment: int) -> jax.Array:
     """bool[B, T, 2 * segment]: a query at position i sees retrieved vectors and tokens at j <= i."""
-    causal = jnp.arange(segment) <= position[:, :, None]
+    causal = jnp.arange(segment)[None, None] <= position[:, :, None]
     return jnp.concatenate([causal, causal], axis=-1)
 
 
 def _store(buffer: jax.Array, new: jax.Array, fill: jax.Array, length: jax.Array) -> jax.Array:
     """Write new[B, T, ...] behind `fill` entries of buffer[B, S, ...]; padding goes nowhere."""
-    slots = jnp.arange(new.shape[1])
+    slots = jnp.arange(new.shape[1])[None]
     index = jnp.where(slots < length[:, None], fill[:, None] + slots, buffer.shape[1])
     return jax.vmap(lambda b, n, i: b.at[i].set(n.astype(b.dtype), mode="drop"))(buffer, new, index)
 
@@ -102,7 +102,7 @@ def _keys(params, x: jax.Array, position: jax.Array, cfg: BlockConfig) -> tuple[
 
 def _attend(params, state: MacState, u: jax.Array, length: jax.Array, cfg: BlockConfig):
     """Equations 21 to 23 for tokens of one segment: (y [B, T, D], conv, keys)."""
-    position = state.fill[:, None] + jnp.arange(u.shape[1])
+    position = state.fill[:, None] + jnp.arange(u.shape[1])[None]
     q, conv = neural.query(params["memory"], u, state.conv, cfg.memory, length)
     h = retrieve(params, state.start, q, cfg).astype(u.dtype)
     new = SegmentKeys(*_keys(params, h, position, cfg), *_keys(params, u, position, cfg))
