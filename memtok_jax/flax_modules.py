@@ -84,13 +84,14 @@ class LinenModule(nn.Module):
         return self.bound.init_state(nn.unbox(self.pure), batch)
 
 
-def as_linen(functions: Any, cfg: Hashable) -> LinenModule:
+def as_linen(functions: Any, cfg: Hashable, name: str | None = None) -> LinenModule:
     """A Flax Linen module over `functions.specs / init_state / apply`.
 
+    name: the module's name inside a compact method, as for any Linen module.
     Modules made from the same functions and an equal config are equal and hash equal, so a jitted function that takes
     one as a static argument compiles once.
     """
-    return LinenModule(Bound(functions, cfg))
+    return LinenModule(Bound(functions, cfg), name=name)
 
 
 # --------------------------------------------------------------------------------------------------------------- NNX

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import flax.linen as nn
 import inference_toys as toys
 import jax
@@ -12,6 +15,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from memtok_jax.flax_modules import as_linen, as_nnx
+from memtok_jax.memory import neural
 from memtok_jax.params import init_params, is_axes, logical_axes
 
 KEY = jax.random.key(0)
@@ -26,7 +30,12 @@ def language_model_case():
     return toys.language_model, toys.LanguageModelConfig(), jax.random.randint(jax.random.key(1), (2, 7), 0, 11)
 
 
-CASES = {"toy memory": ema_case, "toy language model": language_model_case}
+def neural_memory_case():
+    cfg = neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1)
+    return neural, cfg, jax.random.normal(jax.random.key(1), (2, 7, 4))
+
+
+CASES = {"toy memory": ema_case, "toy language model": language_model_case, "neural memory": neural_memory_case}
 LENGTHS = (None, np.array([7, 4], np.int32))
 
 
@@ -47,6 +56,11 @@ def specs_of_axes(functions, cfg):
     return jax.tree.map(lambda names: P(*names), logical_axes(functions.specs(cfg)), is_leaf=is_axes)
 
 
+def pure_call(case, length):
+    functions, cfg, params, state, x = case
+    return jax.jit(lambda p, s, x, n: functions.apply(p, s, x, cfg, n))(params, state, x, length)
+
+
 def loss_of(y):
     return jnp.sum(jnp.sin(y))
 
@@ -65,7 +79,7 @@ def test_linen_call_is_the_pure_call(case, length):
     functions, cfg, params, state, x = case
     module = as_linen(functions, cfg)
     variables = {"params": {"pure": params}}
-    assert_equal(module.apply(variables, state, x, length), functions.apply(params, state, x, cfg, length))
+    assert_equal(jax.jit(module.apply)(variables, state, x, length), pure_call(case, length))
     assert_equal(module.apply(variables, 2, method="initial_state"), state)
 
 
@@ -73,7 +87,7 @@ def test_linen_call_is_the_pure_call(case, length):
 def test_nnx_call_is_the_pure_call(case, length):
     functions, cfg, params, state, x = case
     module = nnx_with(functions, cfg, params)
-    assert_equal(module(state, x, length), functions.apply(params, state, x, cfg, length))
+    assert_equal(nnx.jit(lambda m, *args: m(*args))(module, state, x, length), pure_call(case, length))
     assert_equal(module.initial_state(2), state)
     assert_equal(module.pure_params(), params)
 
@@ -103,13 +117,13 @@ def test_nnx_init_is_the_pure_init_with_its_axes(case):
 
 def test_gradients_are_the_pure_gradients(case):
     functions, cfg, params, state, x = case
-    pure = jax.grad(lambda p: loss_of(functions.apply(p, state, x, cfg)[0]))(params)
+    pure = jax.jit(jax.grad(lambda p: loss_of(functions.apply(p, state, x, cfg)[0])))(params)
 
     linen = as_linen(functions, cfg)
-    linen_gradient = jax.grad(lambda v: loss_of(linen.apply(v, state, x)[0]))({"params": {"pure": params}})
+    linen_gradient = jax.jit(jax.grad(lambda v: loss_of(linen.apply(v, state, x)[0])))({"params": {"pure": params}})
     assert_equal(linen_gradient["params"]["pure"], pure)
 
-    nnx_gradient = nnx.grad(lambda m: loss_of(m(state, x)[0]))(nnx_with(functions, cfg, params))
+    nnx_gradient = nnx.jit(nnx.grad(lambda m: loss_of(m(state, x)[0])))(nnx_with(functions, cfg, params))
     assert_equal(nnx.to_pure_dict(nnx_gradient)["pure"], pure)
 
 
@@ -133,9 +147,9 @@ def test_vmap_over_parameter_sets(case):
     functions, cfg, params, state, x = case
     linen = as_linen(functions, cfg)
     two = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
-    y = jax.vmap(lambda p: linen.apply({"params": {"pure": p}}, state, x)[0])(two)
-    halved = functions.apply(jax.tree.map(lambda p: 0.5 * p, params), state, x, cfg)[0]
-    np.testing.assert_allclose(y[1], halved, rtol=1e-5, atol=1e-6)
+    y = jax.jit(jax.vmap(lambda p: linen.apply({"params": {"pure": p}}, state, x)[0]))(two)
+    halved = pure_call((functions, cfg, jax.tree.map(lambda p: 0.5 * p, params), state, x), None)[0]
+    np.testing.assert_allclose(y[1], halved, rtol=1e-4, atol=1e-5)
 
 
 def test_equal_modules_compile_once(case):
@@ -155,3 +169,12 @@ def test_equal_modules_compile_once(case):
     nnx_call(nnx_with(functions, cfg, params), state, x)
     nnx_call(nnx_with(functions, cfg, params), state, x)
     assert len(traced) == 2
+
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "use_as_functions.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["functions", "linen", "nnx"])
+def test_examples_of_the_documentation_run(example):
+    exec(compile(example, "docs/use_as_functions.md", "exec"), {"__name__": "example"})

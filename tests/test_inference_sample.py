@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inference_models import MODELS, fresh, load, session, tokens
+from inference_models import fresh, load, session, tokens
 
 from memtok_jax.inference import sample
 from memtok_jax.inference.session import NO_TOKEN
@@ -14,39 +14,33 @@ from memtok_jax.inference.session import NO_TOKEN
 KEY = jax.random.key(1)
 
 
-@pytest.fixture(params=MODELS)
-def name(request):
-    return request.param
-
-
-def by_steps(name, prompt, n, key, choose):
-    """The same by single steps of the model, for one row."""
-    model, cfg, params = load(name)
+def by_steps(prompt, n, key, choose):
+    """The same by recomputing everything for each token, for one row of the toy model."""
+    model, cfg, params = load("toy")
     ids = list(prompt)
     for _ in range(n):
-        logits, _ = jax.jit(model.apply, static_argnums=3)(
-            params, model.init_state(params, cfg, 1), jnp.asarray(ids)[None], cfg)
+        logits, _ = model.apply(params, model.init_state(params, cfg, 1), jnp.asarray(ids)[None], cfg)
         ids.append(int(choose(logits[0, -1], jax.random.fold_in(key, len(ids)))))
     return ids[len(prompt):]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_generate_equals_recomputing_everything(name, temperature, monkeypatch):
-    model, cfg, params = load(name)
+def test_generate_equals_recomputing_everything(temperature, monkeypatch):
+    model, cfg, params = load("toy")
     monkeypatch.setattr(sample, "TOKENS_PER_CALL", 4)
-    prompt = tokens(name)[:1, :7]
+    prompt = tokens("toy")[:1, :7]
     out = sample.generate(params, cfg, prompt, 6, KEY, temperature, model=model)
 
     def choose(logits, key):
         return jax.random.categorical(key, logits / temperature) if temperature else jnp.argmax(logits)
 
     assert out.dtype == np.int32
-    np.testing.assert_array_equal(out[0], by_steps(name, prompt[0], 6, jax.random.fold_in(KEY, 0), choose))
+    np.testing.assert_array_equal(out[0], by_steps(prompt[0], 6, jax.random.fold_in(KEY, 0), choose))
 
 
-def test_prompts_of_different_length(name):
-    model, cfg, params = load(name)
-    prompt = tokens(name, length=20)
+def test_prompts_of_different_length():
+    model, cfg, params = load("toy")
+    prompt = tokens("toy", length=20)
     together = sample.generate(params, cfg, prompt, 5, KEY, 1.0, model=model, length=[20, 1, 6])
     first = sample.generate(params, cfg, prompt[:1], 5, KEY, 1.0, model=model)
     np.testing.assert_array_equal(together[0], first[0])
@@ -54,24 +48,24 @@ def test_prompts_of_different_length(name):
     np.testing.assert_array_equal(together[1], shorter[1])
 
 
-def test_decode_many_goes_on_where_it_ended(name):
-    _, _, params = load(name)
-    run, last = session(name), np.array([1, 2, 3])
+def test_decode_many_goes_on_where_it_ended():
+    _, _, params = load("toy")
+    run, last = session("toy"), np.array([1, 2, 3])
     shown = []
-    whole, _, _ = sample.decode_many(run, params, fresh(name), last, 20, 1.0, shown.append)
+    whole, _, _ = sample.decode_many(run, params, fresh("toy"), last, 20, 1.0, shown.append)
     np.testing.assert_array_equal(np.concatenate(shown, 1), whole)
-    first, last, stream = sample.decode_many(run, params, fresh(name), last, 10, 1.0)
+    first, last, stream = sample.decode_many(run, params, fresh("toy"), last, 10, 1.0)
     second, _, _ = sample.decode_many(run, params, stream, last, 10, 1.0)
     np.testing.assert_array_equal(np.concatenate([first, second], 1), whole)
-    odd, _, _ = sample.decode_many(run, params, fresh(name), np.array([1, 2, 3]), 7, 1.0)
+    odd, _, _ = sample.decode_many(run, params, fresh("toy"), np.array([1, 2, 3]), 7, 1.0)
     np.testing.assert_array_equal(odd, whole[:, :7])
 
 
-def test_it_ends_early_when_every_row_has_stopped(name):
-    _, _, params = load(name)
-    run = session(name, stop=tuple(range(session(name).vocabulary)))
+def test_it_ends_early_when_every_row_has_stopped():
+    _, _, params = load("toy")
+    run = session("toy", stop=tuple(range(session("toy").vocabulary)))
     shown = []
-    ids, _, stream = sample.decode_many(run, params, fresh(name), np.array([1, 2, 3]), 1000, 1.0, shown.append)
+    ids, _, stream = sample.decode_many(run, params, fresh("toy"), np.array([1, 2, 3]), 1000, 1.0, shown.append)
     assert len(shown) == 1 and not np.asarray(stream.active).any()
     assert (ids[:, 0] >= 0).all() and (ids[:, 1:] == NO_TOKEN).all()
 

@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inference_models import MODELS, ROWS, K, fresh, load, session, tokens
+from inference_models import MODELS, ROWS, TOLERANCE, K, fresh, load, session, tokens, whole
 
 from memtok_jax.inference import session as S
 from memtok_jax.inference.compiles import compile_count
 from memtok_jax.params import abstract, map_rows, size_bytes
-
-CLOSE = dict(rtol=2e-5, atol=2e-5)
 
 
 @pytest.fixture(params=MODELS)
@@ -22,18 +20,10 @@ def name(request):
     return request.param
 
 
-@functools.cache
-def whole(name):
-    """Logits [B, T, V] and the carry of one single call over all tokens."""
-    model, cfg, params = load(name)
-    ids = tokens(name)
-    run = jax.jit(lambda p, s, i: S.append(model, p, s, i, cfg, jnp.full(ROWS, ids.shape[1], jnp.int32)))
-    return run(params, fresh(name), ids)
-
-
-def assert_close(a, b):
+def assert_close(name, a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, **CLOSE), a, b)
+    close = functools.partial(np.testing.assert_allclose, rtol=TOLERANCE[name], atol=TOLERANCE[name])
+    jax.tree.map(close, a, b)
 
 
 def assert_equal(a, b):
@@ -69,9 +59,11 @@ def test_cut_blocks_give_every_real_token_once():
 
 
 @pytest.mark.parametrize("split", [[1] * 41, [7] * 5 + [6], [3, 20, 1, 17]], ids=["ones", "sevens", "ragged"])
-def test_any_split_equals_one_call(name, split):
+def test_any_split_equals_one_call(split):
+    name = "toy"
     model, cfg, params = load(name)
-    ids, (logits, end) = tokens(name), whole(name)
+    ids = tokens(name)
+    logits, end = whole(name, ids)
     ones = jnp.ones(ROWS, jnp.int32)
     run = jax.jit(lambda p, s, i: S.append(model, p, s, i, cfg, ones * i.shape[1]))
     stream, pieces, first = fresh(name), [], 0
@@ -79,23 +71,28 @@ def test_any_split_equals_one_call(name, split):
         piece, stream = run(params, stream, ids[:, first:first + n])
         pieces.append(piece)
         first += n
-    assert_close(jnp.concatenate(pieces, 1), logits)
-    assert_close(stream, end)
+    assert_close(name, jnp.concatenate(pieces, 1), logits)
+    assert_close(name, stream, end)
 
 
 def test_padded_blocks_equal_one_call(name):
     _, _, params = load(name)
-    assert_close(session(name).feed(params, fresh(name), tokens(name)), whole(name)[1])
+    assert_close(name, session(name).feed(params, fresh(name), tokens(name)), whole(name, tokens(name))[1])
 
 
-def test_append_and_step_give_the_parallel_logits(name):
-    _, _, params = load(name)
-    ids, (logits, _) = tokens(name), whole(name)
-    some, stream = session(name).append(params, fresh(name), ids[:, :4])
-    assert_close(some, logits[:, :4])
-    one, stream = session(name).step(params, stream, ids[:, 4])
-    assert_close(one, logits[:, 4])
-    np.testing.assert_array_equal(stream.t, [5] * ROWS)
+def test_append_gives_the_parallel_logits():
+    ids, (_, _, params) = tokens("toy"), load("toy")
+    some, stream = session("toy").append(params, fresh("toy"), ids[:, :4])
+    assert_close("toy", some, whole("toy", ids)[0][:, :4])
+    np.testing.assert_array_equal(stream.t, [4] * ROWS)
+
+
+def test_steps_give_the_parallel_logits(name):
+    ids, (_, _, params) = tokens(name), load(name)
+    stream = session(name).feed(params, fresh(name), ids[:, :9])
+    for t in range(9, 16):
+        logits, stream = session(name).step(params, stream, ids[:, t])
+        assert_close(name, logits, whole(name, ids)[0][:, t])
 
 
 def test_rows_of_different_length_equal_solo_runs(name):
@@ -104,7 +101,7 @@ def test_rows_of_different_length_equal_solo_runs(name):
     together = session(name).feed(params, fresh(name), ids, [41, 10, 1])
     for row, n in enumerate((41, 10, 1)):
         solo = session(name).feed(params, fresh(name), ids[:, :n])
-        assert_close(take(name, together, row), take(name, solo, row))
+        assert_close(name, take(name, together, row), take(name, solo, row))
 
 
 def test_padding_is_never_read(name):
@@ -131,12 +128,11 @@ def test_inactive_rows_do_not_change_by_a_bit(name):
 
 # ------------------------------------------------------------------------------------------------------------- decoding
 
-def decode_by(name, k, total, temperature, seed=1, stop=()):
-    """Tokens [B, total] and the end of the stream, k per call."""
-    model, cfg, params = load(name)
-    run = jax.jit(lambda p, s, last: S.decode(model, p, s, last, cfg, k, jnp.full(ROWS, temperature),
-                                              jnp.array(stop, jnp.int32)))
-    stream = session(name).feed(params, fresh(name, seed=seed), tokens(name)[:, :9])
+def decode_by(k, total, stop=()):
+    """Tokens [B, total] and the end of the stream, k per call, for the toy model."""
+    model, cfg, params = load("toy")
+    run = jax.jit(lambda p, s, last: S.decode(model, p, s, last, cfg, k, jnp.ones(ROWS), jnp.array(stop, jnp.int32)))
+    stream = session("toy").feed(params, fresh("toy"), tokens("toy")[:, :9])
     last, pieces = jnp.array([1, 2, 3]), []
     for _ in range(total // k):
         ids, last, stream = run(params, stream, last)
@@ -144,21 +140,39 @@ def decode_by(name, k, total, temperature, seed=1, stop=()):
     return np.concatenate(pieces, 1), stream
 
 
-def test_k_tokens_per_call_say_the_same(name):
-    single, end = decode_by(name, 1, 80, 1.0)
+def test_k_tokens_per_call_say_the_same():
+    single, end = decode_by(1, 80)
     assert len(np.unique(single)) > 2
     for k in (5, 16):
-        ids, stream = decode_by(name, k, 80, 1.0)
+        ids, stream = decode_by(k, 80)
         np.testing.assert_array_equal(ids, single)
-        assert_close(stream, end)
+        assert_close("toy", stream, end)
+
+
+def test_decoding_is_stepping_and_sampling(name):
+    _, _, params = load(name)
+    run, ids = session(name), tokens(name)
+    start, temperature, last = fresh(name), jnp.array([1.0, 0.5, 0.0]), jnp.array([1, 2, 3])
+    said, newest, end = run.decode(params, run.feed(params, S.fork(start), ids[:, :9]), last, temperature)
+    stream = run.feed(params, start, ids[:, :9])
+    for i in range(K):
+        logits, stream = run.step(params, stream, last)
+        last = S.sample(logits, stream, temperature)
+        np.testing.assert_array_equal(last, said[:, i])
+    np.testing.assert_array_equal(last, newest)
+    assert_close(name, stream, end)
 
 
 def test_greedy_is_the_argmax_of_the_parallel_logits(name):
-    model, cfg, params = load(name)
-    ids, _ = decode_by(name, 5, 20, 0.0)
-    sequence = np.concatenate([tokens(name)[:, :9], [[1], [2], [3]], ids], 1)
-    logits, _ = model.apply(params, fresh(name).state, jnp.asarray(sequence), cfg)
-    np.testing.assert_array_equal(np.argmax(logits[:, 9:-1], -1), ids)
+    _, _, params = load(name)
+    prompt, run = tokens(name)[:, :9], session(name)
+    stream, last, pieces = run.feed(params, fresh(name), prompt), np.array([1, 2, 3]), [prompt, [[1], [2], [3]]]
+    for _ in range(4):
+        ids, last, stream = run.decode(params, stream, last, 0.0)
+        pieces.append(ids)
+    sequence = np.concatenate(pieces, 1)
+    logits, _ = whole(name, sequence[:, :-1])
+    np.testing.assert_array_equal(np.argmax(logits, -1)[:, 9:], sequence[:, 10:])
 
 
 def test_samples_depend_on_neither_slot_nor_neighbours(name):
@@ -187,10 +201,10 @@ def test_samples_follow_the_softmax():
         np.testing.assert_allclose(np.bincount(drawn, minlength=4) / n, wanted, atol=0.03)
 
 
-def test_a_row_stops_at_its_stop_token_and_stays(name):
-    free, _ = decode_by(name, 1, 80, 1.0)
+def test_a_row_stops_at_its_stop_token_and_stays():
+    free, _ = decode_by(1, 80)
     stop = int(free[0, 7])
-    ids, stream = decode_by(name, 16, 80, 1.0, stop=(stop,))
+    ids, stream = decode_by(16, 80, stop=(stop,))
     for row in range(ROWS):
         hits = np.flatnonzero(free[row] == stop)
         end = hits[0] + 1 if hits.size else 80
@@ -251,7 +265,7 @@ def test_random_traffic_equals_solo_streams(name):
     for r, past in seen.items():
         ids[r, :len(past)] = past
     solo = run.feed(params, fresh(name), ids, [len(seen[r]) for r in range(ROWS)])
-    assert_close(stream.state, solo.state)
+    assert_close(name, stream.state, solo.state)
     np.testing.assert_array_equal(stream.t, solo.t)
 
 
@@ -272,7 +286,7 @@ def test_stream_has_the_declared_shapes_for_ever(name):
 def test_every_leaf_is_donated_and_no_parameter(name):
     _, _, params = load(name)
     run, ids = session(name), tokens(name)
-    calls = [lambda s: run.feed(params, s, ids), lambda s: run.append(params, s, ids[:, :4])[1],
+    calls = [lambda s: run.feed(params, s, ids), lambda s: run.restart(params, s, [True] * ROWS, jax.random.key(0)),
              lambda s: run.step(params, s, ids[:, 0])[1], lambda s: run.decode(params, s, ids[:, 0], 1.0)[2],
              lambda s: run.set_active(s, [True] * ROWS, True)]
     for call in calls:
@@ -290,10 +304,10 @@ def test_nothing_compiles_after_opening(name):
     run, ids, random = session(name), tokens(name), np.random.RandomState(0)
     stream, key = fresh(name), jax.random.key(8)
     before = compile_count()
-    for i in range(60):
+    for i in range(20):
         n = random.randint(0, 41)
         stream = run.feed(params, stream, ids[:, :n], list(random.randint(0, n + 1, ROWS)))
-        _, stream = run.append(params, stream, ids[:, :4].astype(np.int64), np.array([1, 2, 3], np.int8))
+        stream = run.feed(params, stream, ids[:, :4].astype(np.int64), np.array([1, 2, 3], np.int8))
         _, stream = run.step(params, stream, [1, 2, 3])
         _, last, stream = run.decode(params, stream, [1, 2, 3], i % 2)
         _, stream = run.step(params, stream, last)
@@ -341,7 +355,7 @@ def test_sharded_rows_equal_one_device():
         s = run.restart(p, run.insert(s, 1, run.take(s, 5)), np.arange(rows) == 3, jax.random.key(0))
         results.append((np.asarray(out), jax.device_get(run.gather(s, np.arange(rows)[::-1]))))
     np.testing.assert_array_equal(results[0][0], results[1][0])
-    assert_close(results[0][1], results[1][1])
+    assert_close(name, results[0][1], results[1][1])
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -24,6 +24,7 @@ CHILD = """
 import sys
 import jax
 jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from inference_models import load, session, tokens
 from memtok_jax.inference import snapshot
@@ -64,8 +65,9 @@ def test_another_process_goes_on_bit_for_bit(name, tmp_path):
         expected[cut] = [logits, said, *jax.tree.leaves(stream)]
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    subprocess.run([sys.executable, "-c", CHILD.format(cuts=CUTS), str(tmp_path), name], check=True, timeout=300,
-                   env={**os.environ, "PYTHONPATH": path})
+    env = {**os.environ, "PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
+    command = [sys.executable, "-c", CHILD.format(cuts=CUTS), str(tmp_path), name]
+    subprocess.run(command, check=True, timeout=300, env=env)
     for cut in CUTS:
         with np.load(tmp_path / f"{cut}.npz") as found:
             for mine, key in zip(expected[cut], found.files, strict=True):
