@@ -47,7 +47,9 @@ def chunk(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
     keep = jnp.exp(x.log_keep)
 
     def weights_and_surprise(name):
-        surprise = recurrence(jnp.exp(x.log_momentum), -jax.vmap(jnp.multiply)(step, gradients[name]), carry.surprise[name])
+        surprise = recurrence(
+            jnp.exp(x.log_momentum), -jax.vmap(jnp.multiply)(step, gradients[name]), carry.surprise[name]
+        )
         target = jnp.zeros_like(start[name]) if cfg.forget_to == "init" else -start[name]
         push = surprise + jax.vmap(jnp.multiply, in_axes=(0, None))(1 - keep, target)
         return recurrence(keep, push, carry.weights[name]), surprise
@@ -62,8 +64,9 @@ def chunk(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
     return Carry(last, last, {name: s[-1] for name, s in surprises.items()}), y
 
 
-def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Array, inputs: Inputs,
-        cfg: NeuralMemoryConfig) -> tuple[jax.Array, Carry, jax.Array]:
+def run(
+    start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Array, inputs: Inputs, cfg: NeuralMemoryConfig
+) -> tuple[jax.Array, Carry, jax.Array]:
     """The memory over T tokens of every row, T a multiple of the chunk; shapes as in `scan.run`.
 
     phase_B and length_B must be 0 and T (not looked at). The backward pass keeps one carry per chunk and computes

@@ -1,6 +1,6 @@
 """Write one neural-memory layer of titans-pytorch, with inputs, outputs, end state and gradients, to an .npz file.
 
-Run with a Python that has torch and titans-pytorch (this file imports nothing of the package):
+Run with a Python that has torch and titans-pytorch (nothing of the package is imported):
 
     pip install torch==2.13.0          # first and alone; a CPU build is enough
     pip install titans-pytorch==0.5.5 numpy
@@ -22,7 +22,6 @@ fast weights gamma [H, K] stored minus one, first matrix [H, K, 4K], second matr
 
 from __future__ import annotations
 
-import argparse
 import json
 from importlib.metadata import version
 
@@ -30,13 +29,21 @@ import numpy as np
 import torch
 from titans_pytorch import NeuralMemory
 
+from benchmarks import measure
+
 HEADS, HEAD_DIM, WIDTH, STEP_MAX = 2, 8, 16, 0.5
 
 
 def build_layer(chunk: int, generator: torch.Generator) -> NeuralMemory:
     """The layer in paper-exact mode with every parameter random, so that nothing is hidden by zeros or ones."""
-    layer = NeuralMemory(dim=WIDTH, heads=HEADS, dim_head=HEAD_DIM, chunk_size=1, batch_size=chunk,
-                         default_step_transform_max_lr=STEP_MAX)
+    layer = NeuralMemory(
+        dim=WIDTH,
+        heads=HEADS,
+        dim_head=HEAD_DIM,
+        chunk_size=1,
+        batch_size=chunk,
+        default_step_transform_max_lr=STEP_MAX,
+    )
     for name, parameter in layer.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("_norm.weight"):
@@ -73,18 +80,28 @@ def export(output: str, seed: int, batch: int, length: int, chunk: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     layer = build_layer(chunk, generator)
     x, r = (torch.randn((batch, length, WIDTH), generator=generator) for _ in range(2))
-    settings = {"heads": HEADS, "head_dim": HEAD_DIM, "width": WIDTH, "step_max": STEP_MAX, "chunk": chunk, "seed": seed,
-                "torch": torch.__version__, "titans-pytorch": version("titans-pytorch")}
+    settings = {
+        "heads": HEADS,
+        "head_dim": HEAD_DIM,
+        "width": WIDTH,
+        "step_max": STEP_MAX,
+        "chunk": chunk,
+        "seed": seed,
+        "torch": torch.__version__,
+        "titans-pytorch": version("titans-pytorch"),
+    }
     np.savez_compressed(output, settings=json.dumps(settings), **run_layer(layer, x, r))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = measure.parser(__doc__)
     parser.add_argument("--output", required=True, help="the .npz file to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--batch", type=int, default=1, help="rows of x")
     parser.add_argument("--length", type=int, default=32, help="tokens of x")
-    parser.add_argument("--chunk", type=int, default=8, help="tokens that share the weights at which gradients are taken")
+    parser.add_argument(
+        "--chunk", type=int, default=8, help="tokens that share the weights at which gradients are taken"
+    )
     export(**vars(parser.parse_args()))
 
 

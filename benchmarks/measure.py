@@ -6,6 +6,7 @@ alone. The sides take turns, round after round, because the machine may be share
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -41,8 +42,8 @@ def peak_mb() -> float:
 def measure(work: Callable[[], object], seconds: float, at_least: int = 3, at_most: int = 200) -> dict:
     """Run `work` once to warm up, then repeatedly for about `seconds` (between `at_least` and `at_most` times).
 
-    work: returns when its result is ready. Returns first_s (the warm-up), seconds (median), best_s, cores_used (processor
-    time over wall time of the timed runs), repeats.
+    work: returns when its result is ready. Returns first_s (the warm-up), seconds (median), best_s, cores_used
+    (processor time over wall time of the timed runs), repeats.
     """
     start = time.perf_counter()
     work()
@@ -54,11 +55,17 @@ def measure(work: Callable[[], object], seconds: float, at_least: int = 3, at_mo
         work()
         times.append(time.perf_counter() - start)
     used = (time.process_time() - cpu) / (time.perf_counter() - begin)
-    return {"first_s": first, "seconds": statistics.median(times), "best_s": min(times), "cores_used": used, "repeats": len(times)}
+    return {
+        "first_s": first,
+        "seconds": statistics.median(times),
+        "best_s": min(times),
+        "cores_used": used,
+        "repeats": len(times),
+    }
 
 
 def run_case(python: str, module: str, case: dict, timeout_s: float) -> dict:
-    """Run one case in a fresh process. Returns its JSON, or {"failed": reason} (one line) if it died or took too long."""
+    """Run one case in a fresh process. Returns its JSON, or {"failed": one line} if it died or took too long."""
     command = [python, "-m", module, f"--case={json.dumps(case)}"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -80,3 +87,10 @@ def median_of(results: list[dict]) -> dict:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             out[name] = statistics.median(r[name] for r in results)
     return out
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A command-line parser that shows the module's own text and takes no abbreviated flags."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )

@@ -9,7 +9,6 @@ contiguous first, which changes no value.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from importlib.metadata import version
@@ -28,6 +27,7 @@ def contiguous(module: torch.nn.Module) -> torch.nn.Module:
 
 
 # ------------------------------------------------------------------------------------------------ one memory layer
+
 
 def memory_layer(mode: str, width: int, heads: int, chunk: int) -> NeuralMemory:
     """One layer at our sizes: head size width / heads, memory of two matrices with hidden size 4 times the head's.
@@ -61,18 +61,28 @@ def run_memory(case: dict) -> dict:
 
 # ------------------------------------------------------------------------------------------------- the whole model
 
+
 def model(case: dict) -> MemoryAsContextTransformer:
     """Their MAC model at our sizes: bytes, head size width / heads, memory in `memory_layers` (counted from one).
 
     streams: residual streams of its hyper-connections; 4 is the library's default, 1 is a plain residual.
     """
     head = case["width"] // case["heads"]
-    return contiguous(MemoryAsContextTransformer(
-        num_tokens=256, dim=case["width"], depth=case["layers"], heads=case["heads"], dim_head=head,
-        segment_len=case["segment"], num_persist_mem_tokens=case["prefix"],
-        neural_memory_layers=tuple(case["memory_layers"]), num_residual_streams=case["streams"],
-        neural_memory_batch_size=case["chunk"] if case["mode"] == "refreshed" else None,
-        neural_memory_kwargs={"heads": case["heads"], "dim_head": head}))
+    return contiguous(
+        MemoryAsContextTransformer(
+            num_tokens=256,
+            dim=case["width"],
+            depth=case["layers"],
+            heads=case["heads"],
+            dim_head=head,
+            segment_len=case["segment"],
+            num_persist_mem_tokens=case["prefix"],
+            neural_memory_layers=tuple(case["memory_layers"]),
+            num_residual_streams=case["streams"],
+            neural_memory_batch_size=case["chunk"] if case["mode"] == "refreshed" else None,
+            neural_memory_kwargs={"heads": case["heads"], "dim_head": head},
+        )
+    )
 
 
 def run_training(case: dict) -> dict:
@@ -93,8 +103,14 @@ def run_training(case: dict) -> dict:
 
     before = measure.peak_mb()
     result = measure.measure(step, case["seconds"], case["repeats"])
-    return {**result, "tokens": case["batch"] * case["length"], "before_mb": before, "first_loss": losses[0],
-            "last_loss": losses[-1], "parameters": sum(p.numel() for p in used)}
+    return {
+        **result,
+        "tokens": case["batch"] * case["length"],
+        "before_mb": before,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "parameters": sum(p.numel() for p in used),
+    }
 
 
 def run_sampling(case: dict) -> dict:
@@ -115,14 +131,20 @@ def run_sampling(case: dict) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = measure.parser(__doc__)
     parser.add_argument("--case", required=True, type=json.loads, help="the case as JSON")
     case = parser.parse_args().case
     torch.manual_seed(0)
     torch.set_num_threads(measure.cores())
     result = {"memory": run_memory, "training": run_training, "sampling": run_sampling}[case["what"]](case)
-    result |= {"tokens_per_second": result["tokens"] / result["seconds"], "peak_mb": measure.peak_mb(), "compile_s": 0.0,
-               "threads": torch.get_num_threads(), "torch": torch.__version__, "titans-pytorch": version("titans-pytorch")}
+    result |= {
+        "tokens_per_second": result["tokens"] / result["seconds"],
+        "peak_mb": measure.peak_mb(),
+        "compile_s": 0.0,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "titans-pytorch": version("titans-pytorch"),
+    }
     print(json.dumps(result))
 
 

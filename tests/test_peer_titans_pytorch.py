@@ -1,8 +1,8 @@
 """The neural memory equals titans-pytorch 0.5.5 in the mode in which that library computes the paper's rule.
 
-`tests/data/titans_pytorch_parity.npz` (made by `benchmarks/export_titans_pytorch.py`) holds one of its layers with random
-parameters, in float64: 20 tokens in chunks of 6, so the last chunk stays open. The first test needs no torch; the
-second runs torch with other random numbers and another chunk where a Python that has it is named:
+`tests/data/titans_pytorch_parity.npz` (made by `benchmarks/export_titans_pytorch.py`) holds one of its layers with
+random parameters, in float64: 20 tokens in chunks of 6, so the last chunk stays open. One test needs no torch;
+the other runs torch with other random numbers and another chunk where a Python that has it is named:
 
     MEMTOK_PEER_PYTHON=/path/to/python pytest -m peer
 """
@@ -32,8 +32,15 @@ FAST = {"memory_model_parameters.0": "gamma", "memory_model_parameters.1": "w0",
 def _config(settings: dict) -> NeuralMemoryConfig:
     """Our options for their rule: fast norm, forgetting to zero, and the mean over K in the inner loss."""
     return NeuralMemoryConfig(
-        width=settings["heads"] * settings["head_dim"], head_dim=settings["head_dim"], chunk=settings["chunk"],
-        fast_norm=True, forget_to="zero", read="after", surprise_clip=0.0, loss_scale=1 / settings["head_dim"])
+        width=settings["heads"] * settings["head_dim"],
+        head_dim=settings["head_dim"],
+        chunk=settings["chunk"],
+        fast_norm=True,
+        forget_to="zero",
+        read="after",
+        surprise_clip=0.0,
+        loss_scale=1 / settings["head_dim"],
+    )
 
 
 def _rms(x, weight):
@@ -51,9 +58,15 @@ def _layer(params: dict, x, cfg: NeuralMemoryConfig, step_max: float, view):
     def logits(name):
         return written @ params[f"{name}.0.weight"].T + params[f"{name}.0.bias"].reshape(1, 1, -1)
 
-    inputs = Inputs(heads(written, "to_keys"), heads(written, "to_values"), heads(asked, "to_queries"),
-                    step_max * jax.nn.sigmoid(logits("to_adaptive_step")), jax.nn.log_sigmoid(logits("to_momentum")),
-                    jax.nn.log_sigmoid(-logits("to_decay_factor")), None)
+    inputs = Inputs(
+        heads(written, "to_keys"),
+        heads(written, "to_values"),
+        heads(asked, "to_queries"),
+        step_max * jax.nn.sigmoid(logits("to_adaptive_step")),
+        jax.nn.log_sigmoid(logits("to_momentum")),
+        jax.nn.log_sigmoid(-logits("to_decay_factor")),
+        None,
+    )
     start = {ours: params[theirs] for theirs, ours in FAST.items()}
     zeros = {name: jnp.zeros((batch, *w.shape)) for name, w in start.items()}
     rows = jnp.zeros((batch,), jnp.int32)
@@ -68,16 +81,20 @@ def _assert_equal_to(path: Path, view) -> None:
     settings = json.loads(str(stored["settings"]))
     with jax.enable_x64(True):
         cfg = _config(settings)
-        params = {name.removeprefix("param/"): jnp.asarray(stored[name]) for name in stored.files if name.startswith("param/")}
+        params = {
+            name.removeprefix("param/"): jnp.asarray(stored[name]) for name in stored.files if name.startswith("param/")
+        }
 
         def scalar(params, x):
             y, carry = _layer(params, x, cfg, settings["step_max"], view)
             return (y * stored["r"]).sum(), (y, carry)
 
-        (of_params, of_x), (y, carry) = jax.jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(params, jnp.asarray(stored["x"]))
+        (of_params, of_x), (y, carry) = jax.jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(
+            params, jnp.asarray(stored["x"])
+        )
         np.testing.assert_allclose(y, stored["y"], rtol=0, atol=1e-12)
         for i, (theirs, ours) in enumerate(FAST.items()):
-            np.testing.assert_allclose(params[theirs] + carry.weights[ours], stored[f"weights/{i}"], rtol=0, atol=1e-12)
+            np.testing.assert_allclose(params[theirs][None] + carry.weights[ours], stored[f"weights/{i}"], rtol=0, atol=1e-12)
             np.testing.assert_allclose(carry.surprise[ours], stored[f"surprise/{i}"], rtol=0, atol=1e-12)
         np.testing.assert_allclose(of_x, stored["grad/x"], rtol=0, atol=1e-9)
         for name, gradient in of_params.items():
@@ -95,7 +112,9 @@ def test_stored_case_depends_on_the_chunk():
     stored = np.load(STORED)
     settings = json.loads(str(stored["settings"]))
     with jax.enable_x64(True):
-        params = {name.removeprefix("param/"): jnp.asarray(stored[name]) for name in stored.files if name.startswith("param/")}
+        params = {
+            name.removeprefix("param/"): jnp.asarray(stored[name]) for name in stored.files if name.startswith("param/")
+        }
         y, _ = _layer(params, jnp.asarray(stored["x"]), _config(settings | {"chunk": 5}), settings["step_max"], scan)
         assert np.abs(y - stored["y"]).max() > 1e-3
 
@@ -112,8 +131,16 @@ def _peer_python() -> str:
 @pytest.mark.peer
 def test_equals_titans_pytorch_run_now(tmp_path):
     path = tmp_path / "live.npz"
-    command = [_peer_python(), "-m", "benchmarks.export_titans_pytorch", f"--output={path}", "--seed=1", "--batch=1",
-               "--length=32", "--chunk=8"]
+    command = [
+        _peer_python(),
+        "-m",
+        "benchmarks.export_titans_pytorch",
+        f"--output={path}",
+        "--seed=1",
+        "--batch=1",
+        "--length=32",
+        "--chunk=8",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     _assert_equal_to(path, scan)

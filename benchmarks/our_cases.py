@@ -1,0 +1,218 @@
+"""One measured case of our side; run by `benchmarks.neural_memory` and `benchmarks.model` in a process of its own.
+
+    python -m benchmarks.our_cases --case='{"what": "memory", "view": "chunked", "width": 256, ...}'
+
+prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import associative_scan, measure
+from memtok_jax import params as P
+from memtok_jax import sharding
+from memtok_jax.data.config import DataConfig
+from memtok_jax.inference.sample import decode_many
+from memtok_jax.inference.session import new_stream, open_session
+from memtok_jax.memory import neural
+from memtok_jax.memory.neural import literal, scan
+from memtok_jax.models import language_model
+from memtok_jax.numerics import rms_norm
+from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
+from memtok_jax.training.step import Batch, compile_step, init_train_state, state_shardings
+
+VIEWS = {"chunked": scan, "literal": literal, "associative_scan": associative_scan}
+
+
+# ------------------------------------------------------------------------------------------------------- one layer
+
+
+def layer_specs(cfg: neural.NeuralMemoryConfig) -> dict:
+    """The memory as a layer: norm before it; norm of the reads, gate and projection after it (paper, section 4.4)."""
+    d, k = cfg.width, cfg.head_dim
+    square = P.ParamSpec((d, d), ("embed", None), P.fan_in(0))
+    return {
+        "memory": neural.specs(cfg),
+        "norm": P.ParamSpec((d,), (None,), P.ones, decayed=False),
+        "read_norm": P.ParamSpec((k,), (None,), P.ones, decayed=False),
+        "gate": square,
+        "out": square,
+    }
+
+
+def layer(params, state, x, cfg: neural.NeuralMemoryConfig, view) -> jax.Array:
+    """x[B, T, D] -> [B, T, D]: RMS norm, memory, RMS norm of each head's read, SiLU gate, projection."""
+    u = rms_norm(x, params["norm"])
+    reads = neural.run(params["memory"], state, u, cfg, view=view)[0]
+    reads = rms_norm(reads.reshape(*x.shape[:2], cfg.heads, cfg.head_dim), params["read_norm"]).reshape(x.shape)
+    return (reads * jax.nn.silu(u @ params["gate"])) @ params["out"]
+
+
+def _compile(function, *args) -> tuple:
+    """(compiled, seconds that tracing and compiling took, megabytes of temporaries in the compiled program)."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*args).compile()
+    return compiled, time.perf_counter() - start, compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
+def run_memory(case: dict) -> dict:
+    """Forward, or forward and backward, of one layer on [batch, length, width] random input."""
+    cfg = neural.NeuralMemoryConfig(
+        width=case["width"],
+        head_dim=case["width"] // case["heads"],
+        chunk=case["chunk"],
+        dtype=case["dtype"],
+        aligned=True,
+    )
+    params = P.init_params(layer_specs(cfg), jax.random.key(0))
+    state = neural.init_state(params["memory"], cfg, case["batch"])
+    x = jax.random.normal(jax.random.key(1), (case["batch"], case["length"], case["width"]))
+    view = VIEWS[case["view"]]
+
+    def loss(params, x):
+        return jnp.square(layer(params, state, x, cfg, view)).mean()
+
+    before = measure.peak_mb()
+    work = jax.value_and_grad(loss, argnums=(0, 1)) if case["backward"] else lambda p, x: layer(p, state, x, cfg, view)
+    compiled, seconds, temporaries = _compile(work, params, x)
+    result = measure.measure(lambda: jax.block_until_ready(compiled(params, x)), case["seconds"], case["repeats"])
+    return {
+        **result,
+        "tokens": case["batch"] * case["length"],
+        "before_mb": before,
+        "compile_s": seconds,
+        "temporaries_mb": temporaries,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- the whole model
+
+
+def model_config(case: dict) -> language_model.LanguageModelConfig:
+    """MAC over bytes: every other layer has the memory, the others attend over a window as long as the segment."""
+    head = case["width"] // case["heads"]
+    return language_model.LanguageModelConfig(
+        vocabulary=256,
+        width=case["width"],
+        layers=case["layers"],
+        pattern=("attention", "mac"),
+        head_dim=head,
+        window=case["segment"],
+        segment=case["segment"],
+        prefix=case["prefix"],
+        tied=False,
+        dtype=case["dtype"],
+        memory=neural.NeuralMemoryConfig(head_dim=head, chunk=case["chunk"]),
+    )
+
+
+def run_training(case: dict) -> dict:
+    """One update of the trainer: loss, gradients through the whole sequence, clipping to norm 1, AdamW."""
+    experiment = Experiment(
+        model_config(case),
+        DataConfig(sequence=case["length"]),
+        OptimizerConfig(learning_rate=3e-4, steps=1000, warmup_steps=10),
+        TrainingConfig(batch=case["batch"]),
+    )
+    mesh = sharding.make_mesh(-1, 1, 1)
+    ids = jax.random.randint(jax.random.key(1), (case["batch"], case["length"] + 1), 0, 256)
+    batch = Batch(ids[:, :-1], ids[:, 1:], jnp.ones((case["batch"],), bool))
+    with jax.set_mesh(mesh):
+        init = jax.jit(lambda key: init_train_state(experiment, key), out_shardings=state_shardings(experiment, mesh))
+        state = init(jax.random.key(0))
+        before, start = measure.peak_mb(), time.perf_counter()
+        step = compile_step(experiment, mesh).lower(state, batch).compile()
+        compile_s = time.perf_counter() - start
+        losses = []
+
+        def work():
+            nonlocal state
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+
+        result = measure.measure(work, case["seconds"], case["repeats"])
+    return {
+        **result,
+        "tokens": case["batch"] * case["length"],
+        "before_mb": before,
+        "compile_s": compile_s,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "parameters": P.count(language_model.specs(experiment.model)),
+    }
+
+
+def run_sampling(case: dict) -> dict:
+    """`new` tokens after a prompt of `length`; the prompt's own pass is timed apart."""
+    cfg, batch = model_config(case), case["batch"]
+    params = P.init_params(language_model.specs(cfg), jax.random.key(0))
+    prompt = np.asarray(jax.random.randint(jax.random.key(1), (batch, case["length"]), 0, 256))
+    start = time.perf_counter()
+    stream = new_stream(language_model, params, cfg, batch, jax.random.key(2))
+    session = open_session(language_model, params, cfg, stream, feed_blocks=(case["length"] - 1,), k=32)
+    compile_s = time.perf_counter() - start
+    last = prompt[:, -1]
+    stream = session.restart(
+        params, session.feed(params, stream, prompt[:, :-1]), np.ones(batch, bool), jax.random.key(3)
+    )
+    start = time.perf_counter()
+    stream = jax.block_until_ready(session.feed(params, stream, prompt[:, :-1]))
+    prefill = time.perf_counter() - start
+    _, last, stream = decode_many(session, params, stream, last, 32, 1.0)
+    start, cpu = time.perf_counter(), time.process_time()
+    decode_many(session, params, stream, last, case["new"], 1.0)
+    seconds = time.perf_counter() - start
+    return {
+        "prefill_s": prefill,
+        "seconds": seconds,
+        "tokens": batch * case["new"],
+        "compile_s": compile_s,
+        "cores_used": (time.process_time() - cpu) / seconds,
+    }
+
+
+# ----------------------------------------------------------------------------------------------- the machine itself
+
+
+def run_ceiling(case: dict) -> dict:
+    """The fastest float32 product of two square matrices, over the given sizes, in operations a second."""
+    rates = {}
+    for size in case["sizes"]:
+        a = jax.random.normal(jax.random.key(0), (size, size))
+        product = jax.jit(jnp.matmul)
+        result = measure.measure(
+            lambda a=a, product=product: product(a, a).block_until_ready(), case["seconds"] / len(case["sizes"])
+        )
+        rates[size] = (2 * size**3 / result["best_s"], result["cores_used"])
+    best = max(rates, key=rates.get)
+    return {"flops_per_second": rates[best][0], "size": best, "cores_used": rates[best][1], "seconds": 1.0, "tokens": 0}
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--case", required=True, type=json.loads, help="the case as JSON")
+    case = parser.parse_args().case
+    result = {"memory": run_memory, "training": run_training, "sampling": run_sampling, "ceiling": run_ceiling}[
+        case["what"]
+    ](case)
+    device = jax.devices()[0]
+    result |= {
+        "tokens_per_second": result["tokens"] / result["seconds"],
+        "peak_mb": measure.peak_mb(),
+        "device": device.device_kind,
+        "platform": device.platform,
+        "jax": jax.__version__,
+    }
+    if stats := device.memory_stats():
+        result["device_peak_mb"] = stats["peak_bytes_in_use"] / 1e6
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
