@@ -24,6 +24,10 @@ class UserError(ValueError):
     """A mistake in what the user asked for. Its text is one line, meant to be printed without a traceback."""
 
 
+class StoppedError(RuntimeError):
+    """A run that cannot go on, through no mistake of the command. Its text is one line for the user."""
+
+
 # ------------------------------------------------------------------------------------------------------- by name
 
 def config_names(folder: Path = CONFIG_FOLDER) -> list[str]:

@@ -19,10 +19,9 @@ import pytest
 from toy_run import experiment
 
 from memtok_jax import config
-from memtok_jax.config import UserError
+from memtok_jax.config import StoppedError, UserError
 from memtok_jax.training import distributed, metrics, step
 from memtok_jax.training.checkpoint import Checkpoints, open_workdir
-from memtok_jax.training.loop import StoppedError
 from memtok_jax.training.progress import Progress, duration
 from memtok_jax.training.run import make_mesh, train
 

@@ -14,6 +14,8 @@ import toy_model as toy
 from memtok_jax import params as pr
 from memtok_jax import sharding
 from memtok_jax.data.config import DataConfig
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.training import losses, step
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
 from memtok_jax.training.optimizer import schedule
@@ -46,8 +48,12 @@ def gradient(exp, params, carry, batch):
 
 
 def setup(exp):
-    state = step.init_train_state(exp, jax.random.key(1))
+    state = fresh_state(exp)
     return state.params, state.carry
+
+
+def fresh_state(exp):
+    return jax.jit(lambda: step.init_train_state(exp, jax.random.key(1)))()
 
 
 def test_cross_entropy_ignores_what_is_not_scored():
@@ -69,7 +75,7 @@ def test_gradient_is_that_of_the_mean_loss():
         return (each * scored).sum() / scored.sum()
 
     grads, _, sums = gradient(exp, params, carry, batch)
-    close(grads, jax.grad(mean_loss)(params), 1e-6)
+    close(grads, jax.jit(jax.grad(mean_loss))(params), 1e-6)
     np.testing.assert_allclose(sums.nats / sums.count, mean_loss(params), rtol=1e-6)
 
 
@@ -136,7 +142,7 @@ def test_only_rows_that_start_are_reset():
 
 def test_an_update_that_is_not_finite_is_left_out():
     exp = experiment()
-    state = step.init_train_state(exp, jax.random.key(0))
+    state = fresh_state(exp)
     bad = state._replace(params=dict(state.params, embed=state.params["embed"].at[3, 0].set(jnp.nan)))
     run = jax.jit(lambda s, b: step.train_step(s, b, exp))
     after, metrics = run(bad, make_batch(exp))
@@ -152,9 +158,8 @@ def test_decay_only_where_the_spec_says():
     exp = experiment()
     exp = dataclasses.replace(exp, optimizer=dataclasses.replace(exp.optimizer, weight_decay=0.5))
     plain = dataclasses.replace(exp, optimizer=dataclasses.replace(exp.optimizer, weight_decay=0.0))
-    state = step.init_train_state(exp, jax.random.key(0))
-    decayed, _ = step.train_step(state, make_batch(exp), exp)
-    free, _ = step.train_step(state, make_batch(exp), plain)
+    state = fresh_state(exp)
+    decayed, free = (jax.jit(lambda s, b, e=e: step.train_step(s, b, e))(state, make_batch(exp))[0] for e in (exp, plain))
     rate = schedule(exp.optimizer)(0)
     equal(decayed.params["prefix"], free.params["prefix"])
     np.testing.assert_allclose(free.params["out"] - decayed.params["out"], rate * 0.5 * state.params["out"], atol=1e-7)
@@ -204,3 +209,18 @@ def test_sharded_equals_one_device(sizes):
 def test_cuts_that_do_not_fit_name_both_numbers(training, message):
     with pytest.raises(ValueError, match=message):
         experiment(**training)
+
+
+def test_language_model_sharded_equals_one_device():
+    """The real model with neural memory, on data, fsdp and tensor axes at once."""
+    memory = NeuralMemoryConfig(head_dim=8, chunk=4)
+    model = LanguageModelConfig(vocabulary=16, width=16, layers=1, pattern=("mac",), head_dim=8, hidden=32, window=8,
+                                segment=8, prefix=2, memory=memory)
+    exp = dataclasses.replace(experiment(batch=8, sequence=8, microbatches=2), model=model)
+    one, one_metrics = run_steps(exp, sharding.make_mesh(1, 1, 1), count=2)
+    many, many_metrics = run_steps(exp, sharding.make_mesh(2, 2, 2), count=2)
+    np.testing.assert_allclose(one_metrics["loss"], many_metrics["loss"], atol=1e-5)
+    close(jax.device_get(one.params), jax.device_get(many.params), 1e-4)
+    close(jax.device_get(one.carry), jax.device_get(many.carry), 1e-4)
+    fast = [x for x in jax.tree.leaves(many.carry) if x.ndim >= 4]
+    assert any(x.sharding.shard_shape(x.shape) != x.shape for x in fast), "fast weights are divided too"

@@ -1,4 +1,4 @@
-"""Train the toy model in a process of its own: python toy_run.py WORKDIR TEXT [FIELD=VALUE ...]"""
+"""Train the toy model in a process of its own: python toy_run.py WORKDIR TEXT [distributed=CHOICE] [FIELD=VALUE ...]"""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ if __name__ == "__main__":
 
     def main(argv, _):
         """Train."""
-        return cli.train(experiment(*argv[2:]), Path(argv[1]), "off")
+        fields = [a for a in argv[2:] if not a.startswith("distributed=")]
+        choice = [a.removeprefix("distributed=") for a in argv if a.startswith("distributed=")]
+        return cli.train(experiment(*fields), Path(argv[1]), (choice or ["off"])[0])
 
     cli.run(App, sys.argv, main, Debug)

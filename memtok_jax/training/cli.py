@@ -11,7 +11,7 @@ from typing import Any
 from absl import logging
 
 from memtok_jax import config
-from memtok_jax.config import UserError
+from memtok_jax.config import StoppedError, UserError
 
 
 def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], int], debug: Any) -> None:
@@ -20,8 +20,6 @@ def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], 
     debug: the flag that asks for tracebacks. A mistake of the user, a full disk and a run that cannot go on each end
     in one line on stderr and status 2.
     """
-    from memtok_jax.training.loop import StoppedError
-
     try:
         argv, overrides = config.split_overrides(argv)
     except UserError as error:

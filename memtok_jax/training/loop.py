@@ -12,14 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from memtok_jax import config, sharding
+from memtok_jax.config import StoppedError
 from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.progress import Progress
 from memtok_jax.training.step import Batch, TrainState, compile_step
-
-
-class StoppedError(RuntimeError):
-    """The run cannot go on; the text is one line for the user."""
 
 
 class Signals:

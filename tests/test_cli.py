@@ -1,0 +1,143 @@
+"""The two commands as a user meets them: a tiny run of the real model, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy_run
+
+from memtok_jax import config
+from memtok_jax.training import cli, metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--config.model.width=16", "--config.model.layers=1", "--config.model.head_dim=8", "--config.model.segment=16",
+        "--config.model.window=16", "--config.model.prefix=2", "--config.model.memory.head_dim=8",
+        "--config.model.memory.chunk=8", "--config.data.sequence=32", "--config.data.eval_bytes=300",
+        "--config.training.batch=2", "--config.evaluation.batch=2", "--config.optimizer.steps=4",
+        "--config.optimizer.warmup_steps=1", "--config.training.log_every=1", "--config.training.sample_tokens=8")
+
+
+def command(*args: str, **environment: str) -> subprocess.CompletedProcess:
+    cache = {name: str(value) for name, value in os.environ.items() if name != "MEMTOK_DATA_DIR"}
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=280, cwd=ROOT,
+                          env={**cache, "JAX_PLATFORMS": "cpu", **environment})
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory) -> tuple[Path, str]:
+    """A finished tiny run of titans_mac on a small text: (workdir, what train.py printed)."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "words.txt").write_text("memory is what remains when the rest is gone. " * 200)
+    done = command("train.py", "--config=titans_mac", f"--data={folder / 'words.txt'}", f"--workdir={folder / 'run'}",
+                   *TINY)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done.stdout
+
+
+def test_train_prints_its_report(tiny_run):
+    workdir, out = tiny_run
+    for expected in ("first step after", "bits per byte", "xz-9e", "order-3 counts", "sample of generated text",
+                     f"written to {workdir}"):
+        assert expected in out, out
+    assert metrics.column(metrics.read(workdir), "train/loss")[0] == [1, 2, 3, 4]
+    saved = config.from_json((workdir / "config.json").read_text())
+    assert saved.model.width == 16 and saved.data.source.endswith("words.txt")
+
+
+def test_eval_ends_with_one_json_object(tiny_run):
+    done = command("eval.py", f"--workdir={tiny_run[0]}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result["step"] == 4 and result["eval/bytes"] == 300 and 0 < result["eval/bits_per_byte"] < 10
+    assert result["eval/word_perplexity"] > 1 and result["baseline/xz-9e"] > 0
+    assert sum(count for *_, count in result["positions"]) == 300
+    assert json.loads((tiny_run[0] / "eval.json").read_text()) == result
+    assert (tiny_run[0] / "loss_by_position.png").exists()
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--config=titans_mc"], "no config called 'titans_mc'; did you mean 'titans_mac'"),
+    (["--config=titans_mac:340"], "has no preset '340'; did you mean '340m'"),
+    (["--config.model.widht=3"], "unknown field config.model.widht; did you mean 'width'"),
+    (["--config.model.width=wide"], "config.model.width must be int, got 'wide'"),
+    (["--config.model.width"], "--config.model.width needs a value"),
+    (["--config.model.head_dim=48"], "width=128 is not a multiple of head_dim=48"),
+    (["--config.training.segment=100"], "data.sequence 512 does not divide into segments of 100"),
+    (["--config.model.memory.chunk=48"], "segment=64 and memory.chunk=48"),
+    (["--config.training.microbatches=3"], "training.batch 8 does not divide into 3 microbatches"),
+    (["--config.training.tensor=3"], "8 devices do not divide into fsdp 1 x tensor 3"),
+    (["--data=no/such/file.txt"], "no/such/file.txt"),
+    (["--data=task:recal"], "unknown task 'recal'"),
+    (["--compile_only=tpu"], "--compile_only=tpu must be KIND:SIZE"),
+    (["titans_mac"], "'titans_mac' is not a flag"),
+])
+def test_mistakes_end_in_one_line(args, message, capsys, tmp_path, monkeypatch):
+    """In this process, as the commands do after absl has read the flags."""
+    status = run_main(args, tmp_path, monkeypatch)
+    err = capsys.readouterr().err
+    assert status == 2 and message in err and err.count("\n") == 1 and err.startswith("error: "), err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def run_main(args: list[str], tmp_path: Path, monkeypatch) -> int:
+    """train.py's main with these flags; absl itself is tested by `test_help_and_unknown_flags`."""
+    import importlib.util
+
+    from absl import flags
+
+    spec = importlib.util.spec_from_file_location("train_command", ROOT / "train.py")
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    with monkeypatch.context() as m:
+        for name in ("DEFINE_string", "DEFINE_bool"):
+            original = getattr(flags, name)
+            m.setattr(flags, name, lambda *a, _f=original, **k: _f(*a, flag_values=values, **k))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+    class App:
+        @staticmethod
+        def run(main, argv):
+            sys.exit(main(values(argv)))
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(App, ["train.py", "--workdir=run", *args], module.main, module.DEBUG)
+    return leaving.value.code
+
+
+def test_eval_without_a_run(tmp_path):
+    done = command("eval.py", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "is not a run directory" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_and_unknown_flags():
+    done = command("train.py", "--help")
+    assert "--config" in done.stdout and "titans_mac:340m" in done.stdout and "--compile_only" in done.stdout
+    done = command("train.py", "--wrkdir=x")
+    assert done.returncode != 0 and "Did you mean: workdir" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_compile_only_on_fake_devices(capsys):
+    """Eight CPU devices stand for a slice: the mesh shards, the state is donated, memory is reported."""
+    exp = toy_run.experiment("task:recall", "training.batch=8", "evaluation.batch=8", "training.data=2",
+                             "training.fsdp=2", "training.tensor=2")
+    assert cli.compile_only(exp, "cpu:8") == 0
+    out = capsys.readouterr().out
+    assert "8 devices, mesh data 2 x fsdp 2 x tensor 2" in out and "memory per device" in out
+    assert "all-reduce" in out
+
+
+@pytest.mark.tpu_backend
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["340m", "760m"])
+def test_paper_sizes_compile_for_256_chips(size):
+    done = command("train.py", f"--config=titans_mac:{size}", "--compile_only=v5e:16x16")
+    assert done.returncode == 0, done.stderr
+    gigabytes = float(done.stdout.split("memory per device: ")[1].split(" GB")[0])
+    assert "256 devices" in done.stdout and gigabytes < 16, done.stdout
