@@ -3,7 +3,8 @@
     python -m benchmarks.stream --model=mac,mag,lmm --tokens=2000000
     python -m benchmarks.stream --workdir=RUN --tokens=2000000 --output=docs/results/stream
 
-Without --workdir each model is first trained briefly on the standard library's text. Then, in its own process:
+Without --workdir each model is first trained briefly on the standard library's text, in a process of its own, so that
+what training took does not hide what streaming takes. Then, in a second process:
 
 1. one stream of real text (the training text, cyclic), block by block, each byte scored as it comes: tokens per
    second, peak memory, compiles and bits per byte of the first and the second half;
@@ -16,12 +17,14 @@ Prints a table and, as the last line, everything as one JSON object; OUTPUT.md a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,19 +55,41 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 # ------------------------------------------------------------------------------------------------------ the model
 
-def get_model(case: dict):
-    """(module of functions, model config, params, bytes of text, words about it), from a run directory or trained."""
-    from memtok_jax import data
-    from memtok_jax.training.experiment import functions_of
+def prepare(case: dict) -> dict:
+    """Train a model, or read it from a run directory, and write it and its text into `folder`."""
+    import jax
+    import numpy as np
 
+    from memtok_jax import config, data
+
+    folder = Path(case["folder"])
     if case["workdir"]:
-        experiment, params = read_run(Path(case["workdir"]))
-        about = case["workdir"]
+        (experiment, params), about = read_run(Path(case["workdir"])), case["workdir"]
     else:
         experiment = small_experiment(case)
         params, loss = train(experiment)
         about = f"trained here for {case['train_steps']} updates, to {loss / math.log(2):.2f} bits per byte"
-    return functions_of(experiment.model), experiment.model, params, data.train_text(experiment.data), about
+    np.savez(folder / "params.npz", *jax.device_get(jax.tree.leaves(params)))
+    (folder / "text").write_bytes(data.train_text(experiment.data))
+    (folder / "model.json").write_text(config.to_json(experiment.model))
+    return {"about": about}
+
+
+def load_model(folder: Path):
+    """(module of functions, model config, params, text) as `prepare` wrote them."""
+    import jax
+    import numpy as np
+
+    from memtok_jax import config
+    from memtok_jax.params import abstract
+    from memtok_jax.training.experiment import functions_of
+
+    cfg = config.from_json((folder / "model.json").read_text())
+    functions = functions_of(cfg)
+    with np.load(folder / "params.npz") as saved:
+        leaves = [jax.device_put(saved[name]) for name in saved.files]
+    params = jax.tree.unflatten(jax.tree.structure(abstract(functions.specs(cfg))), leaves)
+    return functions, cfg, params, (folder / "text").read_bytes()
 
 
 def read_run(workdir: Path):
@@ -137,27 +162,37 @@ def blocks_of(text: bytes, block: int) -> Iterator:
         first = (first + block) % len(ids)
 
 
+def begin_peak() -> None:
+    """Let the peak of resident memory start anew, where the system can do that (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def stream_long(case: dict, functions, cfg, params, text: bytes) -> dict:
     """Stream `tokens` tokens and report on both halves."""
     import jax
+    import jax.numpy as jnp
 
     from memtok_jax.inference import session as S
     from memtok_jax.inference.compiles import compile_count
 
     block = case["block"]
     stream = S.new_stream(functions, params, cfg, 1, jax.random.key(0))
-    session = S.open_session(functions, params, cfg, stream, feed_blocks=(block,), append_blocks=(block,), k=1)
-    score = jax.jit(mean_nats)
-    finite = jax.jit(S.is_finite)
     source = blocks_of(text, block)
+    finite = jax.jit(S.is_finite)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def append_and_score(params, stream, ids, targets):
+        logits, stream = S.append(functions, params, stream, ids, cfg, jnp.full(1, block, jnp.int32))
+        return mean_nats(logits, targets), stream
 
     def run(calls: int, stream: S.Stream) -> tuple[S.Stream, dict]:
+        begin_peak()
         nats, times, compiles = 0.0, [], compile_count()
         for _ in range(calls):
             start = time.perf_counter()
-            ids, targets = next(source)
-            logits, stream = session.append(params, stream, ids)
-            nats += float(score(logits, targets))
+            score, stream = append_and_score(params, stream, *next(source))
+            nats += float(score)
             times.append(time.perf_counter() - start)
         return stream, {
             "tokens": calls * block, "tokens_per_second": calls * block / sum(times), "peak_mb": measure.peak_mb(),
@@ -240,14 +275,25 @@ def run_one(case: dict) -> dict:
     """Everything about one model, in this process."""
     import jax
 
-    functions, cfg, params, text, about = get_model(case)
-    say(f"{case['model']}: {about}")
+    functions, cfg, params, text = load_model(Path(case["folder"]))
     long = stream_long(case, functions, cfg, params, text)
     times = [time_batch(case, functions, cfg, params, batch) for batch in case["batches"]]
-    return {"model": case["model"], "about": about, "k": case["k"], "block": case["block"], **long, "calls": times,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    return {"model": case["model"], "about": case["about"], "k": case["k"], "block": case["block"], **long,
+            "calls": times, "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
             "machine": {"device": jax.devices()[0].device_kind, "cores": measure.cores(), "jax": jax.__version__,
                         "python": platform.python_version()}}
+
+
+PHASES = {"prepare": prepare, "run": run_one}
+
+
+def in_a_process(case: dict, phase: str) -> dict:
+    """One phase in a process of its own; its progress goes to stderr. Exits with its status where it fails."""
+    command = [sys.executable, "-m", "benchmarks.stream", f"--case={json.dumps({**case, 'phase': phase})}"]
+    done = subprocess.run(command, cwd=measure.ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def table(results: list[dict]) -> str:
@@ -287,28 +333,26 @@ def _both(ms: dict[str, float]) -> str:
     return f"{ms['p50']:.2f} / {ms['p99']:.2f}"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     args = parse(arguments)
     if args.case:
-        print(json.dumps(run_one(json.loads(args.case))))
-        return 0
+        case = json.loads(args.case)
+        print(json.dumps(PHASES[case["phase"]](case)))
+        return
     results = []
     for model in [Path(args.workdir).name] if args.workdir else args.model.split(","):
-        case = {**vars(args), "model": model}
-        # Its own process, so that the peak memory is this model's; its progress goes to stderr.
-        done = subprocess.run([sys.executable, "-m", "benchmarks.stream", f"--case={json.dumps(case)}"],
-                              cwd=measure.ROOT, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode != 0:
-            return done.returncode
-        results.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        with tempfile.TemporaryDirectory() as folder:
+            case = {**vars(args), "model": model, "folder": folder}
+            case |= in_a_process(case, "prepare")
+            say(f"{model}: {case['about']}")
+            results.append(in_a_process(case, "run"))
     text = table(results)
     print(text, "\n")
     print(json.dumps(results))
     if args.output:
         Path(args.output + ".md").write_text(text + "\n")
         Path(args.output + ".json").write_text(json.dumps(results, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
