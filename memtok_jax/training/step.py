@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from memtok_jax import params as pr
 from memtok_jax import sharding
@@ -136,16 +136,41 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array
     return sums.nats / total, (carry, sums)
 
 
+def scored_positions(batch: Batch) -> jax.Array:
+    """Number of positions of the batch that are scored, at least 1: f32[]."""
+    return jnp.maximum((batch.targets != losses.IGNORE).sum(dtype=jnp.float32), 1.0)
+
+
 def batch_gradient(params: Tree, carry: Tree, batch: Batch, experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
     """Gradient of the mean loss over the scored positions of the batch.
 
+    Rows on different parts of the mesh's data axis never meet before the end: each part computes its own gradient, and one
+    sum joins them. Left to the compiler, the sum would be taken in every turn of the inner loops.
     Returns the gradient, the carry after the batch, and the totals.
     """
+    total = scored_positions(batch)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] == 1:
+        return _part_gradient(params, carry, batch, total, experiment)
+    specs = functions_of(experiment.model).state_specs(experiment.model, experiment.training.batch)
+    rows = pr.map_rows(lambda x, axis: PartitionSpec(*[None] * axis, "data"), specs, carry)
+
+    def part(params, carry, batch, total):
+        grads, carry, sums = _part_gradient(params, carry, batch, total, experiment)
+        return jax.lax.psum(grads, "data"), carry, jax.lax.psum(sums, "data")
+
+    whole, split = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(part, in_specs=(whole, rows, split, whole), out_specs=(whole, rows, whole),
+                         axis_names={"data"}, check_vma=False)(params, carry, batch, total)
+
+
+def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
+                   experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
+    """`batch_gradient` of some of the rows; total: scored positions of all rows."""
     functions, model = functions_of(experiment.model), experiment.model
     n, per_group = experiment.training.microbatches, experiment.segments_per_group
     groups = experiment.data.sequence // experiment.segment // per_group
     specs, state_specs = functions.specs(model), functions.state_specs(model, experiment.training.batch)
-    total = jnp.maximum((batch.targets != losses.IGNORE).sum(dtype=jnp.float32), 1.0)
 
     def group(inner, x):
         carry, grads, sums = inner
