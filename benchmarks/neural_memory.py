@@ -260,9 +260,10 @@ def summary(records: list[dict], flat: list[dict], ceilings: list[dict], command
         f"    {command}",
         "",
         f"{report.machine(records, load)} Ceiling: {best / 1e9:.0f} GFLOP/s, the fastest of {len(ceilings)} "
-        "measurements of large float32 matrix products between the cases. Operations are counted by `benchmarks/flops.py` (forward "
-        "and backward = 3 forward passes; recomputation is not counted). Peak memory is that of the whole process, "
-        "interpreter and libraries included. What each side is: `benchmarks/neural_memory.py`.",
+        "measurements of large float32 matrix products between the cases. Operations are counted by "
+        "`benchmarks/flops.py` (forward and backward = 3 forward passes; recomputation is not counted). Peak memory is "
+        "that of the whole process, interpreter and libraries included. What each side is: "
+        "`benchmarks/neural_memory.py`.",
         "",
         "## Summary (forward+backward)",
         "",

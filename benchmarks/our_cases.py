@@ -46,12 +46,12 @@ def layer_specs(cfg: neural.NeuralMemoryConfig) -> dict:
     }
 
 
-def layer(params, state, x, cfg: neural.NeuralMemoryConfig, view) -> jax.Array:
-    """x[B, T, D] -> [B, T, D]: RMS norm, memory, RMS norm of each head's read, SiLU gate, projection."""
+def layer(params, state, x, cfg: neural.NeuralMemoryConfig, view) -> tuple:
+    """x[B, T, D] -> ([B, T, D], state): RMS norm, memory, RMS norm of each head's read, SiLU gate, projection."""
     u = rms_norm(x, params["norm"])
-    reads = neural.run(params["memory"], state, u, cfg, view=view)[0]
+    reads, state, _ = neural.run(params["memory"], state, u, cfg, view=view)
     reads = rms_norm(reads.reshape(*x.shape[:2], cfg.heads, cfg.head_dim), params["read_norm"]).reshape(x.shape)
-    return (reads * jax.nn.silu(u @ params["gate"])) @ params["out"]
+    return (reads * jax.nn.silu(u @ params["gate"])) @ params["out"], state
 
 
 def _compile(function, *args) -> tuple:
@@ -76,7 +76,7 @@ def run_memory(case: dict) -> dict:
     view = VIEWS[case["view"]]
 
     def loss(params, x):
-        return jnp.square(layer(params, state, x, cfg, view)).mean()
+        return jnp.square(layer(params, state, x, cfg, view)[0]).mean()
 
     before = measure.peak_mb()
     work = jax.value_and_grad(loss, argnums=(0, 1)) if case["backward"] else lambda p, x: layer(p, state, x, cfg, view)
