@@ -26,21 +26,21 @@ import jax.numpy as jnp
 
 
 class Coefficients(NamedTuple):
-    """Rows 0..C of every coefficient; row 0 is before the first token, row t after token t."""
+    """Row t - 1 of each holds the value after token t, for t = 1 .. C."""
 
-    keep: jax.Array     # f32[C+1]
-    initial: jax.Array  # f32[C+1]
-    past: jax.Array     # f32[C+1]
-    pushed: jax.Array   # f32[C+1]
-    moving: jax.Array   # f32[C+1, C]
-    written: jax.Array  # f32[C+1, C]
+    keep: jax.Array     # f32[C]
+    initial: jax.Array  # f32[C]
+    past: jax.Array     # f32[C]
+    pushed: jax.Array   # f32[C]
+    moving: jax.Array   # f32[C, C]
+    written: jax.Array  # f32[C, C]
 
 
-def decay(log_x: jax.Array) -> jax.Array:
-    """Products of x over i < j <= t for all 0 <= i <= t <= C: f32[C] -> lower-triangular f32[C+1, C+1]."""
-    total = jnp.concatenate([jnp.zeros((1,), log_x.dtype), jnp.cumsum(log_x)])
+def decay(log_x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Products of x: over all tokens up to t, f32[C], and over i < j <= t for i <= t, lower-triangular f32[C, C]."""
+    total = jnp.cumsum(log_x)
     low = jnp.tri(total.shape[0], dtype=bool)
-    return jnp.where(low, jnp.exp(jnp.where(low, total[:, None] - total[None, :], 0)), 0)
+    return jnp.exp(total), jnp.where(low, jnp.exp(jnp.where(low, total[:, None] - total[None, :], 0)), 0)
 
 
 def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, real: jax.Array,
@@ -51,15 +51,15 @@ def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, 
     real leaves weights and surprise as they are (step 0, decays 1, and no push of the surprise into the weights).
     """
     step, log_momentum, log_keep = (jnp.where(real, x, 0) for x in (step, log_momentum, log_keep))
-    momentum, keep = decay(log_momentum), decay(log_keep)
-    moving = momentum[:, 1:] * step[None]
-    push = keep[:, 1:] * real[None]
-    past = momentum[:, 0]
-    return Coefficients(
-        keep=keep[:, 0],
-        initial=jnp.ones_like(past) if forget_to == "init" else keep[:, 0],
-        past=past,
-        pushed=push @ past[1:],
-        moving=moving,
-        written=push @ moving[1:],
-    )
+    past, momentum = decay(log_momentum)
+    keep, kept = decay(log_keep)
+    moving, push = momentum * step, kept * real
+    initial = jnp.ones_like(keep) if forget_to == "init" else keep
+    return Coefficients(keep, initial, past, push @ past, moving, push @ moving)
+
+
+def before(after: Coefficients) -> Coefficients:
+    """The same one token earlier: row t - 1 holds the value before token t."""
+    ones, zeros = jnp.ones_like(after.keep[:1]), jnp.zeros_like(after.written[:1])
+    first = Coefficients(ones, ones, ones, zeros[:, 0], zeros, zeros)
+    return Coefficients(*(jnp.concatenate([row, rows[:-1]]) for row, rows in zip(first, after, strict=True)))

@@ -42,7 +42,8 @@ class NeuralMemoryConfig:
     loss_scale: factor of the inner loss |f(k) - v|^2.
     aligned: every call starts at a chunk border, has a multiple of C tokens and no padding (training); the caller
         promises it. The result is the same, without the bookkeeping of open chunks.
-    remat_group: chunks between two stored carries in the backward pass; 0 takes the square root of their number.
+    remat_group: chunks between two stored carries in the backward pass; 0 takes the square root of their number, -1 stores
+        everything (for a caller that recomputes by itself).
     dtype: operands of matrix products, "float32" or "bfloat16"; sums, state, gates and norms are float32 always.
     """
 
@@ -83,8 +84,9 @@ class NeuralMemoryConfig:
         _one_of("dtype", self.dtype, ("float32", "bfloat16"))
         for name in ("head_dim", "chunk", "depth", "expansion", "rank", "conv"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("width", "remat_group", "step_max"):
-            _at_least(name, getattr(self, name), 0)
+        _at_least("width", self.width, 0)
+        _at_least("step_max", self.step_max, 0)
+        _at_least("remat_group", self.remat_group, -1)
         if self.width % self.head_dim:
             raise ValueError(f"width={self.width} is not a multiple of head_dim={self.head_dim}")
         if self.fast_norm and not self.norm:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from memtok_jax.memory.neural.coefficients import Coefficients, coefficients
+from memtok_jax.memory.neural.coefficients import Coefficients, before, coefficients
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.networks import Hooks, forward
 from memtok_jax.numerics import lift, matmul
@@ -165,7 +165,7 @@ def piece(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
     squared = _squared_norms(taps, start, shifts)
     step = clip_steps(x.step, squared, cfg.clip)
     rows = coefficients(step, x.log_momentum, x.log_keep, x.real, cfg.forget_to)
-    read = jax.tree.map(lambda r: r[1:] if cfg.read == "after" else r[:-1], rows)
+    read = rows if cfg.read == "after" else before(rows)
     y = forward(slow, x.q, _dual(start, carry, taps, read, cfg.dtype), cfg)
     last = jax.tree.map(lambda r: r[-1], rows)
     weights, surprise = _end(start, carry, taps, last, shifts, cfg)

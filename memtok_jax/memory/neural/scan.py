@@ -24,7 +24,7 @@ def _all_heads(cfg: NeuralMemoryConfig):
     return jax.vmap(heads, in_axes=(None, None, 0, 0))
 
 
-def _step(start: Weights, slow, cfg: NeuralMemoryConfig):
+def _body(start: Weights, slow, cfg: NeuralMemoryConfig):
     """Scan body: one piece of every row and head."""
 
     def body(carry: Carry, xs: tuple[Inputs, jax.Array]):
@@ -33,11 +33,18 @@ def _step(start: Weights, slow, cfg: NeuralMemoryConfig):
         anchor = jax.tree.map(lambda old, new: jnp.where(_rows(closes, new), new, old), carry.anchor, weights)
         return Carry(anchor, weights, surprise), (y, stats)
 
-    def body_aligned(carry: Carry, xs: tuple[Inputs, jax.Array]):
-        weights, surprise, y, stats = _all_heads(cfg)(start, slow, carry, xs[0])
-        return Carry(weights, weights, surprise), (y, stats)
+    return body
 
-    return body_aligned if cfg.aligned else body
+
+def _aligned_body(start: Weights, slow, cfg: NeuralMemoryConfig):
+    """The same for whole chunks: the weights are the anchor, so that one copy of them is carried and stored."""
+
+    def body(carry: tuple[Weights, Weights], xs: tuple[Inputs, jax.Array]):
+        weights, surprise = carry
+        *carry, y, stats = _all_heads(cfg)(start, slow, Carry(weights, weights, surprise), xs[0])
+        return tuple(carry), (y, stats)
+
+    return body
 
 
 def _rows(flags: jax.Array, like: jax.Array) -> jax.Array:
@@ -52,6 +59,8 @@ def group_size(chunks: int, wanted: int) -> int:
 
 def _scan_recomputed(body, carry, xs, group: int):
     """`lax.scan` that stores carries only at group borders and recomputes the rest in the backward pass."""
+    if group < 0:
+        return jax.lax.scan(body, carry, xs)
     body = jax.checkpoint(body, prevent_cse=False)
     chunks = jax.tree.leaves(xs)[0].shape[0]
     if group in (1, chunks):
@@ -89,6 +98,10 @@ def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Ar
         real = jnp.arange(cut.index.shape[-1])[None, None] < cut.length[:, :, None]
         closes, phase_B = cut.closes, cut.phase
     xs = Inputs(*(_per_head(grid(x)) for x in inputs[:-1]), real)
-    group = group_size(closes.shape[0], cfg.remat_group)
-    carry, (y, stats) = _scan_recomputed(_step(start, slow, cfg), carry, (xs, closes), group)
+    group = group_size(closes.shape[0], cfg.remat_group) if cfg.remat_group >= 0 else -1
+    if cfg.aligned:
+        (weights, surprise), (y, stats) = _scan_recomputed(_aligned_body(start, slow, cfg), carry[1:], (xs, closes), group)
+        carry = Carry(weights, weights, surprise)
+    else:
+        carry, (y, stats) = _scan_recomputed(_body(start, slow, cfg), carry, (xs, closes), group)
     return ungrid(jnp.moveaxis(y, 2, 3)), carry, phase_B, stats

@@ -14,6 +14,7 @@ The memory is asked twice, with u and with y, through the same projection; each 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -137,23 +138,45 @@ def prefix(params, x_MD: jax.Array, cfg: BlockConfig):
     return combine(params, y[None], r, cfg)[0], kept
 
 
+def _whole_segments(params, state: MacState, u: jax.Array, cfg: BlockConfig):
+    """Segments that start at a border and are full: the weights are at once anchor and segment start, so that one copy of
+    them is carried; each segment is computed again in the backward pass."""
+    batch, tokens, width = u.shape
+    n = tokens // cfg.segment
+    cfg = replace(cfg, memory=replace(cfg.memory, remat_group=-1))
+    length, closes = jnp.full((batch,), cfg.segment, jnp.int32), jnp.ones((batch,), bool)
+
+    def body(carry, u):
+        weights, surprise, memory_conv, conv = carry
+        memory = state.memory._replace(anchor=weights, weights=weights, surprise=surprise, conv=memory_conv)
+        whole = state._replace(memory=memory, start=weights, conv=conv)
+        after, out = _segment(params, whole, (u, length, closes), cfg)
+        return (after.memory.weights, after.memory.surprise, after.memory.conv, after.conv), out
+
+    grid = jnp.moveaxis(u.reshape(batch, n, cfg.segment, width), 1, 0)
+    carry = (state.memory.weights, state.memory.surprise, state.memory.conv, state.conv)
+    (weights, surprise, memory_conv, conv), (out, seen) = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, grid)
+    memory = state.memory._replace(anchor=weights, weights=weights, surprise=surprise, conv=memory_conv)
+    return jnp.moveaxis(out, 0, 1).reshape(u.shape), state._replace(memory=memory, start=weights, conv=conv), seen
+
+
+def _open_segments(params, state: MacState, u: jax.Array, cfg: BlockConfig, length: jax.Array):
+    """Tokens that may start and stop anywhere."""
+    cut = cutting.cut(state.fill, length, u.shape[1], cfg.segment)
+    xs = (cutting.split(u, cut), cut.length, cut.closes)
+    state, (out, seen) = jax.lax.scan(partial(_segment, params, cfg=cfg), state, xs)
+    return cutting.join(out, cut), state, seen
+
+
 def run(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):
     """`apply` with statistics of the memory."""
-    batch, tokens, width = u.shape
-    body = partial(_segment, params, cfg=cfg)
     if cfg.aligned:
-        if tokens % cfg.segment or length is not None:
-            raise ValueError(f"aligned=True needs whole segments of {cfg.segment} tokens without padding, got {tokens}")
-        n = tokens // cfg.segment
-        grid = jnp.moveaxis(u.reshape(batch, n, cfg.segment, width), 1, 0)
-        xs = (grid, jnp.full((n, batch), cfg.segment, jnp.int32), jnp.ones((n, batch), bool))
-        join = lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, tokens, width)
+        if u.shape[1] % cfg.segment or length is not None:
+            raise ValueError(f"aligned=True needs whole segments of {cfg.segment} tokens without padding, got {u.shape[1]}")
+        out, state, seen = _whole_segments(params, state, u, cfg)
     else:
-        cut = cutting.cut(state.fill, P.full_length(u) if length is None else length, tokens, cfg.segment)
-        xs = (cutting.split(u, cut), cut.length, cut.closes)
-        join = lambda y: cutting.join(y, cut)
-    state, (out, seen) = jax.lax.scan(lambda s, x: body(s, x), state, xs)
-    return join(out), state, neural.summarise(state.memory, seen, cfg.memory)
+        out, state, seen = _open_segments(params, state, u, cfg, P.full_length(u) if length is None else length)
+    return out, state, neural.summarise(state.memory, seen, cfg.memory)
 
 
 def apply(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):
