@@ -53,7 +53,7 @@ def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, 
     step, log_momentum, log_keep = (jnp.where(real, x, 0) for x in (step, log_momentum, log_keep))
     past, momentum = decay(log_momentum)
     keep, kept = decay(log_keep)
-    moving, push = momentum * step, kept * real
+    moving, push = momentum * step[None], kept * real[None]
     initial = jnp.ones_like(keep) if forget_to == "init" else keep
     return Coefficients(keep, initial, past, push @ past, moving, push @ moving)
 
