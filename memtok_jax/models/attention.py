@@ -69,7 +69,7 @@ def attend(q: jax.Array, q_position: jax.Array, k: jax.Array, v: jax.Array, pref
     weight = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     values = jnp.concatenate([prefix.v, v], axis=-3)
     y = jnp.einsum("...hts,...shk->...thk", weight, values, preferred_element_type=dtype).astype(q.dtype)
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
 
 def no_prefix(k: jax.Array) -> Prefix:
