@@ -224,20 +224,23 @@ def test_coefficients_equal_scalar_recursions(size, target):
         got = compute(theta, *logs, real, target)
         narrow = compute(*(np.float32(a) for a in (theta, *logs)), real, target)
         for name, value in want.items():
+            value = value[1:]
             np.testing.assert_allclose(getattr(got, name), value, rtol=1e-9, atol=1e-12, err_msg=f"{name} {eta} {alpha}")
             scale = max(1.0, np.abs(value).max())
             np.testing.assert_allclose(getattr(narrow, name) / scale, value / scale, rtol=0, atol=5e-5, err_msg=name)
 
 
 def test_coefficients_of_varying_gates():
-    """A different gate for each token, padding in between."""
+    """A different gate for each token, padding in between; after each token, and before it."""
     rng = np.random.default_rng(3)
     theta, eta, a = rng.uniform(0, 1, (3, 33))
     real = rng.uniform(size=33) < 0.7
     want = ref.scalar_coefficients(theta, eta, a, real, "zero")
     got = C.coefficients(jnp.array(theta), jnp.log(eta), jnp.log(a), jnp.array(real), "zero")
+    before = C.before(got)
     for name, value in want.items():
-        np.testing.assert_allclose(getattr(got, name), value, rtol=1e-12, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(getattr(got, name), value[1:], rtol=1e-12, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(getattr(before, name), value[:-1], rtol=1e-12, atol=1e-14, err_msg=name)
 
 
 @pytest.mark.parametrize("sign", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
@@ -314,7 +317,7 @@ def test_aligned_path_and_recomputation_change_nothing():
         return jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
 
     general = gradients(cfg)
-    for group in (1, 3):
+    for group in (-1, 1, 3):
         assert_close(gradients(replace(cfg, aligned=True, remat_group=group)), general, 1e-11)
 
 
