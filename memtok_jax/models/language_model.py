@@ -90,7 +90,8 @@ def init_state(params, cfg: LanguageModelConfig, batch: int) -> LanguageModelSta
 
 def run(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelConfig, length=None):
     """`apply` with the statistics of all memories, averaged over layers."""
-    table = params["embedding"]
+    # Looked up from rows that are whole: a table divided along its width as well is beyond what the compiler partitions.
+    table = constrain(params["embedding"], "vocab", None)
     x = table[ids] * cfg.width ** 0.5
     x = constrain(x.astype(x.dtype if x.dtype == jnp.float64 else jnp.dtype(cfg.dtype)), "batch", "length", "embed")
 

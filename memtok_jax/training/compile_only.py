@@ -58,7 +58,7 @@ def _target_mesh(target: str, data: int, fsdp: int, tensor: int) -> Mesh:
         raise UserError(f"--compile_only={target} needs the TPU compiler, which is not installed: pip install libtpu")
     for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from jax.experimental import topologies
+    from jax.experimental import mesh_utils, topologies
 
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=target)
@@ -67,7 +67,7 @@ def _target_mesh(target: str, data: int, fsdp: int, tensor: int) -> Mesh:
         raise UserError(f"--compile_only={target} is not a topology that the TPU compiler knows ({reason})") from None
     devices = list(description.devices)
     sizes = sharding.mesh_sizes(data, fsdp, tensor, len(devices))
-    placed = topologies.make_mesh(description, sizes, sharding.MESH_AXES).devices
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(np.asarray(placed), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * len(sharding.MESH_AXES))
 
 

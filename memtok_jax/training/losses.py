@@ -25,9 +25,10 @@ def token_scores(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arra
     Returns nats[B, T] (0 where not scored), correct[B, T] and scored[B, T] (bool).
     """
     scored = targets_BT != IGNORE
-    target = jnp.where(scored, targets_BT, 0)[..., None]
     logits = logits_BTV.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, target, axis=-1)[..., 0]
+    # A sum over a comparison, not an index: it stays local where the vocabulary is divided over devices.
+    is_target = targets_BT[..., None] == jnp.arange(logits.shape[-1])[None, None]
+    picked = jnp.where(is_target, logits, 0.0).sum(-1)
     nats = jnp.where(scored, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
     # Compared with the largest logit rather than by argmax: no second pass over the vocabulary with indices.
     return nats, scored & (picked >= logits.max(-1)), scored
