@@ -21,12 +21,13 @@ from memtok_jax.training.recipes import TITANS_SIZES, laptop_text, titans_paper
 
 PRESETS = ("laptop", *TITANS_SIZES)
 PATTERN = ("mac",)
+LAPTOP_PATTERN = ("mac", "attention")
 
 
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
     if preset in TITANS_SIZES:
         return titans_paper(PATTERN, preset)
-    model = LanguageModelConfig(width=128, layers=4, pattern=PATTERN, head_dim=32, window=64, segment=64, prefix=8,
-                                memory=NeuralMemoryConfig(head_dim=32, chunk=32))
-    return laptop_text(model)
+    memory = NeuralMemoryConfig(head_dim=32, expansion=2, chunk=64)
+    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=LAPTOP_PATTERN, head_dim=32, window=64, segment=64,
+                                           prefix=8, memory=memory))

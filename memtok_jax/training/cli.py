@@ -63,10 +63,13 @@ def default_workdir(name: str) -> Path:
 
 def train(experiment: Any, workdir: Path, distributed: str) -> int:
     """Join the other processes, if any, and train."""
-    from memtok_jax.training.distributed import join
+    from memtok_jax.training.distributed import join, use_cores
     from memtok_jax.training.run import train
 
     join(distributed)
+    t = experiment.training
+    if t.data == -1 and t.fsdp == t.tensor == 1:
+        use_cores(t.batch // t.microbatches, experiment.evaluation.batch)
     return train(experiment, Path(workdir))
 
 

@@ -38,3 +38,18 @@ def join(choice: str, environment: Mapping[str, str] = os.environ) -> None:
     if int(parts[2]) >= int(parts[1]):
         raise UserError(f"--distributed={choice}: index {parts[2]} must be below the count {parts[1]}")
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+
+
+def use_cores(*row_counts: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Offer every core of a CPU as a device of its own, before a device is touched.
+
+    The compiler runs the small products of a memory on one core; rows divided over devices keep all cores at work.
+    row_counts: numbers of rows that must divide over the devices. Nothing happens where the number of devices has been
+    chosen already, in several processes, or on an accelerator (where CPU devices are not used).
+    """
+    chosen = jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
+    if chosen or jax.distributed.is_initialized():
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = max(n for n in range(1, cores + 1) if all(rows % n == 0 for rows in row_counts))
+    jax.config.update("jax_num_cpu_devices", devices)

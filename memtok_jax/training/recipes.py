@@ -51,10 +51,10 @@ def laptop_text(model: LanguageModelConfig) -> Experiment:
     """
     return Experiment(
         model=model,
-        data=DataConfig(source="stdlib", sequence=512, eval_bytes=65_536),
-        optimizer=OptimizerConfig(learning_rate=3e-3, steps=400, warmup_steps=40, final_fraction=0.05,
+        data=DataConfig(source="stdlib", sequence=256, eval_bytes=65_536),
+        optimizer=OptimizerConfig(learning_rate=5e-3, steps=1300, warmup_steps=50, final_fraction=0.02,
                                   weight_decay=0.1),
-        training=TrainingConfig(batch=8, log_every=10, eval_every=100, checkpoint_every=100),
+        training=TrainingConfig(batch=8, log_every=10, eval_every=325, checkpoint_every=325),
         evaluation=EvaluationConfig(batch=8, batches=4),
     )
 
