@@ -141,11 +141,13 @@ class LanguageModelConfig:
 
 
 def for_training(cfg: LanguageModelConfig, tokens: int) -> LanguageModelConfig:
-    """The same model with `aligned` promised for calls of `tokens` tokens without padding.
+    """The same model with `aligned` promised, where its units allow it, for calls of `tokens` tokens without padding.
 
     Raises ValueError naming both numbers where `tokens` is not a multiple of the segment or the chunk.
     """
     for name, unit in cfg.units().items():
         if tokens % unit:
             raise ValueError(f"a training segment of {tokens} tokens is not a multiple of {name}={unit}")
-    return replace(cfg, aligned=True)
+    # A chunk that is still open where a segment of MAC ends has an anchor of its own, which only the general path carries.
+    open_chunks = "model.segment" in cfg.units() and cfg.segment % cfg.memory.chunk
+    return replace(cfg, aligned=not open_chunks)
