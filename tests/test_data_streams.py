@@ -84,7 +84,7 @@ def test_contiguous_rows_continue_and_cover_an_epoch_once():
 
 def test_windows_are_pieces_of_the_text_and_reach_both_ends():
     documents = documents_of((40,))
-    source = WindowBatches(documents, 8, 4, 0, range(8))
+    source = WindowBatches(documents, 8, 4, 0, range(8), 1)
     whole = Stream(documents, np.arange(1)).read(0, 42).tolist()
     begins = set()
     for step in range(60):
@@ -95,6 +95,20 @@ def test_windows_are_pieces_of_the_text_and_reach_both_ends():
             assert targets == whole[begin + 1:begin + 5]
             begins.add(begin)
     assert begins == set(range(38))
+
+
+def test_a_visit_is_contiguous_and_rows_jump_at_different_times():
+    documents = [document("a", bytes(range(1, 251)))]
+    source = WindowBatches(documents, 4, 5, 0, range(4), 4)
+    jumps = []
+    for step in range(12):
+        now, after = source[step], source[step + 1]
+        continued = now["targets"][:, -1] == after["ids"][:, 0]
+        np.testing.assert_array_equal(continued | after["start"], True)
+        jumps.append(after["start"])
+    assert source[0]["start"].all()
+    np.testing.assert_array_equal(np.sum(jumps, axis=1), 1)  # one of four rows at each step
+    np.testing.assert_array_equal(np.sum(jumps, axis=0), 3)
 
 
 def test_first_byte_is_predicted_from_a_newline(text_file):

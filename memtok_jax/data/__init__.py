@@ -30,9 +30,11 @@ def open_train(cfg: DataConfig, batch: int, process_index: int = 0, process_coun
         settings = (cfg.source, task_config(cfg), batch, cfg.sequence, cfg.seed)
         return open_iterator(TaskBatches(cfg, batch, rows), identity((), *settings))
     documents = _corpus.training(cfg, _corpus.load(cfg))
-    batches = ContiguousBatches if cfg.contiguous else WindowBatches
-    source = batches(documents, batch, cfg.sequence, cfg.seed, rows)
-    return open_iterator(source, identity(documents, cfg.contiguous, batch, cfg.sequence, cfg.seed))
+    if cfg.contiguous:
+        source = ContiguousBatches(documents, batch, cfg.sequence, cfg.seed, rows)
+    else:
+        source = WindowBatches(documents, batch, cfg.sequence, cfg.seed, rows, cfg.visit)
+    return open_iterator(source, identity(documents, cfg.contiguous, cfg.visit, batch, cfg.sequence, cfg.seed))
 
 
 def open_eval(cfg: DataConfig, batch: int, process_index: int = 0, process_count: int = 1) -> Sequence[Batch]:

@@ -23,8 +23,9 @@ class DataConfig:
         text file (plain or .gz) or of a folder of text files.
     sequence: T, tokens per row of a batch.
     seed: order of the training data; the held-out data does not depend on it.
-    contiguous: True, row b of a batch continues row b of the batch before; False, windows at random places.
-        Tasks draw independent samples in either case.
+    contiguous: True, row b of a batch continues row b of the batch before, through the whole epoch; False, rows stand at
+        random places and jump. Tasks draw independent samples in either case.
+    visit: batches that a row stays at a random place before it jumps and its carry is reset (with contiguous False).
     data_dir: folder of the local data sets ("" = environment variable MEMTOK_DATA_DIR, read when data is opened).
     cache_dir: where the prepared stdlib data set is kept ("" = $XDG_CACHE_HOME/memtok_jax or ~/.cache/memtok_jax).
     held_out: fraction of the text kept for evaluation where the source has no split of its own.
@@ -39,6 +40,7 @@ class DataConfig:
     sequence: int = 512
     seed: int = 0
     contiguous: bool = True
+    visit: int = 1
     data_dir: str = ""
     cache_dir: str = ""
     held_out: float = 0.05
@@ -53,7 +55,7 @@ class DataConfig:
     def __post_init__(self):
         if not self.source:
             raise DataError("data source is empty; name a data set, a path, tfds:NAME or task:NAME")
-        for name, least in (("sequence", 1), ("seed", 0), ("max_bytes", 0), ("eval_bytes", 0), ("eval_samples", 1)):
+        for name, least in (("sequence", 1), ("visit", 1), ("seed", 0), ("max_bytes", 0), ("eval_bytes", 0), ("eval_samples", 1)):
             if getattr(self, name) < least:
                 raise DataError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.seed >= 2**63:

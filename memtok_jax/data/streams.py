@@ -108,18 +108,27 @@ class ContiguousBatches:
 
 
 class WindowBatches:
-    """Windows at independent random places of the joined text; `start` is always True."""
+    """Windows at independent random places of the joined text, each `visit` batches long.
 
-    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range):
-        _check_length(documents, 1, sequence)
+    A row stays at its place for `visit` batches, then jumps; `start` is True in the first batch of each visit. Rows jump
+    at different times, so that a batch always holds young and old streams.
+    """
+
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range, visit: int):
+        _check_length(documents, 1, sequence * visit)
         self._stream = Stream(documents, np.arange(len(documents)))
-        self._batch, self._rows, self._sequence, self._seed = batch, rows, sequence, seed
+        self._batch, self._rows, self._sequence, self._seed, self._visit = batch, rows, sequence, seed, visit
 
     def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng((self._seed, step))
-        places = rng.integers(len(self._stream) - self._sequence, size=self._batch)
-        rows = [self._stream.read(int(places[b]), self._sequence + 1) for b in self._rows]
-        return _shifted(np.stack(rows), np.ones(len(rows), bool))
+        T = self._sequence
+        visits = [divmod(step + b * self._visit // self._batch, self._visit) for b in self._rows]
+        places = [self._place(b, number) for b, (number, _) in zip(self._rows, visits, strict=True)]
+        rows = [self._stream.read(place + inner * T, T + 1) for place, (_, inner) in zip(places, visits, strict=True)]
+        return _shifted(np.stack(rows), np.array([step == 0 or inner == 0 for _, inner in visits]))
+
+    def _place(self, row: int, number: int) -> int:
+        rng = np.random.default_rng((self._seed, row, number))
+        return int(rng.integers(len(self._stream) - self._sequence * self._visit))
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
