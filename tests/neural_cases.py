@@ -13,7 +13,8 @@ from memtok_jax.memory import neural
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 
 # Compile fast rather than run fast: the tests spend their time in the compiler.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+jit = partial(jax.jit, compiler_options=QUICK)
 
 
 def config(**options) -> NeuralMemoryConfig:
@@ -81,5 +82,8 @@ def assert_close(got, want, rtol: float):
 
 def assert_equal(got, want):
     """Every leaf the same, bit for bit."""
-    jax.tree_util.tree_map_with_path(
-        lambda path, a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), jax.tree_util.keystr(path)), got, want)
+
+    def check(path, a, b):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, got, want)

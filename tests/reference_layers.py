@@ -89,7 +89,8 @@ def mac(params, prefix, u, cfg):
     queries = [titans.features(jnp.asarray(u), m["wq"][:, h], m["conv_q"][:, h], tail, True) for h in heads]
     for first in range(0, len(u), size):
         here = u[first:first + size]
-        h = np.concatenate([_read_at(m, h, written, queries[h][first:first + size], step, chunk) for h in heads], axis=-1)
+        asked = [q[first:first + size] for q in queries]
+        h = np.concatenate([_read_at(m, n, written, asked[n], step, chunk) for n in heads], axis=-1)
         y = _segment_attention(params, prefix, by_head(h, params["norm_retrieved"]) @ params["wh"], here, cfg.rope_base)
         written = np.concatenate([written, rms(y, params["norm_written"])])
         outs.append(gate(params, y, memory(m, written, step, chunk)[first:]))
@@ -113,5 +114,6 @@ def _segment_attention(params, prefix, h, u, base):
     for t in range(len(u)):
         for n in range(q.shape[1]):
             keys = [(a[j, n], b[j, n], j) for a, b in ((hk, hv), (k, v)) for j in range(t + 1)]
-            out[t, n] = attend(q[t, n], t, keys, [(pk[n], pv[n]) for pk, pv in zip(*prefix, strict=True)], base)
+            front = [(pk[n], pv[n]) for pk, pv in zip(*prefix, strict=True)]
+            out[t, n] = attend(q[t, n], t, keys, front, base)
     return out.reshape(len(u), -1)

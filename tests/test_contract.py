@@ -85,7 +85,8 @@ def plain_mac(params, u, cfg):
     keys, values = (jnp.stack([A.heads(h, params[n], cfg), own], 2) for n, own in (("wk", k), ("wv", v)))
     weight = jax.nn.softmax(jnp.einsum("bthk,btshk->bths", q, keys) * cfg.head_dim ** -0.5, axis=-1)
     y = jnp.einsum("bths,btshk->bthk", weight, values).reshape(u.shape)
-    return mac.combine(params, y, static_reads(params["memory"], mac.rms_norm(y, params["norm_written"]), cfg.memory), cfg)
+    written = mac.rms_norm(y, params["norm_written"])
+    return mac.combine(params, y, static_reads(params["memory"], written, cfg.memory), cfg)
 
 
 def plain_block(params, x, cfg):
@@ -127,10 +128,11 @@ CASES = {
     "memory/tokens": Case(learned_tokens, learned_tokens.TokensConfig(8, 3), learned_tokens.TokensConfig(8, 0),
                           lambda params, x, cfg: x, head=3),
     "memory/neural": Case(neural, memory_config, memory_config, static_reads),
-    "mixers/attention": Case(attention, block_config("attention"), replace(block_config("attention"), window=1), plain_attention),
+    "mixers/attention": Case(attention, block_config("attention"), replace(block_config("attention"), window=1),
+                             plain_attention),
     "mixers/lmm": Case(lmm, block_config("lmm"), block_config("lmm"), plain_lmm),
     "mixers/mac": Case(mac, block_config("mac"), replace(block_config("mac"), segment=1), plain_mac, exact=False),
-    "mixers/mag": Case(mag, block_config("mag"), replace(block_config("mag"), window=1), plain_mag),
+    "mixers/mag": Case(mag, block_config("mag"), replace(block_config("mag"), window=1), plain_mag, exact=False),
     "models/block": Case(block, block_config("mal"), replace(block_config("mal"), window=1), plain_block, exact=False),
     "models/language_model": Case(language_model, model_config("mac", "mag", prefix=2),
                                   model_config("mac", "mag", window=1, segment=1), plain_model, exact=False),
@@ -199,7 +201,8 @@ def test_1_any_split_gives_the_same(name):
     ragged, got = state, np.zeros(y.shape, y.dtype)
     for stop in cuts.T:
         index = np.minimum(place[:, None] + np.arange(T), T - 1)
-        part, ragged = run(name, params, ragged, P.take_rows(x, jnp.asarray(index)), jnp.asarray(stop - place, jnp.int32))
+        length = jnp.asarray(stop - place, jnp.int32)
+        part, ragged = run(name, params, ragged, P.take_rows(x, jnp.asarray(index)), length)
         for b in range(B):
             got[b, place[b]:stop[b]] = part[b, :stop[b] - place[b]]
         place = stop
@@ -285,7 +288,7 @@ def test_5_gradients_reach_every_parameter(name):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
-# --------------------------------------------------------------------------------------------------------- items 6 and 7
+# -------------------------------------------------------------------------------------------------------- items 6 and 7
 
 @every_case
 def test_6_switched_off_is_the_plain_model(name):
@@ -295,7 +298,7 @@ def test_6_switched_off_is_the_plain_model(name):
     x = inputs(case, 1, T)
     y, _ = jit(lambda p, x: case.module.apply(p, case.module.init_state(p, case.off, B), x, case.off))(params, x)
     expected = jit(lambda p, x: case.plain(p, x, case.off))(params, x)
-    assert_close(y.astype(expected.dtype), expected, 1e-6)
+    assert_close(y, expected, 0.0 if case.exact else 1e-6)
 
 
 @every_case
@@ -314,7 +317,7 @@ def test_7_sharded_equals_unsharded(name):
         y, end = step(*args)
         text = step.lower(*args).compile().as_text() if name == "memory/neural" else ""
     expected, expected_end = compiled(name)(params, state, x, whole())
-    assert_close((y, end), (expected, expected_end), 1e-5)
+    assert_close((y, end), (expected, expected_end), 5e-5)  # float32 sums in another order
     if text:
         loops = loop_bodies(text)
         assert loops, "the chunks run in a loop"

@@ -49,7 +49,8 @@ def train(cfg: LanguageModelConfig, steps: int) -> float:
     specs = language_model.specs(cfg)
     params = P.init_params(specs, jax.random.key(0))
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 50, 500, 3e-4)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01, mask=P.decay_mask(specs)))
+    adamw = optax.adamw(schedule, weight_decay=0.01, mask=P.decay_mask(specs))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
     def step(carry, batch):
         params, moments = carry

@@ -27,7 +27,8 @@ def somewhere(module, cfg, batch, seed, dtype):
     """A state in the middle of chunk and segment: random arrays, one token in every open unit."""
     rng = np.random.default_rng(seed)
     zero = module.init_state(random_params(module.specs(cfg), 0, dtype), cfg, batch)
-    draw = lambda s: jnp.ones(s.shape, s.dtype) if s.dtype == jnp.int32 else jnp.asarray(0.3 * rng.standard_normal(s.shape), dtype)
+    drawn = lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape), dtype)
+    draw = lambda s: jnp.ones(s.shape, s.dtype) if s.dtype == jnp.int32 else drawn(s)
     return jax.tree.map(draw, zero)
 
 
@@ -115,8 +116,10 @@ def centred_convolution(monkeypatch):
     monkeypatch.setattr(features, "causal_conv", lambda x, *a: honest(jnp.roll(x, -1, axis=1), *a))
 
 
-@pytest.mark.parametrize("leak", [retrieved_fully_visible, read_at_the_end_of_the_segment, pooled_gates, centred_convolution],
-                         ids=lambda f: f.__name__)
+LEAKS = (retrieved_fully_visible, read_at_the_end_of_the_segment, pooled_gates, centred_convolution)
+
+
+@pytest.mark.parametrize("leak", LEAKS, ids=lambda f: f.__name__)
 def test_the_causality_test_sees_every_known_leak(leak, monkeypatch):
     """Each mistake that is easy to make in MAC must turn up in the part that has to be zero."""
     leak(monkeypatch)

@@ -69,12 +69,14 @@ def value_and_gradients(view, cfg, length_B):
 # Each network once; every pair of the other choices occurs.
 THREE_VIEWS = {
     "linear-init-after": dict(depth=1, norm=False, residual=False),
-    "linear-zero-before-clip": dict(depth=1, norm=False, residual=False, forget_to="zero", read="before", surprise_clip=1.0),
+    "linear-zero-before-clip": dict(depth=1, norm=False, residual=False, forget_to="zero", read="before",
+                                    surprise_clip=1.0),
     "depth1-norm-zero-before": dict(depth=1, forget_to="zero", read="before"),
     "depth2-default": dict(),
     "depth2-plain-clip-no-momentum": dict(norm=False, residual=False, surprise_clip=0.5, momentum=False, read="before"),
     "depth3-norm-zero-no-momentum": dict(depth=3, residual=False, forget_to="zero", momentum=False),
-    "depth4-residual-before-no-forget": dict(depth=4, norm=False, read="before", forget=False, surprise_clip=2.0, step_max=0.02),
+    "depth4-residual-before-no-forget": dict(depth=4, norm=False, read="before", forget=False, surprise_clip=2.0,
+                                             step_max=0.02),
     "swiglu-zero-clip": dict(network="swiglu", forget_to="zero", surprise_clip=1.0),
     "gated-no-momentum-no-forget": dict(network="gated", momentum=False, forget=False, activation="gelu_tanh"),
     "low_rank-before": dict(network="low_rank", read="before", activation="silu"),
@@ -100,16 +102,18 @@ def reference_memory(net, cfg, params, state, inputs, row, head):
     """The loop of `reference_titans` for one row and head of a package state."""
     w_init = {n: w[head] for n, w in params["init"].items()}
     absolute = lambda tree: {n: w_init[n] + v[row, head] for n, v in tree.items()}
-    start = ref.Start(absolute(state.anchor), absolute(state.weights), {n: v[row, head] for n, v in state.surprise.items()},
-                      int(state.phase[row]))
+    surprise = {n: v[row, head] for n, v in state.surprise.items()}
+    start = ref.Start(absolute(state.anchor), absolute(state.weights), surprise, int(state.phase[row]))
     pick = lambda x: x[row, :, head]
     gates = ref.Gates(pick(inputs.step), jnp.exp(pick(inputs.log_momentum)), -jnp.expm1(pick(inputs.log_keep)))
     return ref.memory(net, w_init, start, pick(inputs.k), pick(inputs.v), pick(inputs.q), gates, cfg.chunk,
                       cfg.forget_to, cfg.read)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(depth=1, norm=False, residual=False, forget_to="zero", read="before")],
-                         ids=["default", "linear"])
+LINEAR = dict(depth=1, norm=False, residual=False, forget_to="zero", read="before")
+
+
+@pytest.mark.parametrize("options", [dict(), LINEAR], ids=["default", "linear"])
 def test_chunks_equal_the_equations(options):
     """Against a loop that shares no code with the package, from the middle of a chunk."""
     cfg = config(**options)
@@ -184,7 +188,7 @@ def test_gradients_of_first_and_second_order_equal_finite_differences():
 
 
 def test_value_projection_learns_only_through_the_inner_gradient(monkeypatch):
-    """Stopping the inner gradient kills exactly what learns through it: W_V, its convolution and the write path of W_K."""
+    """Stopping the inner gradient kills what learns through it: W_V, its convolution and the write path of W_K."""
     cfg, params, state, x = tiny()
     gradient = lambda: jit(jax.grad(scalar_loss(cfg, state)))(params, x)
     writers = ("wv", "conv_v", "wk", "conv_k")
@@ -225,7 +229,8 @@ def test_coefficients_equal_scalar_recursions(size, target):
         narrow = compute(*(np.float32(a) for a in (theta, *logs)), real, target)
         for name, value in want.items():
             value = value[1:]
-            np.testing.assert_allclose(getattr(got, name), value, rtol=1e-9, atol=1e-12, err_msg=f"{name} {eta} {alpha}")
+            what = f"{name} {eta} {alpha}"
+            np.testing.assert_allclose(getattr(got, name), value, rtol=1e-9, atol=1e-12, err_msg=what)
             scale = max(1.0, np.abs(value).max())
             np.testing.assert_allclose(getattr(narrow, name) / scale, value / scale, rtol=0, atol=5e-5, err_msg=name)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from neural_cases import assert_equal, config, jit, random_params
+from neural_cases import assert_equal, cast, config, jit, random_params
 
 from memtok_jax import params as P
 from memtok_jax.memory import neural
@@ -161,9 +161,10 @@ def test_no_step_is_a_static_network():
     params["w_gates"] = params["w_gates"].at[:, 0].set(0.0)
     params["b_gates"] = params["b_gates"].at[0].set(-1e4)
     x = jnp.asarray(np.random.default_rng(8).standard_normal((2, T, K)))
-    zero = jax.tree.map(lambda s: s.astype(np.float64) if s.dtype == jnp.float32 else s, neural.init_state(params, cfg, 2))
+    zero = cast(neural.init_state(params, cfg, 2), np.float64)
     y, end = jit(neural.apply, static_argnums=3)(params, zero, x, cfg)
-    static = lambda params: neural.reads_at(params, zero.weights, neural.query(params, x, zero.conv[:, :, 2], cfg)[0], cfg)
+    query = lambda params: neural.query(params, x, zero.conv[:, :, 2], cfg)[0]
+    static = lambda params: neural.reads_at(params, zero.weights, query(params), cfg)
     np.testing.assert_allclose(y, jit(static)(params).reshape(2, T, K), rtol=0, atol=1e-14)
     assert_equal(end._replace(phase=zero.phase, conv=zero.conv), zero)
     loss = lambda params: jnp.sin(neural.apply(params, zero, x, cfg)[0]).sum()

@@ -64,7 +64,7 @@ def test_linear_memory_with_clip_stays_finite_at_a_huge_step():
 
 
 def test_normed_memory_stays_finite_at_a_huge_step():
-    """The default network at a step of 1, without a clip: the norm on its output shrinks the curvature as weights grow."""
+    """The default network at a step of 1, unclipped: the norm on its output shrinks the curvature as weights grow."""
     stream_through(replace(DEFAULT, step_max=1.0), 1)
 
 

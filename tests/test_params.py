@@ -24,7 +24,8 @@ class Pair(NamedTuple):
 
 def state_specs(batch: int):
     """Leaves with the batch at different places."""
-    return Pair(P.StateSpec((batch, 3), ("batch", None)), {"x": P.StateSpec((2, batch), ("layers", "batch"), jnp.int32)})
+    second = P.StateSpec((2, batch), ("layers", "batch"), jnp.int32)
+    return Pair(P.StateSpec((batch, 3), ("batch", None)), {"x": second})
 
 
 def test_shapes_and_axes_must_agree():
@@ -35,7 +36,7 @@ def test_shapes_and_axes_must_agree():
 
 
 def test_initial_values_follow_the_path():
-    """Another parameter beside it changes no other; equal keys give equal values; the scale is that of the initializer."""
+    """A further parameter changes no other; equal keys give equal values; the scale is that of the initializer."""
     specs = small_specs()
     one = P.init_params(specs, jax.random.key(0))
     more = P.init_params({"a": P.ParamSpec((9,), (None,), P.normal(1.0)), **specs}, jax.random.key(0))
