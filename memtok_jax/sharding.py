@@ -72,14 +72,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """
     if x.ndim != len(names):
         raise ValueError(f"an array of shape {x.shape} has {x.ndim} dimensions, got {len(names)} axis names {names}")
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    free = _free_axes()
+    if not free:
         return x
-    free = {a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     axes = tuple(tuple(a for a in dim if a in free) for dim in mesh_axes_of(names))
     if not any(axes):
         return x
-    _check_divides("activation", x.shape, names, axes, dict(mesh.shape))
+    _check_divides("activation", x.shape, names, axes, dict(jax.sharding.get_abstract_mesh().shape))
     return jax.lax.with_sharding_constraint(x, _partition_spec(axes))
 
 
@@ -123,9 +122,30 @@ def row_groups(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
+def _free_axes() -> MeshAxes:
+    """Axes of the mesh in force that the compiler divides by itself; empty without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
+
+
 def everywhere(x: jax.Array) -> jax.Array:
     """Ask the compiler for a copy of x on every device, so that every process can read it."""
-    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
+    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if _free_axes() else x
+
+
+def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """table[ids], f[B, T, D]: every device looks its own rows up in a whole copy of the table.
+
+    Spelled out rather than left to the compiler, which cannot partition an index into a divided table reliably
+    (jax 0.10.2 aborts on meshes that use all three axes).
+    """
+    free = _free_axes()
+    if not free:
+        return table_VD[ids_BT]
+    own_rows = PartitionSpec(tuple(axis for axis in RULES["batch"] if axis in free))
+    local = jax.shard_map(lambda table, ids: table[ids], in_specs=(PartitionSpec(), own_rows), out_specs=own_rows,
+                          axis_names=set(free), check_vma=False)
+    return local(table_VD, ids_BT)
 
 
 def place_rows(mesh: Mesh, x: np.ndarray) -> jax.Array:

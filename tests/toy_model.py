@@ -51,7 +51,7 @@ def refresh(params, state, cfg: ToyConfig):
 
 def apply(params, state, ids_BT, cfg: ToyConfig, length=None):
     length = pr.full_length(ids_BT) if length is None else length
-    x_BTD = sharding.constrain(params["embed"][ids_BT], "batch", None, "embed")
+    x_BTD = sharding.constrain(sharding.look_up(params["embed"], ids_BT), "batch", None, "embed")
 
     def token(sum_BD, inputs):
         x_BD, t = inputs

@@ -17,7 +17,7 @@ from memtok_jax.memory import tokens
 from memtok_jax.models import block
 from memtok_jax.models.config import LanguageModelConfig, for_training
 from memtok_jax.numerics import matmul, rms_norm
-from memtok_jax.sharding import constrain
+from memtok_jax.sharding import constrain, look_up
 
 __all__ = ["LanguageModelConfig", "LanguageModelState", "apply", "for_training", "init_state", "refresh", "specs",
            "state_specs", "statistics"]
@@ -90,9 +90,8 @@ def init_state(params, cfg: LanguageModelConfig, batch: int) -> LanguageModelSta
 
 def run(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelConfig, length=None):
     """`apply` with the statistics of all memories, averaged over layers."""
-    # Looked up from rows that are whole: a table divided along its width as well is beyond what the compiler partitions.
-    table = constrain(params["embedding"], "vocab", None)
-    x = table[ids] * cfg.width ** 0.5
+    table = params["embedding"]
+    x = look_up(table, ids) * cfg.width ** 0.5
     x = constrain(x.astype(x.dtype if x.dtype == jnp.float64 else jnp.dtype(cfg.dtype)), "batch", "length", "embed")
 
     def body(x, tree, cfg_block):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from memtok_jax import data
+from memtok_jax import data, sharding
 from memtok_jax.analysis import figures
 from memtok_jax.data.config import DataConfig
 from memtok_jax.evaluation.baselines import bits_per_byte, text_baselines
@@ -55,19 +55,21 @@ def final(experiment: Experiment, params: Any, mesh: Mesh, workdir: Path, metric
         + ", ".join(f"{n} {v:.4f}" for n, v in free.items()))
     if experiment.training.sample_tokens and not data.is_task(cfg) and jax.process_count() == 1:
         say("sample of generated text (the prompt is held-out text and ends at the bar):")
-        say("  " + sample_text(experiment, params).replace("\n", "\n  "))
+        say("  " + sample_text(experiment, params, mesh).replace("\n", "\n  "))
     draw_curve(experiment, workdir, free, say)
     curve = ", loss_curve.png" if figures.available() else ""
     say(f"written to {workdir}: config.json, {mx.FILE}, checkpoints{curve}")
 
 
-def sample_text(experiment: Experiment, params: Any) -> str:
+def sample_text(experiment: Experiment, params: Any, mesh: Mesh) -> str:
     """A prompt from the held-out text, a bar, and what the model writes after it."""
     from memtok_jax.inference.sample import generate
 
     first = next(iter(data.open_eval(experiment.data, 1)))
     prompt = np.asarray(first["ids"][:1, :min(PROMPT_TOKENS, int(first["length"][0]))])
-    ids = generate(params, experiment.model, prompt, experiment.training.sample_tokens,
+    # As many equal rows as the mesh divides a batch into; one of them is shown.
+    rows = np.repeat(prompt, sharding.row_groups(mesh), axis=0)
+    ids = generate(params, experiment.model, rows, experiment.training.sample_tokens,
                    jax.random.key(experiment.training.seed), 0.8, model=functions_of(experiment.model))
     return data.decode(experiment.data, prompt[0]) + "|" + data.decode(experiment.data, np.asarray(ids)[0])
 

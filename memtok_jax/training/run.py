@@ -66,7 +66,8 @@ def make_mesh(experiment: Experiment) -> Mesh:
 
 
 def check(experiment: Experiment, mesh: Mesh) -> None:
-    """Raise UserError, naming both numbers, where batch, vocabulary or mesh do not fit each other."""
+    """Raise UserError, naming both numbers, where segment, batch, vocabulary or mesh do not fit each other."""
+    functions_of(experiment.model).for_training(experiment.model, experiment.segment)
     t, groups = experiment.training, sharding.row_groups(mesh)
     for name, rows in ((f"training.batch {t.batch} / microbatches {t.microbatches} =", t.batch // t.microbatches),
                        ("evaluation.batch", experiment.evaluation.batch)):
