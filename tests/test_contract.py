@@ -238,7 +238,7 @@ def test_3_state_keeps_its_structure(name):
     assert case.module.specs(case.cfg).keys() == params.keys()
 
 
-@pytest.mark.parametrize("name", ["memory/tokens", "memory/neural", "mixers/mac"])
+@pytest.mark.parametrize("name", ["memory/tokens", "memory/neural"])
 def test_3_jit_changes_nothing(name):
     params, state, x = material(name)
     case = CASES[name]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from neural_cases import cast
+from neural_cases import cast, jit
 
 from memtok_jax import params as P
 from memtok_jax.memory import neural
@@ -92,7 +92,8 @@ def test_forgetting_to_zero_kills_a_plain_network_and_forgetting_to_init_does_no
         cfg = replace(base, forget_to=forget_to)
         params = P.init_params(neural.specs(cfg), jax.random.key(0))
         last = lambda params, state: jnp.square(neural.apply(params, state, x[:, :16], cfg)[0]).sum()
-        size = lambda state: float(jnp.abs(jax.grad(last)(params, state)["wq"]).max())
+        gradient = jit(jax.grad(last))
+        size = lambda state: float(jnp.abs(gradient(params, state)["wq"]).max())
         fresh = neural.init_state(params, cfg, 1)
         state = jax.jit(neural.write, static_argnums=3)(params, fresh, x, cfg)
         return weight_norms(params, state).max(), size(state), size(fresh)
@@ -112,11 +113,11 @@ def precision_errors(monkeypatch):
     with jax.enable_x64(True):
         params = cast(P.init_params(neural.specs(cfg), jax.random.key(0)), np.float64)
         state = cast(neural.init_state(params, cfg, 1), np.float64)
-        exact = np.asarray(jax.jit(neural.apply, static_argnums=3)(params, state, x.astype(np.float64), cfg)[0])
+        exact = np.asarray(jit(neural.apply, static_argnums=3)(params, state, x.astype(np.float64), cfg)[0])
     params = jax.tree.map(lambda p: np.asarray(p, np.float32), params)
 
     def error(cfg):
-        y, _ = jax.jit(lambda p, x: neural.apply(p, neural.init_state(p, cfg, 1), x, cfg))(params, x)
+        y, _ = jit(lambda p, x: neural.apply(p, neural.init_state(p, cfg, 1), x, cfg))(params, x)
         assert y.dtype == np.float32
         return float(np.linalg.norm(np.asarray(y, np.float64) - exact) / np.linalg.norm(exact))
 
