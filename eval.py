@@ -14,8 +14,8 @@ from memtok_jax.training import cli
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its newest checkpoint is scored. eval.json and "
                               "figures are written there.")
-DATA = flags.DEFINE_string("data", None, "What to score instead of the run's data.source: a text file, a folder of text "
-                           "files, the name of a data set, tfds:NAME or task:NAME.")
+DATA = flags.DEFINE_string("data", None, "What to score instead of the run's data.source: a text file, a folder of "
+                           "text files, the name of a data set, tfds:NAME or task:NAME.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets. Default: environment variable "
                                "MEMTOK_DATA_DIR.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")

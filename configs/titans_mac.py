@@ -29,5 +29,5 @@ def config(preset: str) -> Experiment:
     if preset in TITANS_SIZES:
         return titans_paper(PATTERN, preset)
     memory = NeuralMemoryConfig(head_dim=32, expansion=2, chunk=64)
-    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=LAPTOP_PATTERN, head_dim=32, window=64, segment=64,
-                                           prefix=8, memory=memory))
+    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=LAPTOP_PATTERN, head_dim=32, window=64,
+                                           segment=64, prefix=8, memory=memory))

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("--run_slow"):
         reasons["slow"] = "takes minutes; run with --run_slow"
     if (absent := _missing("torch", "titans_pytorch")) and not os.environ.get("MEMTOK_PEER_PYTHON"):
-        reasons["peer"] = f"compares with another implementation; not installed here: {absent}; or set MEMTOK_PEER_PYTHON"
+        reasons["peer"] = f"compares with another implementation; not installed: {absent}; or set MEMTOK_PEER_PYTHON"
     if absent := _missing("libtpu"):
         reasons["tpu_backend"] = f"compiles for a TPU; not installed: {absent} (pip install 'jax[tpu]')"
     if not os.environ.get("MEMTOK_DATA_DIR"):

@@ -70,5 +70,5 @@ def for_training(cfg: ToyConfig, tokens: int):
     return cfg
 
 
-def statistics(params, state, ids_BT, cfg: ToyConfig):
-    return {"norm": jnp.linalg.norm(apply(params, state, ids_BT, cfg)[1].sum)}
+def statistics(params, state, ids_BT, cfg: ToyConfig, length=None):
+    return {"norm": jnp.linalg.norm(apply(params, state, ids_BT, cfg, length)[1].sum)}

@@ -93,6 +93,14 @@ def _fresh_carry(params: pr.Tree, *, functions: ModuleType, model: Any, rows: in
     return sharding.constrain_tree(functions.init_state(params, model, rows), functions.state_specs(model, rows))
 
 
+@partial(jax.jit, static_argnames=("functions", "model"))
+def memory_statistics(params: pr.Tree, ids_BT: jax.Array, length_B: jax.Array, *, functions: ModuleType,
+                      model: Any) -> dict[str, jax.Array]:
+    """What the memories do with one segment from a fresh carry: name -> f32[], such as step sizes and forgetting."""
+    state = functions.init_state(params, model, ids_BT.shape[0])
+    return functions.statistics(params, state, ids_BT, model, length_B)
+
+
 class _Tallies:
     """Running totals on the host in float64: float32 sums over a million tokens lose digits."""
 

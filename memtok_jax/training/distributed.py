@@ -47,8 +47,8 @@ def use_cores(*row_counts: int, environment: Mapping[str, str] = os.environ) -> 
     row_counts: numbers of rows that must divide over the devices. Nothing happens where the number of devices has been
     chosen already, in several processes, or on an accelerator (where CPU devices are not used).
     """
-    chosen = jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
-    if chosen or jax.distributed.is_initialized():
+    by_flag = "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
+    if by_flag or jax.config.jax_num_cpu_devices > 0 or jax.distributed.is_initialized():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     devices = max(n for n in range(1, cores + 1) if all(rows % n == 0 for rows in row_counts))

@@ -158,7 +158,8 @@ def _evaluate(run: Run, state: TrainState, step: int) -> None:
     run.progress.pause()
     values = run.evaluate(state.params)
     run.metrics.write(step, values)
-    run.progress.say("  ".join([f"step {step}", *(f"{name} {value:.4f}" for name, value in values.items())]))
+    shown = [f"{name} {value:.4f}" for name, value in values.items() if name.startswith("eval/")]
+    run.progress.say("  ".join([f"step {step}", *shown]))
     run.progress.resume()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from memtok_jax import data, sharding
 from memtok_jax.analysis import figures
 from memtok_jax.data.config import DataConfig
 from memtok_jax.evaluation.baselines import bits_per_byte, text_baselines
-from memtok_jax.evaluation.score import Score, score
+from memtok_jax.evaluation.score import Score, memory_statistics, score
 from memtok_jax.training import metrics as mx
 from memtok_jax.training.experiment import Experiment, functions_of
 
@@ -26,6 +27,24 @@ def headline(cfg: DataConfig, result: Score) -> dict[str, float]:
     if data.is_task(cfg):
         return {"eval/accuracy": result.accuracy}
     return {"eval/bits_per_byte": bits_per_byte(result.nats, result.count)}
+
+
+def held_out(experiment: Experiment, params: Any, mesh: Mesh, most: int) -> tuple[Score, dict[str, float]]:
+    """Score held-out data with parameters that lie on `mesh`. most: batches to score, 0 for all.
+
+    Returns the score, and flat names for `metrics.jsonl`: the loss, the headline, and what the memories do.
+    """
+    model, functions = experiment.model, functions_of(experiment.model)
+    batches = data.open_eval(experiment.data, experiment.evaluation.batch)
+    result = score(params, islice(batches, most or None), mesh, functions=functions, model=model,
+                   segment=experiment.segment)
+    first = next(iter(batches))
+    ids = first["ids"][:, :experiment.segment]
+    length = np.minimum(first["length"], experiment.segment)
+    seen = memory_statistics(params, sharding.place_rows(mesh, ids), sharding.place_rows(mesh, length),
+                             functions=functions, model=model)
+    memory = {f"memory/{name}": float(value) for name, value in seen.items()}
+    return result, {"eval/loss": result.loss, **headline(experiment.data, result), **memory}
 
 
 def baselines(cfg: DataConfig, model: Any) -> dict[str, float]:
@@ -41,18 +60,19 @@ def baselines(cfg: DataConfig, model: Any) -> dict[str, float]:
 def final(experiment: Experiment, params: Any, mesh: Mesh, workdir: Path, metrics: Any,
           say: Callable[[str], None]) -> None:
     """Score all held-out data, and write and print the report."""
-    cfg, model, steps = experiment.data, experiment.model, experiment.optimizer.steps
-    result = score(params, data.open_eval(cfg, experiment.evaluation.batch), mesh, functions=functions_of(model),
-                   model=model, segment=experiment.segment)
+    cfg, steps = experiment.data, experiment.optimizer.steps
+    result, values = held_out(experiment, params, mesh, 0)
     if jax.process_index() != 0:
         return
-    values = {"eval/loss": result.loss, **headline(cfg, result)}
-    free = baselines(cfg, model)
+    free = baselines(cfg, experiment.model)
     metrics.write(steps, values | {f"{mx.BASELINE}{name}": value for name, value in free.items()})
     (name, value), = headline(cfg, result).items()
     unit = name.removeprefix("eval/").replace("_", " ")
     say(f"held out: {result.count:,} targets, {unit} {value:.4f}; on the same data "
         + ", ".join(f"{n} {v:.4f}" for n, v in free.items()))
+    memory = {name.removeprefix("memory/"): value for name, value in values.items() if name.startswith("memory/")}
+    if memory:
+        say("memory: " + ", ".join(f"{name} {value:.4g}" for name, value in memory.items()))
     if experiment.training.sample_tokens and not data.is_task(cfg) and jax.process_count() == 1:
         say("sample of generated text (the prompt is held-out text and ends at the bar):")
         say("  " + sample_text(experiment, params, mesh).replace("\n", "\n  "))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 from pathlib import Path
 
 import jax
@@ -12,7 +11,6 @@ from jax.sharding import Mesh
 from memtok_jax import data, sharding
 from memtok_jax import params as pr
 from memtok_jax.config import UserError
-from memtok_jax.evaluation.score import Score, score
 from memtok_jax.training import report
 from memtok_jax.training.checkpoint import Checkpoints, open_workdir
 from memtok_jax.training.experiment import Experiment, functions_of
@@ -40,7 +38,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
         _announce(experiment, mesh, workdir, first, progress)
         metrics = NoMetrics() if quiet else Metrics(workdir, first)
         run = Run(experiment, mesh, batches, checkpoints, metrics, progress,
-                  evaluate=lambda params: evaluation_metrics(experiment, held_out(experiment, params, mesh)))
+                  evaluate=lambda params: report.held_out(experiment, params, mesh, experiment.evaluation.batches)[1])
         begun = time.monotonic()
         try:
             state = run_loop(run, state, first)
@@ -90,19 +88,6 @@ def start(experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches)
     if meta["step"] > experiment.optimizer.steps:
         raise UserError(f"the run has done {meta['step']} steps, optimizer.steps is {experiment.optimizer.steps}")
     return state, meta["step"]
-
-
-def held_out(experiment: Experiment, params: pr.Tree, mesh: Mesh, most: int | None = None) -> Score:
-    """Score held-out data. most: batches to score; None takes `evaluation.batches`, 0 all."""
-    most = experiment.evaluation.batches if most is None else most
-    batches = data.open_eval(experiment.data, experiment.evaluation.batch)
-    return score(params, islice(batches, most or None), mesh, functions=functions_of(experiment.model),
-                 model=experiment.model, segment=experiment.segment)
-
-
-def evaluation_metrics(experiment: Experiment, result: Score) -> dict[str, float]:
-    """Flat names for `metrics.jsonl`: loss, and bits per byte for text or accuracy for a task."""
-    return {"eval/loss": result.loss, **report.headline(experiment.data, result)}
 
 
 def _announce(experiment: Experiment, mesh: Mesh, workdir: Path, first: int, progress: Progress) -> None:

@@ -144,8 +144,8 @@ def scored_positions(batch: Batch) -> jax.Array:
 def batch_gradient(params: Tree, carry: Tree, batch: Batch, experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
     """Gradient of the mean loss over the scored positions of the batch.
 
-    Rows on different parts of the mesh's data axis never meet before the end: each part computes its own gradient, and one
-    sum joins them. Left to the compiler, the sum would be taken in every turn of the inner loops.
+    Rows on different parts of the mesh's data axis never meet before the end: each part computes its own gradient,
+    and one sum joins them. Left to the compiler, the sum would be taken in every turn of the inner loops.
     Returns the gradient, the carry after the batch, and the totals.
     """
     total = scored_positions(batch)
