@@ -1,4 +1,4 @@
-"""Associative recall over a distance that attention cannot see: 8 pairs, 96 tokens of noise, then the 8 keys again.
+"""Associative recall over a distance that attention cannot see: 4 pairs, 48 tokens of noise, then the 4 keys again.
 
 Task: memtok_jax/data/tasks/recall.py; key-value recall as in https://arxiv.org/abs/2312.04927, questions at the end.
 Command: python train.py --config=recall:mac, then python eval.py --workdir=runs/recall-mac for lengths n, 4n, 16n
@@ -6,8 +6,8 @@ Hardware, time: 2 CPU cores, minutes each
 Expected: mac, mag, mal and lmm at least 99 % of the held-out answers; window (the same model without memory) at chance,
     1/32; see docs/results
 
-Every preset has the same width, depth and training. Attention sees 16 tokens (segment of mac, window of mag and mal):
-with two layers at most the last 32 of 128, and no pair is among them. "linear" is lmm with a linear memory.
+Every preset has the same width, depth and training. Attention sees 8 tokens (segment of mac, window of mag and mal):
+with two layers at most the last 15 of 64, and no pair is among them. "linear" is lmm with a linear memory.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.recipes import recall
 
-MEMORY = NeuralMemoryConfig(head_dim=32, chunk=16)
-LINEAR = NeuralMemoryConfig(head_dim=32, chunk=16, depth=1, residual=False, norm=False)
+MEMORY = NeuralMemoryConfig(head_dim=32, chunk=8)
+LINEAR = NeuralMemoryConfig(head_dim=32, chunk=8, depth=1, residual=False, norm=False)
 PATTERNS = {"mac": "mac", "mag": "mag", "mal": "mal", "lmm": "lmm", "linear": "lmm", "window": "attention"}
 PRESETS = tuple(PATTERNS)
 
 
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
-    model = LanguageModelConfig(width=64, layers=2, pattern=(PATTERNS[preset],), head_dim=32, hidden=128, window=16,
-                                segment=16, prefix=4, memory=LINEAR if preset == "linear" else MEMORY)
-    return recall(model, pairs=8, sequence=128, steps=600)
+    model = LanguageModelConfig(width=64, layers=2, pattern=(PATTERNS[preset],), head_dim=32, hidden=128, window=8,
+                                segment=8, prefix=4, memory=LINEAR if preset == "linear" else MEMORY)
+    return recall(model, pairs=4, sequence=64, steps=1200)
