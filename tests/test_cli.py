@@ -15,11 +15,11 @@ from memtok_jax import config
 from memtok_jax.training import cli, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--config.model.width=16", "--config.model.layers=1", "--config.model.head_dim=8", "--config.model.segment=16",
-        "--config.model.window=16", "--config.model.prefix=2", "--config.model.memory.head_dim=8",
-        "--config.model.memory.chunk=8", "--config.data.sequence=32", "--config.data.eval_bytes=300",
-        "--config.training.batch=2", "--config.evaluation.batch=2", "--config.optimizer.steps=4",
-        "--config.optimizer.warmup_steps=1", "--config.training.log_every=1", "--config.training.sample_tokens=8")
+TINY = tuple(f"--config.{change}" for change in (
+    "model.width=16", "model.layers=1", "model.pattern=lmm", "model.head_dim=8", "model.segment=16", "model.window=16",
+    "model.prefix=2", "model.memory.head_dim=8", "model.memory.chunk=8", "data.sequence=32", "data.eval_bytes=300",
+    "training.batch=2", "training.data=1", "evaluation.batch=2", "optimizer.steps=4", "optimizer.warmup_steps=1",
+    "training.log_every=1", "training.sample_tokens=8"))
 
 
 def command(*args: str, **environment: str) -> subprocess.CompletedProcess:
@@ -30,7 +30,7 @@ def command(*args: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory) -> tuple[Path, str]:
-    """A finished tiny run of titans_mac on a small text: (workdir, what train.py printed)."""
+    """A finished tiny run on a small text: (workdir, what train.py printed)."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "words.txt").write_text("memory is what remains when the rest is gone. " * 200)
     done = command("train.py", "--config=titans_mac", f"--data={folder / 'words.txt'}", f"--workdir={folder / 'run'}",
@@ -66,10 +66,11 @@ def test_eval_ends_with_one_json_object(tiny_run):
     (["--config.model.widht=3"], "unknown field config.model.widht; did you mean 'width'"),
     (["--config.model.width=wide"], "config.model.width must be int, got 'wide'"),
     (["--config.model.width"], "--config.model.width needs a value"),
-    (["--config.model.head_dim=48"], "width=128 is not a multiple of head_dim=48"),
-    (["--config.training.segment=100"], "data.sequence 512 does not divide into segments of 100"),
-    (["--config.model.memory.chunk=48"], "segment=64 and memory.chunk=48"),
-    (["--config.training.microbatches=3"], "training.batch 8 does not divide into 3 microbatches"),
+    (["--config.model.head_dim=48", "--config.model.width=128"], "width=128 is not a multiple of head_dim=48"),
+    (["--config.training.segment=100"], "does not divide into segments of 100 tokens"),
+    (["--config.model.memory.chunk=48", "--config.model.segment=64"], "segment=64 and memory.chunk=48"),
+    (["--config.training.microbatches=3", "--config.training.batch=8"],
+     "training.batch 8 does not divide into 3 microbatches"),
     (["--config.training.tensor=3"], "8 devices do not divide into fsdp 1 x tensor 3"),
     (["--data=no/such/file.txt"], "no/such/file.txt"),
     (["--data=task:recal"], "unknown task 'recal'"),
