@@ -14,20 +14,12 @@ Neighbours: titans_mag, titans_mal, titans_lmm, transformer.
 
 from __future__ import annotations
 
-from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.training.experiment import Experiment
-from memtok_jax.training.recipes import TITANS_SIZES, laptop_text, titans_paper
+from memtok_jax.training.recipes import TITANS_SIZES, titans_text
 
 PRESETS = ("laptop", *TITANS_SIZES)
-PATTERN = ("mac",)
-LAPTOP_PATTERN = ("mac", "attention")
 
 
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
-    if preset in TITANS_SIZES:
-        return titans_paper(PATTERN, preset)
-    memory = NeuralMemoryConfig(head_dim=32, expansion=2, chunk=64)
-    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=LAPTOP_PATTERN, head_dim=32, window=64,
-                                           segment=64, prefix=8, memory=memory))
+    return titans_text("mac", preset)

@@ -12,19 +12,12 @@ Neighbours: titans_mac, titans_mag, titans_lmm, transformer.
 
 from __future__ import annotations
 
-from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.training.experiment import Experiment
-from memtok_jax.training.recipes import TITANS_SIZES, laptop_text, titans_paper
+from memtok_jax.training.recipes import TITANS_SIZES, titans_text
 
 PRESETS = ("laptop", *TITANS_SIZES)
-PATTERN = ("mal",)
 
 
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
-    if preset in TITANS_SIZES:
-        return titans_paper(PATTERN, preset)
-    model = LanguageModelConfig(width=128, layers=4, pattern=PATTERN, head_dim=32, window=64, segment=64, prefix=8,
-                                memory=NeuralMemoryConfig(head_dim=32, chunk=32))
-    return laptop_text(model)
+    return titans_text("mal", preset)
