@@ -8,11 +8,13 @@ prints one line of JSON.
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks import associative_scan, measure
 from memtok_jax import params as P
@@ -24,6 +26,7 @@ from memtok_jax.memory import neural
 from memtok_jax.memory.neural import literal, scan
 from memtok_jax.models import language_model
 from memtok_jax.numerics import rms_norm
+from memtok_jax.training.distributed import use_cores
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
 from memtok_jax.training.step import Batch, compile_step, init_train_state, state_shardings
 
@@ -36,13 +39,12 @@ VIEWS = {"chunked": scan, "literal": literal, "associative_scan": associative_sc
 def layer_specs(cfg: neural.NeuralMemoryConfig) -> dict:
     """The memory as a layer: norm before it; norm of the reads, gate and projection after it (paper, section 4.4)."""
     d, k = cfg.width, cfg.head_dim
-    square = P.ParamSpec((d, d), ("embed", None), P.fan_in(0))
     return {
         "memory": neural.specs(cfg),
         "norm": P.ParamSpec((d,), (None,), P.ones, decayed=False),
         "read_norm": P.ParamSpec((k,), (None,), P.ones, decayed=False),
-        "gate": square,
-        "out": square,
+        "gate": P.ParamSpec((d, d), ("embed", "heads"), P.fan_in(0)),
+        "out": P.ParamSpec((d, d), ("heads", "embed"), P.fan_in(0)),
     }
 
 
@@ -61,8 +63,21 @@ def _compile(function, *args) -> tuple:
     return compiled, time.perf_counter() - start, compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
+def head_mesh(heads: int) -> Mesh:
+    """The heads divided over the cores of a CPU (its compiler runs small batched products on one core), or one GPU."""
+    divisors = [n for n in range(1, heads + 1) if heads % n == 0 and n <= len(os.sched_getaffinity(0))]
+    jax.config.update("jax_num_cpu_devices", max(divisors))
+    return sharding.make_mesh(1, 1, max(divisors) if jax.default_backend() == "cpu" else 1)
+
+
 def run_memory(case: dict) -> dict:
     """Forward, or forward and backward, of one layer on [batch, length, width] random input."""
+    mesh = head_mesh(case["heads"])
+    with jax.set_mesh(mesh):
+        return _run_memory(case, mesh)
+
+
+def _run_memory(case: dict, mesh: Mesh) -> dict:
     cfg = neural.NeuralMemoryConfig(
         width=case["width"],
         head_dim=case["width"] // case["heads"],
@@ -70,16 +85,22 @@ def run_memory(case: dict) -> dict:
         dtype=case["dtype"],
         aligned=True,
     )
-    params = P.init_params(layer_specs(cfg), jax.random.key(0))
-    state = neural.init_state(params["memory"], cfg, case["batch"])
+    specs = layer_specs(cfg)
+    params = jax.device_put(P.init_params(specs, jax.random.key(0)), sharding.shardings(mesh, specs))
     x = jax.random.normal(jax.random.key(1), (case["batch"], case["length"], case["width"]))
+    x = jax.device_put(x, sharding.replicated(mesh))
+    state_specs = neural.state_specs(cfg, case["batch"])
     view = VIEWS[case["view"]]
 
+    def forward(params, x):
+        state = neural.init_state(params["memory"], cfg, case["batch"])
+        return layer(params, sharding.constrain_tree(state, state_specs), x, cfg, view)
+
     def loss(params, x):
-        return jnp.square(layer(params, state, x, cfg, view)[0]).mean()
+        return jnp.square(forward(params, x)[0]).mean()
 
     before = measure.peak_mb()
-    work = jax.value_and_grad(loss, argnums=(0, 1)) if case["backward"] else lambda p, x: layer(p, state, x, cfg, view)
+    work = jax.value_and_grad(loss, argnums=(0, 1)) if case["backward"] else forward
     compiled, seconds, temporaries = _compile(work, params, x)
     result = measure.measure(lambda: jax.block_until_ready(compiled(params, x)), case["seconds"], case["repeats"])
     return {
@@ -120,6 +141,7 @@ def run_training(case: dict) -> dict:
         OptimizerConfig(learning_rate=3e-4, steps=1000, warmup_steps=10),
         TrainingConfig(batch=case["batch"]),
     )
+    use_cores(case["batch"])
     mesh = sharding.make_mesh(-1, 1, 1)
     ids = jax.random.randint(jax.random.key(1), (case["batch"], case["length"] + 1), 0, 256)
     batch = Batch(ids[:, :-1], ids[:, 1:], jnp.ones((case["batch"],), bool))

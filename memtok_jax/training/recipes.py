@@ -53,10 +53,10 @@ def laptop_text(model: LanguageModelConfig) -> Experiment:
     return Experiment(
         model=model,
         data=DataConfig(source="stdlib", sequence=256, contiguous=False, visit=8, eval_bytes=65_536),
-        optimizer=OptimizerConfig(learning_rate=5e-3, steps=1250, warmup_steps=50, final_fraction=0.02,
+        optimizer=OptimizerConfig(learning_rate=5e-3, steps=1300, warmup_steps=50, final_fraction=0.02,
                                   weight_decay=0.1),
-        training=TrainingConfig(batch=8, log_every=10, eval_every=250, checkpoint_every=250),
-        evaluation=EvaluationConfig(batch=8, batches=4),
+        training=TrainingConfig(batch=8, log_every=10, eval_every=325, checkpoint_every=325),
+        evaluation=EvaluationConfig(batch=16),
     )
 
 
@@ -69,7 +69,7 @@ def titans_text(kind: str, preset: str) -> Experiment:
         return titans_paper((kind,), preset)
     pattern = ("lmm", "lmm") if kind == "lmm" else (kind, "attention")
     memory = NeuralMemoryConfig(head_dim=32, expansion=2, chunk=64)
-    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=pattern, head_dim=32, window=128, segment=128,
+    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=pattern, head_dim=32, window=64, segment=64,
                                            prefix=8, memory=memory))
 
 
