@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from memtok_jax import params as P
 from memtok_jax.models.config import BRANCHES, BlockConfig
