@@ -12,7 +12,7 @@ Each head owns a small network f_W. Every token moves its weights one step down 
 | k, v, q      | k, v, q                          | 11, 15   |
 | b            | chunk                            | 16       |
 
-Three views of one rule: `literal.py` (token by token), `scan.py` + `rule.py` (chunks; the default), proved equal in
+Two views of one rule: `literal.py` (token by token), `scan.py` + `rule.py` (chunks; the default), proved equal in
 `tests/test_neural_memory.py`. Differs from a linear-attention state (gated delta rule) in that the memory may be deep
 and has momentum; those are its special cases.
 

@@ -63,7 +63,7 @@ def specs(cfg: BlockConfig) -> dict:
 
 
 def state_specs(cfg: BlockConfig, batch: int) -> MacState:
-    """Twice the fast weights' size of the memory alone is not needed: only `start` is added to it."""
+    """The memory, a second set of weights (`start`), and one segment of keys and values."""
     memory = neural.state_specs(cfg.memory, batch)
     key = lambda: P.StateSpec((batch, cfg.segment, cfg.heads, cfg.head_dim), ("batch", None, "heads", None), jnp.dtype(cfg.dtype))
     m = cfg.memory
