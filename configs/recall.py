@@ -3,9 +3,9 @@
 Task: memtok_jax/data/tasks/recall.py; key-value recall as in https://arxiv.org/abs/2312.04927, questions at the end.
 Command: python train.py --config=recall:mac, then python eval.py --workdir=runs/recall-mac for lengths n, 4n, 16n
 Hardware, time: 2 CPU cores, minutes each
-Expected (one seed, 1,200 steps): mag and lmm 100 % of the held-out answers, lmm 98 % and mag 100 % at
-    sixteen times the length; mac 56 %, still learning; window (the same model without memory) 3.6 %, chance 1/32. mal and linear have not been run at
-    these settings. See docs/results
+Expected (one seed, 1,200 steps): mag and lmm 100 % of the held-out answers, and 100 % and 98 % at sixteen times the
+    length; mac 56 %, not solved; window (the same model without memory) 3.6 %, chance 1/32. mal and linear have not been
+    run at these settings. See docs/results
 
 Every preset has the same width, depth and training. Attention sees 8 tokens (segment of mac, window of mag and mal):
 with two layers at most the last 15 of 64, and no pair is among them. "linear" is lmm with a linear memory.
