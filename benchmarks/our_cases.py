@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from benchmarks import associative_scan, measure
 from memtok_jax import params as P
 from memtok_jax import sharding
+from memtok_jax.compiler import options
 from memtok_jax.data.config import DataConfig
 from memtok_jax.inference.sample import decode_many
 from memtok_jax.inference.session import new_stream, open_session
@@ -59,7 +60,7 @@ def layer(params, state, x, cfg: neural.NeuralMemoryConfig, view) -> tuple:
 def _compile(function, *args) -> tuple:
     """(compiled, seconds that tracing and compiling took, megabytes of temporaries in the compiled program)."""
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
+    compiled = jax.jit(function, compiler_options=options(jax.default_backend())).lower(*args).compile()
     return compiled, time.perf_counter() - start, compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
@@ -141,7 +142,7 @@ def run_training(case: dict) -> dict:
         OptimizerConfig(learning_rate=3e-4, steps=1000, warmup_steps=10),
         TrainingConfig(batch=case["batch"]),
     )
-    use_cores(case["batch"])
+    use_cores(experiment.training, case["batch"])
     mesh = sharding.make_mesh(-1, 1, 1)
     ids = jax.random.randint(jax.random.key(1), (case["batch"], case["length"] + 1), 0, 256)
     batch = Batch(ids[:, :-1], ids[:, 1:], jnp.ones((case["batch"],), bool))

@@ -174,19 +174,20 @@ def stream_long(case: dict, functions, cfg, params, text: bytes) -> dict:
     import jax.numpy as jnp
 
     from memtok_jax.inference import session as S
+    from memtok_jax.inference import stream as F
     from memtok_jax.inference.compiles import compile_count
 
     block = case["block"]
     stream = S.new_stream(functions, params, cfg, 1, jax.random.key(0))
     source = blocks_of(text, block)
-    finite = jax.jit(S.is_finite)
+    finite = jax.jit(F.is_finite)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def append_and_score(params, stream, ids, targets):
-        logits, stream = S.append(functions, params, stream, ids, cfg, jnp.full(1, block, jnp.int32))
+        logits, stream = F.append(functions, params, stream, ids, cfg, jnp.full(1, block, jnp.int32))
         return mean_nats(logits, targets), stream
 
-    def run(calls: int, stream: S.Stream) -> tuple[S.Stream, dict]:
+    def run(calls: int, stream: F.Stream) -> tuple[F.Stream, dict]:
         begin_peak()
         nats, times, compiles = 0.0, [], compile_count()
         for _ in range(calls):
@@ -206,7 +207,7 @@ def stream_long(case: dict, functions, cfg, params, text: bytes) -> dict:
     say(f"{case['model']}: {first['tokens']:,} tokens, {first['tokens_per_second']:,.0f} per second")
     stream, second = run(half, stream)
     return {"first": first, "second": second, "peak_growth": second["peak_mb"] / first["peak_mb"] - 1,
-            "consumed": int(stream.t[0]), "stream_bytes": S.stream_bytes(functions, cfg, 1),
+            "consumed": int(stream.t[0]), "stream_bytes": F.stream_bytes(functions, cfg, 1),
             "stream_bytes_live": sum(leaf.nbytes for leaf in jax.tree.leaves(stream))}
 
 

@@ -7,8 +7,9 @@ Expected (one seed, 1,200 steps): mag and lmm 100 % of the held-out answers, and
     length; mac 56 %, not solved; window (the same model without memory) 3.6 %, chance 1/32. mal and linear have not been
     run at these settings. See docs/results
 
-Every preset has the same width, depth and training. Attention sees 8 tokens (segment of mac, window of mag and mal):
-with two layers at most the last 15 of 64, and no pair is among them. "linear" is lmm with a linear memory.
+Every preset has the same width, depth and training. Windows and segments hold 8 tokens: with two layers attention
+reaches back 15 of the 64 tokens at most, and no pair is among them. mac adds memory and attention (combine "sum"): with the
+paper's gate it learns several times slower (docs/log.md). "linear" is lmm with a linear memory.
 """
 
 from __future__ import annotations
@@ -27,5 +28,7 @@ PRESETS = tuple(PATTERNS)
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
     model = LanguageModelConfig(width=64, layers=2, pattern=(PATTERNS[preset],), head_dim=32, hidden=128, window=8,
-                                segment=8, prefix=4, memory=LINEAR if preset == "linear" else MEMORY)
+                                segment=8, prefix=0 if PATTERNS[preset] == "lmm" else 4,
+                                combine="sum" if preset == "mac" else "gate",
+                                memory=LINEAR if preset == "linear" else MEMORY)
     return recall(model, pairs=4, sequence=64, steps=1200)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memtok_jax.inference import session as S
+from memtok_jax.inference import stream as F
 from memtok_jax.memory.neural import NeuralMemoryConfig
 from memtok_jax.models import language_model
 from memtok_jax.params import init_params
@@ -55,7 +56,7 @@ def tokens(name, rows=ROWS, length=LONGEST, seed=0):
 @functools.cache
 def _whole(name):
     model, cfg, _ = load(name)
-    return jax.jit(lambda params, stream, ids, length: S.append(model, params, stream, ids, cfg, length))
+    return jax.jit(lambda params, stream, ids, length: F.append(model, params, stream, ids, cfg, length))
 
 
 def whole(name, ids):

@@ -83,7 +83,7 @@ def layer(params: dict, head: int, x, step_max: float, b: int):
     """The default memory with its features and gates over one row x [T, D] from the start of a stream: y [T, K]."""
     tail = jnp.zeros((params["conv_k"].shape[0] - 1, params["wk"].shape[2]), x.dtype)
     k, v, q = (features(x, params[f"w{n}"][:, head], params[f"conv_{n}"][:, head], tail, n != "v") for n in "kvq")
-    z = jnp.einsum("td,dg->tg", x, params["w_gates"][:, :, head]) + params["b_gates"][None, :, head]
+    z = jnp.einsum("td,dg->tg", x, params["w_gates"][:, head]) + params["b_gates"][None, head]
     sigmoid = 1 / (1 + jnp.exp(-z))
     w_init = {n: w[head] for n, w in params["init"].items()}
     nothing = {n: jnp.zeros_like(w) for n, w in w_init.items()}

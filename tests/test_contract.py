@@ -52,8 +52,7 @@ def closed_steps(params):
 
     def one(path, w):
         name = jax.tree_util.keystr(path[-1:])
-        step = (slice(None),) * (w.ndim - 2) + (0,)
-        return w.at[step].set(0.0 if "w_gates" in name else -1e4) if "_gates" in name else w
+        return w.at[..., 0].set(0.0 if "w_gates" in name else -1e4) if "_gates" in name else w
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "memtok_jax"
 
 # Lower may not import higher. Folders and files of one level may import each other.
-LEVELS = {"config": 0, "params": 0, "sharding": 0, "numerics": 0, "memory": 1, "models": 2, "flax_modules": 2,
+LEVELS = {"config": 0, "params": 0, "sharding": 0, "numerics": 0, "compiler": 0, "memory": 1, "models": 2, "flax_modules": 2,
           "inference": 3, "analysis": 3, "convert": 3, "training": 4, "evaluation": 4}
 
 

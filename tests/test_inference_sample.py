@@ -9,7 +9,7 @@ import pytest
 from inference_models import fresh, load, session, tokens
 
 from memtok_jax.inference import sample
-from memtok_jax.inference.session import NO_TOKEN
+from memtok_jax.inference.stream import NO_TOKEN
 
 KEY = jax.random.key(1)
 

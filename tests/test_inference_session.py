@@ -11,6 +11,8 @@ import pytest
 from inference_models import MODELS, ROWS, TOLERANCE, K, fresh, load, session, tokens, whole
 
 from memtok_jax.inference import session as S
+from memtok_jax.inference import stream as F
+from memtok_jax.inference.blocks import cut_blocks, plan_blocks
 from memtok_jax.inference.compiles import compile_count
 from memtok_jax.params import abstract, map_rows, size_bytes
 
@@ -33,24 +35,24 @@ def assert_equal(a, b):
 
 def take(name, stream, *rows):
     model, cfg, _ = load(name)
-    return S.gather(model, stream, jnp.array(rows), cfg)
+    return F.gather(model, stream, jnp.array(rows), cfg)
 
 
 # ----------------------------------------------------------------------------------------------------- splits, blocks
 
 def test_blocks_hold_the_tokens_with_little_padding():
     for tokens_ in (0, 1, 5, 16, 17, 60, 128, 129, 700, 5000):
-        plan = S.plan_blocks(tokens_, (1, 16, 128, 512))
+        plan = plan_blocks(tokens_, (1, 16, 128, 512))
         assert sum(plan) >= tokens_ and (not plan or sum(plan) - min(plan) < tokens_)
-    assert S.plan_blocks(700, (1, 16, 128, 512)) == (512, 128, 128)
-    assert S.plan_blocks(3, (16, 128)) == (16,)
+    assert plan_blocks(700, (1, 16, 128, 512)) == (512, 128, 128)
+    assert plan_blocks(3, (16, 128)) == (16,)
 
 
 def test_cut_blocks_give_every_real_token_once():
     ids = np.arange(3 * 41).reshape(3, 41)
     length = np.array([41, 7, 0])
     rows = [[], [], []]
-    for piece, real in S.cut_blocks(ids, length, (4, 16)):
+    for piece, real in cut_blocks(ids, length, (4, 16)):
         assert piece.shape[1] in (4, 16) and piece.dtype == real.dtype == np.int32
         for row in range(3):
             rows[row].extend(piece[row, :real[row]])
@@ -65,7 +67,7 @@ def test_any_split_equals_one_call(split):
     ids = tokens(name)
     logits, end = whole(name, ids)
     ones = jnp.ones(ROWS, jnp.int32)
-    run = jax.jit(lambda p, s, i: S.append(model, p, s, i, cfg, ones * i.shape[1]))
+    run = jax.jit(lambda p, s, i: F.append(model, p, s, i, cfg, ones * i.shape[1]))
     stream, pieces, first = fresh(name), [], 0
     for n in split:
         piece, stream = run(params, stream, ids[:, first:first + n])
@@ -117,7 +119,7 @@ def test_inactive_rows_do_not_change_by_a_bit(name):
     _, _, params = load(name)
     ids, run = tokens(name), session(name)
     before = run.set_active(run.feed(params, fresh(name), ids[:, :10]), [True, False, True], False)
-    kept = S.fork(before)
+    kept = F.fork(before)
     after = run.feed(params, before, ids[:, 10:])
     _, last, after = run.decode(params, after, [1, 2, 3], 1.0)
     _, after = run.step(params, after, last)
@@ -131,7 +133,7 @@ def test_inactive_rows_do_not_change_by_a_bit(name):
 def decode_by(k, total, stop=()):
     """Tokens [B, total] and the end of the stream, k per call, for the toy model."""
     model, cfg, params = load("toy")
-    run = jax.jit(lambda p, s, last: S.decode(model, p, s, last, cfg, k, jnp.ones(ROWS), jnp.array(stop, jnp.int32)))
+    run = jax.jit(lambda p, s, last: F.decode(model, p, s, last, cfg, k, jnp.ones(ROWS), jnp.array(stop, jnp.int32)))
     stream = session("toy").feed(params, fresh("toy"), tokens("toy")[:, :9])
     last, pieces = jnp.array([1, 2, 3]), []
     for _ in range(total // k):
@@ -153,11 +155,11 @@ def test_decoding_is_stepping_and_sampling(name):
     _, _, params = load(name)
     run, ids = session(name), tokens(name)
     start, temperature, last = fresh(name), jnp.array([1.0, 0.5, 0.0]), jnp.array([1, 2, 3])
-    said, newest, end = run.decode(params, run.feed(params, S.fork(start), ids[:, :9]), last, temperature)
+    said, newest, end = run.decode(params, run.feed(params, F.fork(start), ids[:, :9]), last, temperature)
     stream = run.feed(params, start, ids[:, :9])
     for i in range(K):
         logits, stream = run.step(params, stream, last)
-        last = S.sample(logits, stream, temperature)
+        last = F.sample(logits, stream, temperature)
         np.testing.assert_array_equal(last, said[:, i])
     np.testing.assert_array_equal(last, newest)
     assert_close(name, stream, end)
@@ -186,17 +188,17 @@ def test_samples_depend_on_neither_slot_nor_neighbours(name):
 
 
 def test_key_of_a_row_does_not_depend_on_the_batch_size():
-    few, many = (jax.random.key_data(S.row_keys(jax.random.key(3), n)) for n in (2, 7))
+    few, many = (jax.random.key_data(F.row_keys(jax.random.key(3), n)) for n in (2, 7))
     np.testing.assert_array_equal(few, many[:2])
 
 
 def test_samples_follow_the_softmax():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.2, 0.0]))
     n = 4000
-    stream = S.Stream(state=(), t=jnp.zeros(n, jnp.int32), active=jnp.ones(n, bool),
-                      key=jax.random.key_data(S.row_keys(jax.random.key(0), n)))
+    stream = F.Stream(state=(), t=jnp.zeros(n, jnp.int32), active=jnp.ones(n, bool),
+                      key=jax.random.key_data(F.row_keys(jax.random.key(0), n)))
     for temperature in (1.0, 0.5):
-        drawn = S.sample(jnp.tile(logits[None], (n, 1)), stream, jnp.full(n, temperature))
+        drawn = F.sample(jnp.tile(logits[None], (n, 1)), stream, jnp.full(n, temperature))
         wanted = jax.nn.softmax(logits / temperature)
         np.testing.assert_allclose(np.bincount(drawn, minlength=4) / n, wanted, atol=0.03)
 
@@ -209,10 +211,10 @@ def test_a_row_stops_at_its_stop_token_and_stays():
         hits = np.flatnonzero(free[row] == stop)
         end = hits[0] + 1 if hits.size else 80
         np.testing.assert_array_equal(ids[row, :end], free[row, :end])
-        assert (ids[row, end:] == S.NO_TOKEN).all()
+        assert (ids[row, end:] == F.NO_TOKEN).all()
         # 9 tokens of prompt, the token given, and all emitted ones but the last have been consumed.
         assert int(stream.t[row]) == 9 + end and bool(stream.active[row]) == (hits.size == 0)
-    assert (ids == S.NO_TOKEN).any()
+    assert (ids == F.NO_TOKEN).any()
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -223,7 +225,7 @@ def test_rows_move_bit_for_bit(name):
     stream = run.feed(params, fresh(name), tokens(name), [30, 12, 5])
     row = run.take(stream, 1)
     assert row.t.shape == (1,)
-    both = run.insert(S.fork(stream), 2, row)
+    both = run.insert(F.fork(stream), 2, row)
     assert_equal(take(name, both, 0, 1, 2), take(name, stream, 0, 1, 1))
     assert_equal(run.gather(stream, [2, 2, 0]), take(name, stream, 2, 2, 0))
 
@@ -232,7 +234,7 @@ def test_restart_goes_back_to_the_initial_carry(name):
     model, cfg, params = load(name)
     run = session(name)
     stream = run.feed(params, fresh(name), tokens(name))
-    kept = S.fork(stream)
+    kept = F.fork(stream)
     stopped = run.set_active(stream, [False, True, False], False)
     new = run.restart(params, stopped, [False, True, False], jax.random.key(1))
     assert_equal(take(name, new, 0, 2), take(name, kept, 0, 2))
@@ -273,13 +275,13 @@ def test_random_traffic_equals_solo_streams(name):
 
 def test_stream_has_the_declared_shapes_for_ever(name):
     model, cfg, params = load(name)
-    declared = abstract(S.stream_specs(model, cfg, ROWS))
+    declared = abstract(F.stream_specs(model, cfg, ROWS))
     start, later = fresh(name), session(name).feed(params, fresh(name), tokens(name))
     for stream in (start, later):
         assert jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stream) == declared
-    assert S.stream_bytes(model, cfg, ROWS) == sum(leaf.nbytes for leaf in jax.tree.leaves(later))
-    assert S.stream_bytes(model, cfg, ROWS) == size_bytes(S.stream_specs(model, cfg, ROWS))
-    sizes = map_rows(lambda leaf, axis: leaf.shape[axis], S.stream_specs(model, cfg, ROWS), later)
+    assert F.stream_bytes(model, cfg, ROWS) == sum(leaf.nbytes for leaf in jax.tree.leaves(later))
+    assert F.stream_bytes(model, cfg, ROWS) == size_bytes(F.stream_specs(model, cfg, ROWS))
+    sizes = map_rows(lambda leaf, axis: leaf.shape[axis], F.stream_specs(model, cfg, ROWS), later)
     assert set(jax.tree.leaves(sizes)) == {ROWS}
 
 
@@ -295,7 +297,7 @@ def test_every_leaf_is_donated_and_no_parameter(name):
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, new)))
     kept = fresh(name)
-    run.take(kept, 0), run.gather(kept, [0, 0, 0]), S.fork(kept)
+    run.take(kept, 0), run.gather(kept, [0, 0, 0]), F.fork(kept)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
 
 
@@ -328,7 +330,7 @@ def test_memory_is_flat(name):
             _, last, stream = run.decode(params, stream, last, 1.0)
         sizes.append(sum(a.nbytes for a in jax.live_arrays()))
     assert sizes[0] == sizes[-1]
-    assert bool(S.is_finite(stream))
+    assert bool(F.is_finite(stream))
 
 
 def test_sharded_rows_equal_one_device():
@@ -343,7 +345,7 @@ def test_sharded_rows_equal_one_device():
 
     stream, ids = fresh(name, rows), np.random.RandomState(0).randint(0, 11, (rows, 20))
     leaves, tree = jax.tree.flatten(stream)
-    axes = [spec.axes for spec in jax.tree.leaves(S.stream_specs(model, cfg, rows))]
+    axes = [spec.axes for spec in jax.tree.leaves(F.stream_specs(model, cfg, rows))]
     spread = tree.unflatten([jax.device_put(leaf, place(a)) for leaf, a in zip(leaves, axes, strict=True)])
     everywhere = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     results = []

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from inference_models import MODELS, ROWS, fresh, load, session, tokens
 
-from memtok_jax.inference import session as S
 from memtok_jax.inference import snapshot
+from memtok_jax.params import StateSpec
 
 CUTS = (0, 1, 4, 7, 13)   # in mid-unit, at a unit's end, after several
 
@@ -137,7 +137,7 @@ def test_a_model_with_other_arrays_is_refused(tmp_path):
     path, model, cfg = saved(tmp_path)
 
     class Other:
-        state_specs = staticmethod(lambda cfg, batch: {"memory": S.StateSpec((batch, 2), ("batch", None))})
+        state_specs = staticmethod(lambda cfg, batch: {"memory": StateSpec((batch, 2), ("batch", None))})
 
     with pytest.raises(ValueError, match="this model needs"):
         snapshot.restore(path, Other, cfg)
@@ -177,7 +177,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 def test_bfloat16_survives(tmp_path):
     class Model:
-        state_specs = staticmethod(lambda cfg, batch: S.StateSpec((2, batch), (None, "batch"), ml_dtypes.bfloat16))
+        state_specs = staticmethod(lambda cfg, batch: StateSpec((2, batch), (None, "batch"), ml_dtypes.bfloat16))
 
     state = jax.random.normal(jax.random.key(0), (2, ROWS)).astype("bfloat16")
     stream = fresh("toy")._replace(state=state)

@@ -190,6 +190,7 @@ def test_shapes_and_dtypes():
     (dict(dtype="float16"), "dtype='float16'"),
     (dict(window=0), "window=0 must be at least 1"),
     (dict(prefix=-1), "prefix=-1"),
+    (dict(pattern=("lmm",), prefix=2), "prefix=2 has no reader"),
 ], ids=str)
 def test_config_names_the_mistake(options, message):
     with pytest.raises(ValueError, match=message):

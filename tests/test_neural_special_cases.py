@@ -158,8 +158,8 @@ def test_no_step_is_a_static_network():
     """A closed step gate: the memory is the initial network, its state stays exactly zero, W_init has a gradient."""
     cfg = config(width=K, head_dim=K, chunk=4)
     params = random_params(neural.specs(cfg), 7, np.float64)
-    params["w_gates"] = params["w_gates"].at[:, 0].set(0.0)
-    params["b_gates"] = params["b_gates"].at[0].set(-1e4)
+    params["w_gates"] = params["w_gates"].at[..., 0].set(0.0)
+    params["b_gates"] = params["b_gates"].at[..., 0].set(-1e4)
     x = jnp.asarray(np.random.default_rng(8).standard_normal((2, T, K)))
     zero = cast(neural.init_state(params, cfg, 2), np.float64)
     y, end = jit(neural.apply, static_argnums=3)(params, zero, x, cfg)
@@ -174,7 +174,7 @@ def test_no_step_is_a_static_network():
 
 def test_no_forgetting_and_no_momentum_switches():
     """The ablations of the paper are the limits of the gates."""
-    gates = features.gates({"w_gates": jnp.ones((K, 3, 1)), "b_gates": jnp.zeros((3, 1))}, jnp.ones((1, 2, K)),
+    gates = features.gates({"w_gates": jnp.ones((K, 1, 3)), "b_gates": jnp.zeros((1, 3))}, jnp.ones((1, 2, K)),
                            config(width=K, head_dim=K, momentum=False, forget=False))
     assert np.all(np.exp(gates.log_momentum) == 0) and np.all(np.exp(gates.log_keep) == 1)
 
@@ -184,6 +184,6 @@ def test_gate_biases_start_as_described():
     cfg = config(width=24, head_dim=6, step_bias=-2.0, momentum_bias=2.0, forget_range=(1e-2, 1e-4))
     bias = P.init_params(neural.specs(cfg), jax.random.key(0))["b_gates"]
     sigmoid = 1 / (1 + np.exp(-np.asarray(bias, np.float64)))
-    np.testing.assert_allclose(sigmoid[0], 0.1192, atol=1e-4)
-    np.testing.assert_allclose(sigmoid[1], 0.8808, atol=1e-4)
-    np.testing.assert_allclose(np.log10(sigmoid[2]), [-2, -8 / 3, -10 / 3, -4], atol=1e-4)
+    np.testing.assert_allclose(sigmoid[:, 0], 0.1192, atol=1e-4)
+    np.testing.assert_allclose(sigmoid[:, 1], 0.8808, atol=1e-4)
+    np.testing.assert_allclose(np.log10(sigmoid[:, 2]), [-2, -8 / 3, -10 / 3, -4], atol=1e-4)

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from memtok_jax.config import UserError
-from memtok_jax.inference.session import FEED_BLOCKS, NO_TOKEN, Session, Stream, new_stream, open_session, plan_blocks
+from memtok_jax.inference.blocks import plan_blocks
+from memtok_jax.inference.session import FEED_BLOCKS, Session, new_stream, open_session
+from memtok_jax.inference.stream import NO_TOKEN, Stream
 
 TOKENS_PER_CALL = 32   # sampled per dispatch: enough to hide what a call costs, few enough that a stop wastes little
 

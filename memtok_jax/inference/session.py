@@ -1,194 +1,40 @@
-"""Streaming: independent streams of tokens side by side in one batch, in constant memory.
-
-`model` is always a module with the four functions of `docs/architecture.md` whose `apply` maps ids i32[B, T] to logits
-f32[B, T, V]; `models/language_model.py` is one. A `Stream` is its carry together with what sampling needs. How a
-stream is cut into calls has no mathematical meaning: the same tokens give the same carry up to rounding.
-
-The first half of this file is pure functions, usable under any `jax.jit`. The second half compiles them ahead of time
-for one batch size and a short list of block lengths (`open_session`), so that no call compiles anything later.
-
-A row that is not active is left alone by `append` and `decode`: its carry does not change by a bit.
+"""Streaming without a compilation on the way: the functions of `stream.py`, compiled ahead of time by `open_session` for one
+batch size and a short list of block lengths.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memtok_jax.compiler import options
 from memtok_jax.config import UserError
-from memtok_jax.params import StateSpec, abstract, map_rows, reset, size_bytes
+from memtok_jax.inference.blocks import cut_blocks
+from memtok_jax.inference.stream import (
+    Model,
+    Stream,
+    Tree,
+    append,
+    decode,
+    fork,
+    gather,
+    insert,
+    restart,
+    row_keys,
+    set_active,
+    start,
+    stream_specs,
+)
+from memtok_jax.params import abstract
 
-Tree = Any
-Model = Any
-NO_TOKEN = -1                  # what `decode` emits for a row that has stopped
-FEED_BLOCKS = (16, 128, 512)   # block lengths to compile unless the caller knows better
-_DISPATCH_TOKENS = 32          # one more call costs about as much as this many tokens of padding
+FEED_BLOCKS = (16, 128, 512)  # block lengths to compile unless the caller knows better
 
-
-class Stream(NamedTuple):
-    """B independent streams. Every leaf has one batch axis (`stream_specs` says where)."""
-
-    state: Tree             # the model's carry
-    t: jax.Array            # i32[B]      tokens consumed
-    key: jax.Array          # u32[B, n]   data of each row's own PRNG key; never advanced, but folded with t
-    active: jax.Array       # bool[B]     False: stopped, or an empty slot
-
-
-# ------------------------------------------------------------------------------------------------ the pure functions
-
-def stream_specs(model: Model, cfg: Any, batch: int) -> Stream:
-    """Shapes, axes and dtypes of a stream of `batch` rows, as a `Stream` of `StateSpec`; nothing is allocated."""
-    key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    return Stream(state=model.state_specs(cfg, batch),
-                  t=StateSpec((batch,), ("batch",), jnp.int32),
-                  key=StateSpec((batch, *key_data.shape), ("batch",) + (None,) * key_data.ndim, key_data.dtype),
-                  active=StateSpec((batch,), ("batch",), jnp.bool_))
-
-
-def stream_bytes(model: Model, cfg: Any, batch: int) -> int:
-    """Bytes of a stream of `batch` rows, however many tokens it will consume."""
-    return size_bytes(stream_specs(model, cfg, batch))
-
-
-def row_keys(key: jax.Array, batch: int) -> jax.Array:
-    """One typed PRNG key per row, key[B]. Row b's key depends on `key` and b only, not on the batch size."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch))
-
-
-def start(model: Model, params: Tree, cfg: Any, keys: jax.Array) -> Stream:
-    """Streams before their first token, all active. keys: typed PRNG keys key[B], one for each row."""
-    batch = keys.shape[0]
-    return Stream(model.init_state(params, cfg, batch), jnp.zeros(batch, jnp.int32), jax.random.key_data(keys),
-                  jnp.ones(batch, bool))
-
-
-def append(model: Model, params: Tree, stream: Stream, ids_BT: jax.Array, cfg: Any,
-           length: jax.Array) -> tuple[jax.Array, Stream]:
-    """Consume a block of tokens.
-
-    ids_BT: i32[B, T]. length: i32[B], how many of the T are real in each row (0 leaves the row alone).
-    Returns (logits f32[B, T, V], stream). Logits at padding and in inactive rows have no meaning.
-    """
-    length = jnp.where(stream.active, length, 0)
-    logits_BTV, state = model.apply(params, stream.state, ids_BT, cfg, length)
-    return logits_BTV, stream._replace(state=state, t=stream.t + length)
-
-
-def sample(logits_BV: jax.Array, stream: Stream, temperature: jax.Array) -> jax.Array:
-    """One token i32[B] for each row, drawn from softmax(logits / temperature); temperature 0 takes the largest logit.
-
-    temperature: f32[B]. The random bits come from the row's key and its token count alone, so what a stream says does
-    not depend on its slot, on its neighbours or on how many tokens are decoded per call.
-    """
-    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(stream.key), stream.t)
-    scaled = logits_BV / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    drawn = jax.vmap(jax.random.categorical)(keys, scaled)
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
-
-
-def decode(model: Model, params: Tree, stream: Stream, last_B: jax.Array, cfg: Any, k: int, temperature: jax.Array,
-           stop: jax.Array) -> tuple[jax.Array, jax.Array, Stream]:
-    """Sample k tokens in one call.
-
-    last_B: i32[B], each row's newest token, which its carry has not consumed yet. temperature: f32[B].
-    stop: i32[S], tokens after which a row becomes inactive; S may be 0. The stop token is emitted, and not consumed.
-    Returns (ids i32[B, k] with NO_TOKEN after a row's end, the new last_B, stream).
-    """
-    one = jnp.ones_like(last_B)
-
-    def step(carry, _):
-        stream, last = carry
-        logits, stream = append(model, params, stream, last[:, None], cfg, one)
-        token = jnp.where(stream.active, sample(logits[:, 0], stream, temperature), last)
-        emitted = jnp.where(stream.active, token, NO_TOKEN)
-        stopped = jnp.any(token[:, None] == stop[None, :], axis=1)
-        return (stream._replace(active=stream.active & ~stopped), token), emitted
-
-    (stream, last_B), ids_kB = jax.lax.scan(step, (stream, last_B), length=k)
-    return ids_kB.T, last_B, stream
-
-
-def restart(model: Model, params: Tree, stream: Stream, rows: jax.Array, keys: jax.Array, cfg: Any) -> Stream:
-    """Start some rows anew (from the carry that `init_state` makes, not from zeros) and make them active.
-
-    rows: bool[B]. keys: typed PRNG keys key[B]; those of the chosen rows are used. Other rows come back bit for bit.
-    """
-    fresh = start(model, params, cfg, keys)
-    return reset(stream, rows, fresh, stream_specs(model, cfg, rows.shape[0]))
-
-
-def insert(model: Model, stream: Stream, slot: jax.Array, row: Stream, cfg: Any) -> Stream:
-    """Put a stream of one row (from `gather`, or restored from a file) into a slot. slot: i32[], from 0 to B-1."""
-    specs = stream_specs(model, cfg, stream.t.shape[0])
-    put = functools.partial(_put_row, slot)
-    return map_rows(put, specs, stream, row)
-
-
-def _put_row(slot: jax.Array, whole: jax.Array, one: jax.Array, axis: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(whole, one, slot, axis)
-
-
-def gather(model: Model, stream: Stream, rows: jax.Array, cfg: Any) -> Stream:
-    """The streams at the indices rows i32[N], which may repeat and come in any order, as a new stream of N rows."""
-    specs = stream_specs(model, cfg, stream.t.shape[0])
-    return map_rows(lambda whole, axis: jnp.take(whole, rows, axis=axis, mode="clip"), specs, stream)
-
-
-def set_active(stream: Stream, rows: jax.Array, active: jax.Array) -> Stream:
-    """Let the rows (bool[B]) take part again (active, bool[], True), or leave them out."""
-    return stream._replace(active=jnp.where(rows, active, stream.active))
-
-
-def fork(stream: Stream) -> Stream:
-    """A copy in buffers of its own, for branching: the calls of a session end the life of the stream they are given."""
-    return jax.tree.map(jnp.copy, stream)
-
-
-def is_finite(stream: Stream) -> jax.Array:
-    """bool[]: whether every number of the carry is finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(stream.state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))
-
-
-# ------------------------------------------------------------------------------------------------- blocks of a prompt
-
-@functools.lru_cache(maxsize=4096)
-def plan_blocks(tokens: int, blocks: tuple[int, ...]) -> tuple[int, ...]:
-    """Block lengths, longest first, that hold `tokens` tokens with the least padding and calls.
-
-    Only the last block is padded. One more call counts as much as a few tokens of padding.
-    """
-    longest = max(blocks)
-    whole, rest = divmod(tokens, longest)
-    best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
-    for n in range(1, rest + 1):
-        best.append(min((best[max(n - b, 0)][0] + b + _DISPATCH_TOKENS, (*best[max(n - b, 0)][1], b)) for b in blocks))
-    return (longest,) * whole + tuple(sorted(best[rest][1], reverse=True))
-
-
-def cut_blocks(ids_BT: np.ndarray, length: np.ndarray,
-               blocks: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut host tokens into blocks to append one after the other.
-
-    ids_BT: int[B, T]. length: int[B], the real tokens of each row, which stand first.
-    Yields (ids i32[B, block], length i32[B]) with block taken from `blocks`.
-    """
-    first = 0
-    for size in plan_blocks(int(length.max(initial=0)), blocks):
-        piece = np.zeros((ids_BT.shape[0], size), np.int32)
-        real = ids_BT[:, first:first + size]
-        piece[:, :real.shape[1]] = real
-        yield piece, np.clip(length - first, 0, size).astype(np.int32)
-        first += size
-
-
-# ---------------------------------------------------------------------------------------------- compiled ahead of time
 
 @dataclass(frozen=True, eq=False)
 class Session:
@@ -304,7 +150,9 @@ def new_stream(model: Model, params: Tree, cfg: Any, batch: int, key: jax.Array)
     A compiled function may hand back an argument's own buffer (a learned prefix, say); a stream is donated later and
     must not take a parameter with it, hence the copy.
     """
-    return fork(jax.jit(lambda params, key: start(model, params, cfg, row_keys(key, batch)))(params, key))
+    begin = jax.jit(lambda params, key: start(model, params, cfg, row_keys(key, batch)),
+                    compiler_options=options(jax.default_backend()))
+    return fork(begin(params, key))
 
 
 def open_session(model: Model, params: Tree, cfg: Any, stream: Stream, *, feed_blocks: Sequence[int] = FEED_BLOCKS,
@@ -372,7 +220,8 @@ def _token_programs(model, params, cfg, stream, feed_blocks, append_blocks, k,
 
 def _compile(function, params, stream, *args):
     """Compile a function of (params, stream, ...) that donates the stream."""
-    return jax.jit(function, donate_argnums=1).lower(params, stream, *args).compile()
+    wanted = options(jax.default_backend())
+    return jax.jit(function, donate_argnums=1, compiler_options=wanted).lower(params, stream, *args).compile()
 
 
 def _row_programs(model, params, cfg, stream) -> dict:

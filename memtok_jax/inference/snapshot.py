@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memtok_jax.config import UserError, to_dict
-from memtok_jax.inference.session import Model, Stream, stream_specs
+from memtok_jax.inference.stream import Model, Stream, stream_specs
 from memtok_jax.params import abstract
 
 FORMAT = 1

@@ -111,6 +111,8 @@ class LanguageModelConfig:
             raise ValueError(f"remat={self.remat!r} must be 'nothing' or 'block'")
         if self.prefix < 0 or self.hidden < 0:
             raise ValueError(f"prefix={self.prefix} and hidden={self.hidden} must not be negative")
+        if self.prefix and not self.mixers & {"attention", "mac", "mag"}:
+            raise ValueError(f"prefix={self.prefix} has no reader in pattern={self.pattern}, where nothing attends; set prefix=0")
         if "mac" in self.pattern and self.segment % self.memory.chunk and self.memory.chunk % self.segment:
             raise ValueError(f"segment={self.segment} and memory.chunk={self.memory.chunk}: one must divide the other")
 
@@ -133,11 +135,15 @@ class LanguageModelConfig:
         """Options of the layers of one repeat."""
         return tuple(self.block(kind) for kind in self.pattern)
 
+    @property
+    def mixers(self) -> frozenset[str]:
+        """Names of all mixers of the pattern."""
+        return frozenset(m for kind in self.pattern for branch in BRANCHES[kind] for m in branch)
+
     def units(self) -> dict[str, int]:
         """Units whose borders a training segment must respect: name -> tokens."""
-        mixers = {m for kind in self.pattern for branch in BRANCHES[kind] for m in branch}
-        units = {"model.segment": self.segment} if "mac" in mixers else {}
-        return units | ({"model.memory.chunk": self.memory.chunk} if mixers & {"lmm", "mac", "mag"} else {})
+        units = {"model.segment": self.segment} if "mac" in self.mixers else {}
+        return units | ({"model.memory.chunk": self.memory.chunk} if self.mixers & {"lmm", "mac", "mag"} else {})
 
 
 def for_training(cfg: LanguageModelConfig, tokens: int) -> LanguageModelConfig:

@@ -67,9 +67,7 @@ def train(experiment: Any, workdir: Path, distributed: str) -> int:
     from memtok_jax.training.run import train
 
     join(distributed)
-    t = experiment.training
-    if t.data == -1 and t.fsdp == t.tensor == 1:
-        use_cores(t.batch // t.microbatches, experiment.evaluation.batch)
+    use_cores(experiment.training, experiment.evaluation.batch)
     return train(experiment, Path(workdir))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from memtok_jax.config import UserError
+from memtok_jax.training.experiment import TrainingConfig
 
 
 def detected(environment: Mapping[str, str]) -> bool:
@@ -40,16 +41,19 @@ def join(choice: str, environment: Mapping[str, str] = os.environ) -> None:
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
 
 
-def use_cores(*row_counts: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Offer every core of a CPU as a device of its own, before a device is touched.
+def use_cores(training: TrainingConfig, evaluation_rows: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Offer the cores of a CPU as devices, before a device is touched: as many as the mesh asks for.
 
     The compiler runs the small products of a memory on one core; rows divided over devices keep all cores at work.
-    row_counts: numbers of rows that must divide over the devices. Nothing happens where the number of devices has been
-    chosen already, in several processes, or on an accelerator (where CPU devices are not used).
+    Where the data axis is to take what the others leave (-1), that is every core, as long as the rows of training and of
+    evaluation divide. Nothing happens where the number of devices has been chosen already, in several processes, or on
+    an accelerator (where CPU devices are not used).
     """
     by_flag = "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
     if by_flag or jax.config.jax_num_cpu_devices > 0 or jax.distributed.is_initialized():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    devices = max(n for n in range(1, cores + 1) if all(rows % n == 0 for rows in row_counts))
-    jax.config.update("jax_num_cpu_devices", devices)
+    others, rows = training.fsdp * training.tensor, (training.batch // training.microbatches, evaluation_rows)
+    fits = [n for n in range(1, cores // others + 1) if all(count % n == 0 for count in rows)]
+    data = training.data if training.data > 0 else max(fits, default=1)
+    jax.config.update("jax_num_cpu_devices", data * others)

@@ -26,13 +26,15 @@ def titans_paper(pattern: tuple[str, ...], size: str) -> Experiment:
 
     Where the paper is silent: warm-up 1 % of the steps, betas 0.9 and 0.95, clipping at 1, final learning rate a tenth
     of the peak (all of them usual for models of this size); chunk 64, attention segment and window 512, 16 persistent
-    tokens. The mesh suits 256 chips; on fewer, set training.data, fsdp, tensor and raise training.microbatches.
+    tokens where attention reads them. The mesh suits 256 chips; on fewer, set training.data, fsdp, tensor and raise
+    training.microbatches.
     """
     width, layers = TITANS_SIZES[size]
     steps = int(TITANS_TOKENS[size] / TITANS_BATCH_TOKENS)
     memory = NeuralMemoryConfig(head_dim=64, chunk=64)
     model = LanguageModelConfig(vocabulary=32_000, width=width, layers=layers, pattern=pattern, head_dim=64, window=512,
-                                segment=512, prefix=16, dtype="bfloat16", remat="block", memory=memory)
+                                segment=512, prefix=0 if pattern == ("lmm",) else 16, dtype="bfloat16", remat="block",
+                                memory=memory)
     batch = TITANS_BATCH_TOKENS // TITANS_SEQUENCE
     return Experiment(
         model=model,
@@ -70,7 +72,7 @@ def titans_text(kind: str, preset: str) -> Experiment:
     pattern = ("lmm", "lmm") if kind == "lmm" else (kind, "attention")
     memory = NeuralMemoryConfig(head_dim=32, expansion=2, chunk=64)
     return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=pattern, head_dim=32, window=64, segment=64,
-                                           prefix=8, memory=memory))
+                                           prefix=0 if kind == "lmm" else 8, memory=memory))
 
 
 def recall(model: LanguageModelConfig, pairs: int, sequence: int, steps: int) -> Experiment:

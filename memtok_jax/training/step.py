@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from memtok_jax import params as pr
 from memtok_jax import sharding
+from memtok_jax.compiler import options
 from memtok_jax.training import losses
 from memtok_jax.training.experiment import Experiment, functions_of
 from memtok_jax.training.optimizer import make_optimizer, schedule
@@ -218,4 +219,5 @@ def train_step(state: TrainState, batch: Batch, experiment: Experiment) -> tuple
 def compile_step(experiment: Experiment, mesh: Mesh) -> Callable:
     """The jitted `(state, batch) -> (state, metrics)`; the state is donated. Call it under `jax.set_mesh(mesh)`."""
     return jax.jit(lambda state, batch: train_step(state, batch, experiment), donate_argnums=0,
+                   compiler_options=options(mesh.devices.flat[0].platform),
                    out_shardings=(state_shardings(experiment, mesh), sharding.replicated(mesh)))

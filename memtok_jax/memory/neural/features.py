@@ -34,26 +34,27 @@ def _conv_init(key, shape, dtype):
 
 
 def _gate_bias(cfg: NeuralMemoryConfig):
-    """Biases [3, H]: step, momentum, and forgetting log-spaced over the heads (one head takes the middle)."""
+    """Biases [H, 3]: step, momentum, and forgetting log-spaced over the heads (one head takes the middle)."""
 
     def init(key, shape, dtype):
         first, last = (math.log(p) for p in cfg.forget_range)
         logs = jnp.linspace(first, last, cfg.heads) if cfg.heads > 1 else jnp.full((1,), (first + last) / 2)
         forget = logs - jnp.log1p(-jnp.exp(logs))
-        return jnp.stack([jnp.full((cfg.heads,), b) for b in (cfg.step_bias, cfg.momentum_bias)] + [forget]).astype(dtype)
+        return jnp.stack([jnp.full((cfg.heads,), b) for b in (cfg.step_bias, cfg.momentum_bias)] + [forget], axis=1).astype(dtype)
 
     return init
 
 
 def specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
-    """Projections [D, H, K], convolutions [width, H, K] and gates [D, 3, H]."""
+    """Projections [D, H, K], convolutions [width, H, K] and gates [D, H, 3]: the heads outside, so that a divided
+    head axis stays divided in the product."""
     d, h, k = cfg.width, cfg.heads, cfg.head_dim
     out = {f"w{name}": ParamSpec((d, h, k), ("embed", "heads", None), fan_in(0)) for name in "kvq"}
     if cfg.conv > 1:
         out |= {f"conv_{name}": ParamSpec((cfg.conv, h, k), (None, "heads", None), _conv_init, decayed=False) for name in "kvq"}
     return out | {
-        "w_gates": ParamSpec((d, 3, h), ("embed", None, "heads"), normal(0.02)),
-        "b_gates": ParamSpec((3, h), (None, "heads"), _gate_bias(cfg), decayed=False),
+        "w_gates": ParamSpec((d, h, 3), ("embed", "heads", None), normal(0.02)),
+        "b_gates": ParamSpec((h, 3), ("heads", None), _gate_bias(cfg), decayed=False),
     }
 
 
@@ -86,9 +87,9 @@ def project(params, name: str, x: jax.Array, tail: jax.Array, length_B: jax.Arra
 def gates(params, x: jax.Array, cfg: NeuralMemoryConfig) -> Gates:
     """Gates of every token, in float32 whatever the compute dtype: x[B, T, D] -> leaves [B, T, H]."""
     out = wide(x)
-    d, _, h = params["w_gates"].shape
-    logits = (x.astype(out) @ params["w_gates"].reshape(d, 3 * h)).reshape(*x.shape[:2], 3, h) + params["b_gates"][None, None]
-    step, momentum, forget = logits[:, :, 0], logits[:, :, 1], logits[:, :, 2]
+    d, h, _ = params["w_gates"].shape
+    logits = (x.astype(out) @ params["w_gates"].reshape(d, 3 * h)).reshape(*x.shape[:2], h, 3) + params["b_gates"][None, None]
+    step, momentum, forget = (logits[..., i] for i in range(3))
     off = jnp.zeros_like(step)
     return Gates(
         step=cfg.largest_step * jax.nn.sigmoid(step),

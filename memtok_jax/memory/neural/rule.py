@@ -122,12 +122,23 @@ def _dual(start: Weights, carry: Carry, taps: Taps, c: Coefficients, dtype: str)
         return initial * start[name][None] + keep * carry.weights[name][None] + pushed * carry.surprise[name][None] - grown
 
     def dense(name, h):
-        base = initial * matmul(h, start[name], dtype) + keep * matmul(h, carry.weights[name], dtype)
-        base = base + pushed * matmul(h, carry.surprise[name], dtype)
-        scores = c.written * matmul(h, taps.h[name].T, dtype)
-        return base - matmul(scores, taps.delta[name], dtype)
+        scores = -c.written * matmul(h, taps.h[name].T, dtype)
+        factors, parts = (initial, keep, pushed), (start[name], carry.weights[name], carry.surprise[name])
+        if h.shape[-1] < parts[0].shape[-1]:  # the factors go to the narrow side; here all four products are one
+            rows = jnp.concatenate([*(factor * h for factor in factors), scores], axis=-1)
+            return matmul(rows, jnp.concatenate([*parts, taps.delta[name]]), dtype)
+        base = sum(factor * matmul(h, part, dtype) for factor, part in zip(factors, parts, strict=True))
+        return base + matmul(scores, taps.delta[name], dtype)
 
     return Hooks(dense, lambda name, h: h * vector(name, False), lambda name, h: h + vector(name, True))
+
+
+def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, dtype: str) -> list[jax.Array]:
+    """Sums of all tokens' gradients h_i^T delta_i, weighted as in the weights and as in the surprise, in one product."""
+    twice = lambda x: jnp.concatenate([c.written[:, None] * x, c.moving[:, None] * x], axis=-1)
+    if h.shape[-1] <= delta.shape[-1]:
+        return jnp.split(matmul(twice(h).T, delta, dtype), 2)
+    return jnp.split(matmul(h.T, twice(delta), dtype), 2, axis=-1)
 
 
 def _end(start: Weights, carry: Carry, taps: Taps, c: Coefficients, shifts: set[str], cfg) -> tuple[Weights, Weights]:
@@ -135,7 +146,7 @@ def _end(start: Weights, carry: Carry, taps: Taps, c: Coefficients, shifts: set[
     weights, surprise = {}, {}
     for name, w in carry.weights.items():
         if w.ndim == 2:
-            grown, moved = (matmul((row[:, None] * taps.h[name]).T, taps.delta[name], cfg.dtype) for row in (c.written, c.moving))
+            grown, moved = _outer_sums(taps.h[name], taps.delta[name], c, cfg.dtype)
         else:
             rank_one = _rank_one(taps.h[name], taps.delta[name], name in shifts)
             grown, moved = c.written @ rank_one, c.moving @ rank_one

@@ -1,7 +1,7 @@
 """The rule over a whole block of tokens: `lax.scan` over pieces, `vmap` over rows and heads inside.
 
 Carries of the backward pass are kept at the borders of groups of chunks and recomputed inside them, so memory grows
-with the square root of the length.
+with the square root of the length where that is long.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from memtok_jax.memory import pieces as cutting
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.rule import Carry, Inputs, Surprise, Weights, piece
+
+FEW = 64  # so many carries are stored without a second thought
 
 
 def _all_heads(cfg: NeuralMemoryConfig):
@@ -52,8 +54,12 @@ def _rows(flags: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def group_size(chunks: int, wanted: int) -> int:
-    """Divisor of the number of chunks nearest to `wanted` (0: to the square root), for two-level recomputation."""
-    target = wanted or math.isqrt(chunks)
+    """Divisor of the number of chunks nearest to `wanted`, for two-level recomputation.
+
+    wanted 0: every carry is stored as long as they are few (a second recomputation costs more than that memory), and the
+    square root of the number of chunks beyond.
+    """
+    target = wanted or (1 if chunks <= FEW else math.isqrt(chunks))
     return min((d for d in range(1, chunks + 1) if chunks % d == 0), key=lambda d: abs(d - target))
 
 

@@ -1,0 +1,24 @@
+"""How XLA is asked to compile this code."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+# Sums over rows of a few thousand numbers, of which the gradient of a memory has many, take several times as long in the
+# library that XLA uses for them on a CPU as in its own loops (docs/log.md, 2026-11-21).
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@functools.cache
+def options(platform: str) -> dict[str, str]:
+    """`compiler_options` for `jax.jit` on a platform ("cpu", "gpu", "tpu"): `CPU_OPTIONS` where it is a CPU whose compiler
+    knows them, else none. They change rounding and speed, nothing else."""
+    if platform != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=CPU_OPTIONS).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return CPU_OPTIONS
