@@ -34,7 +34,7 @@ from memtok_jax.sharding import constrain, look_up
 MEMORIES: dict[type, ModuleType] = {xl.XlConfig: xl, compressive.CompressiveConfig: compressive}
 
 # What an evaluation may change of a trained model: options with which the same parameters are meant to be used.
-EVALUATION_FIELDS = ("memory.length", "clamp", "same_length", "remat", "dtype")
+EVALUATION_FIELDS = ("memory.length", "clamp", "same_length")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,16 @@ class TransformerXlConfig:
     def layer_memory(self) -> Any:
         """Options of the memory of one layer."""
         return replace(self.memory, width=self.width, dtype=self.dtype)
+
+    @property
+    def window(self) -> int:
+        """Columns that a token sees at least, itself included, once its memory is full."""
+        return self.memory.slots + 1
+
+    @property
+    def segment(self) -> int:
+        """The model has no segment of its own: the call is its segment."""
+        return 1
 
     @property
     def reach(self) -> int | None:
