@@ -44,8 +44,7 @@ def test_the_cache_holds_the_last_rows(lengths):
     assert shown(xl, state, cfg) == list(range(max(n - 5, 0) + 1, n + 1))
 
 
-@pytest.mark.parametrize("length, compressed, rate, tokens", [(4, 4, 2, 4), (6, 2, 2, 4), (6, 5, 3, 3), (0, 3, 2, 4), (4, 3, 4, 8)],
-                         ids="n_m {} n_cm {} c {} T {}".format)
+@pytest.mark.parametrize("length, compressed, rate, tokens", [(4, 4, 2, 4), (6, 2, 2, 4), (6, 5, 3, 3), (0, 3, 2, 4), (4, 3, 4, 8)])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_compressed_rows_are_means_of_the_stream(length, compressed, rate, tokens, aligned):
     """T = n_m, T < n_m < 2T and others, while the memory fills and after: the c-means of what left, oldest first."""
