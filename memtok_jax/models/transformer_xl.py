@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from memtok_jax import params as P
 from memtok_jax.memory import compressive, xl
-from memtok_jax.models import relative
+from memtok_jax.models import relative, wavefront
 from memtok_jax.numerics import layer_norm, lift, matmul, wide
 from memtok_jax.sharding import constrain, look_up
 
@@ -254,6 +254,24 @@ def apply(params, state: TransformerXlState, ids: jax.Array, cfg: TransformerXlC
     Returns (logits f32[B, T, V], state).
     """
     return run(params, state, ids, cfg, length)[:2]
+
+
+def run_segments(params, state: TransformerXlState, ids_NBT: jax.Array, cfg: TransformerXlConfig):
+    """N segments at once along the diagonals of layers and segments: what a scan of `run` over them gives.
+
+    ids_NBT: i32[N, B, T], all tokens real. Returns (logits f32[N, B, T, V], state, statistics summed over segments).
+    """
+    n, b, t = ids_NBT.shape
+    full = jnp.full((b,), t, jnp.int32)
+
+    def one(tree, state, x):
+        return layer(tree, params.get("position"), state, x, cfg, full)
+
+    one = jax.checkpoint(one, prevent_cse=False) if cfg.remat == "block" else one
+    x = embed(params, ids_NBT.reshape(n * b, t), cfg).reshape(n, b, t, cfg.width)
+    x, after, seen = wavefront.run(one, params["layers"], state.layers, x)
+    logits = output(params, x.reshape(n * b, t, cfg.width), cfg)
+    return logits.reshape(n, b, t, cfg.vocabulary), TransformerXlState(after), seen
 
 
 def statistics(params, state: TransformerXlState, ids: jax.Array, cfg: TransformerXlConfig, length=None) -> dict[str, jax.Array]:
