@@ -1,7 +1,7 @@
-"""Transformer-XL and the Compressive Transformer, literally: one stream, token by token, memories that are Python lists.
+"""Transformer-XL and the Compressive Transformer, literally: one stream, memories that are Python lists of rows.
 
-Written from the papers' equations, not from the package: no buffers, no counts, no masks. Distances are counted by hand, and a
-gradient is stopped where the papers stop it. Run it in float64.
+Written from the papers' equations, not from the package: no buffers, no counts, no shift; distances are counted pair by pair,
+and a gradient is stopped where the papers stop it. Run it in float64.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class Memory:
 
 
 def layer_norm(p, x):
-    centred = x - x.mean()
-    return centred / jnp.sqrt((centred ** 2).mean() + 1e-5) * p["scale"] + p["bias"]
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt((centred ** 2).mean(-1, keepdims=True) + 1e-5) * p["scale"][None] + p["bias"][None]
 
 
-def position(distance: int, width: int):
+def position(distance: int, width: int) -> np.ndarray:
     angle = [distance * 10000 ** (-2 * i / width) for i in range(width // 2)]
-    return jnp.array([np.sin(a) for a in angle] + [np.cos(a) for a in angle])
+    return np.array([np.sin(a) for a in angle] + [np.cos(a) for a in angle])
 
 
 def project(x, w):
-    return jnp.einsum("d,dhk->hk", x, w)
+    return jnp.einsum("td,dhk->thk", x, w)
 
 
 def compress(p, old, usage, o: Options):
@@ -73,7 +73,7 @@ def compress(p, old, usage, o: Options):
 
 def content_attention(p, h, rows, o: Options):
     """attn(h, rows) of algorithm 2: no positions, no mask, no biases; heads side by side."""
-    q, k, v = (jnp.stack([project(x, p[name]) for x in xs]) for name, xs in (("wq", h), ("wk", rows), ("wv", rows)))
+    q, k, v = project(h, p["wq"]), project(rows, p["wk"]), project(rows, p["wv"])
     weight = jax.nn.softmax(jnp.einsum("thk,shk->hts", q, k) / np.sqrt(o.head_dim), axis=-1)
     return jnp.einsum("hts,shk->thk", weight, v)
 
@@ -94,56 +94,48 @@ def write(p, memory: Memory, h, usage, norm, o: Options):
         decoder = p["memory"]["decoder"]
         decoded = jnp.concatenate([x @ decoder["kernel"] + decoder["bias"] for x in new]).reshape(len(old), -1)
         return ((decoded - jnp.stack(old)) ** 2).mean()
-    fixed, seen = STOP(p["attention"]), [norm(STOP(x)) for x in h]
-    before, after = (content_attention(fixed, seen, [norm(x) for x in rows], o) for rows in (old, new))
+    fixed, seen = STOP(p["attention"]), norm(STOP(h))
+    before, after = (content_attention(fixed, seen, norm(jnp.stack(rows)), o) for rows in (old, new))
     return ((before - after) ** 2).mean()
 
 
-def attention(p, position_bias, memory: Memory, h, norm, o: Options):
+def attention(p, bias, memory: Memory, h, norm, o: Options):
     """(outputs of the tokens h, mean weight that each row of [m ; h] received)."""
     past = memory.compressed + memory.recent
-    columns = [norm(x) for x in past + list(h)]
-    k, v = (jnp.stack([project(x, p[name]) for x in columns]) for name in ("wk", "wv"))
-    out, received = [], [0.0] * len(columns)
-    for i in range(len(h)):
-        here = len(past) + i
-        sees = [j for j in range(here + 1) if here - j <= o.reach]
-        q = project(columns[here], p["wq"])
-        far = [min(here - j, o.clamp) if o.clamp else here - j for j in sees]
-        r = jnp.stack([project(position(d, h[0].size), p["wr"]) for d in far])
-        index = np.array(sees)
-        score = jnp.einsum("hk,shk->hs", q + position_bias["u"], k[index]) + jnp.einsum("hk,shk->hs", q + position_bias["w"], r)
-        weight = jax.nn.softmax(score / np.sqrt(o.head_dim), axis=-1)
-        out.append(jnp.einsum("hs,shk->hk", weight, v[index]).reshape(-1) @ p["wo"])
-        for s, j in enumerate(sees):
-            received[j] = received[j] + STOP(weight[:, s].mean()) / len(h)
-    return out, received[len(memory.compressed):]
+    columns, here = norm(jnp.stack(past + list(h))), np.arange(len(h)) + len(past)
+    q, k, v = project(columns, p["wq"])[len(past):], project(columns, p["wk"]), project(columns, p["wv"])
+    distance = [[i - j for j in range(len(columns))] for i in here]
+    r = np.array([[position(min(d, o.clamp) if o.clamp else d, h.shape[1]) for d in row] for row in distance])
+    r = jnp.einsum("tsd,dhk->tshk", r, p["wr"])
+    score = jnp.einsum("thk,shk->hts", q + bias["u"][None], k) + jnp.einsum("thk,tshk->hts", q + bias["w"][None], r)
+    sees = np.array([[0 <= d <= o.reach for d in row] for row in distance])
+    weight = jax.nn.softmax(jnp.where(sees[None], score / np.sqrt(o.head_dim), -jnp.inf), axis=-1)
+    y = jnp.einsum("hts,shk->thk", weight, v).reshape(len(h), -1) @ p["wo"]
+    return y, STOP(weight.mean((0, 1)))[len(memory.compressed):]
 
 
-def layer(p, position_bias, memory: Memory, h, o: Options):
-    """One layer on a segment: (outputs, auxiliary loss)."""
-    of = lambda name: (lambda x: layer_norm(p[name], x))
-    pre = o.norm == "pre"
-    a, usage = attention(p["attention"], position_bias, memory, h, of("norm_attention") if pre else lambda x: x, o)
-    fixed = STOP(p["norm_attention"])
-    loss = write(p, memory, h, usage, (lambda x: layer_norm(fixed, x)) if pre else (lambda x: x), o)
-    mlp = lambda x: jax.nn.relu(x @ p["mlp"]["w1"] + p["mlp"]["b1"]) @ p["mlp"]["w2"] + p["mlp"]["b2"]
-    h = [x + y for x, y in zip(h, a, strict=True)]
+def layer(p, bias, memory: Memory, h, o: Options):
+    """One layer on a segment [T, D]: (outputs, auxiliary loss)."""
+    pre, fixed = o.norm == "pre", STOP(p["norm_attention"])
+    a, usage = attention(p["attention"], bias, memory, h, lambda x: layer_norm(p["norm_attention"], x) if pre else x, o)
+    loss = write(p, memory, h, usage, lambda x: layer_norm(fixed, x) if pre else x, o)
+    mlp = lambda x: jax.nn.relu(x @ p["mlp"]["w1"] + p["mlp"]["b1"][None]) @ p["mlp"]["w2"] + p["mlp"]["b2"][None]
+    h = h + a
     if pre:
-        return [x + mlp(of("norm_mlp")(x)) for x in h], loss
-    h = [of("norm_attention")(x) for x in h]
-    return [of("norm_mlp")(x + mlp(x)) for x in h], loss
+        return h + mlp(layer_norm(p["norm_mlp"], h)), loss
+    h = layer_norm(p["norm_attention"], h)
+    return layer_norm(p["norm_mlp"], h + mlp(h)), loss
 
 
 def stream(params, segments, o: Options):
-    """Segments of one stream, lists of ids, read in order: (logits [T, V] of all tokens, sum of the auxiliary losses, memories)."""
+    """Segments of one stream, lists of ids, read in order: (logits [T, V] of all tokens, sum of the auxiliary losses)."""
     layers = jax.tree.leaves(params["layers"])[0].shape[0]
     memories, logits, loss = [Memory() for _ in range(layers)], [], 0.0
     for ids in segments:
-        h = [params["embedding"][i] * np.sqrt(params["embedding"].shape[1]) for i in ids]
+        h = params["embedding"][np.array(ids)] * np.sqrt(params["embedding"].shape[1])
         for n, memory in enumerate(memories):
             p = jax.tree.map(lambda w, n=n: w[n], params["layers"])
             h, more = layer(p, p.get("position", params.get("position")), memory, h, o)
             loss = loss + more
-        logits += [x @ params["embedding"].T + params["output_bias"] for x in h]
-    return jnp.stack(logits), loss, memories
+        logits.append(h @ params["embedding"].T + params["output_bias"][None])
+    return jnp.concatenate(logits), loss
