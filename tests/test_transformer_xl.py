@@ -168,7 +168,8 @@ def test_what_is_not_real_does_not_count():
         assert_equal(apply(params, rubbish, ids, cfg)[0], apply(params, state, ids, cfg)[0])
 
 
-@pytest.mark.parametrize("memory", [XlConfig(6), CompressiveConfig(4, 3, 2), CompressiveConfig(4, 3, 2, "conv", "bptt")], ids=str)
+@pytest.mark.parametrize("memory", [XlConfig(6), CompressiveConfig(4, 3, 2), CompressiveConfig(4, 3, 2, "conv", "bptt")],
+                         ids=["xl", "compressive", "bptt"])
 def test_no_gradient_enters_the_segment_before(memory):
     """Inputs of a layer in the earlier call get exactly none, those of the same call get some."""
     cfg = model(memory)

@@ -34,7 +34,8 @@ def test_every_layer_sees_every_segment_in_order(layers, segments):
 
 
 @pytest.mark.parametrize("memory, segments", [(XlConfig(5), 1), (XlConfig(5), 2), (XlConfig(3), 3),
-                                              (CompressiveConfig(4, 3, 2), 5)], ids=str)
+                                              (CompressiveConfig(4, 3, 2), 5)],
+                         ids=["xl-1", "xl-2", "xl-3", "compressive-5"])
 def test_diagonals_equal_a_scan_over_segments(memory, segments):
     """Three layers and fewer, as many and more segments, from a state in the middle of a stream."""
     cfg = TransformerXlConfig(vocabulary=16, width=8, layers=3, heads=2, head_dim=3, hidden=6, memory=memory)
