@@ -23,13 +23,14 @@ from neural_cases import assert_close, assert_equal, jit, random_params
 import memtok_jax
 from memtok_jax import params as P
 from memtok_jax import sharding
-from memtok_jax.memory import neural
+from memtok_jax.memory import compressive, neural, xl
 from memtok_jax.memory import tokens as learned_tokens
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models import attention as A
-from memtok_jax.models import block, language_model
+from memtok_jax.models import block, language_model, relative, transformer_xl
 from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.models.mixers import attention, lmm, mac, mag
+from memtok_jax.models.transformer_xl import TransformerXlConfig
 
 B, T = 4, 12
 
@@ -107,6 +108,23 @@ def plain_model(params, ids, cfg):
     return language_model.rms_norm(x, params["norm"]) @ params["embedding"].T
 
 
+def plain_transformer(params, ids, cfg):
+    """Post-norm layers that see their own segment, distances looked up pair by pair."""
+    x = params["embedding"][ids] * cfg.width ** 0.5
+    distance = relative.distances(*(ids.shape[1],) * 2)
+    for number in range(cfg.layers):
+        layer = jax.tree.map(lambda w, n=number: w[n], params["layers"])
+        own = layer["attention"]
+        q, k, v = (jnp.einsum("btd,dhk->bthk", x, own[name]) for name in ("wq", "wk", "wv"))
+        u, w = (params["position"][name][None, None] for name in "uw")
+        score = jnp.einsum("bthk,bshk->bhts", q + u, k) + relative.by_gather(q + w, own["wr"], distance, 0, "float32")
+        score = jnp.where((distance >= 0)[None, None], score * cfg.head_dim ** -0.5, -jnp.inf)
+        y = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(score, axis=-1), v).reshape(*ids.shape, -1) @ own["wo"]
+        x = transformer_xl.norm(layer["norm_attention"], x + y)
+        x = transformer_xl.norm(layer["norm_mlp"], x + transformer_xl.feed_forward(layer["mlp"], x, cfg))
+    return x @ params["embedding"].T + params["output_bias"][None, None]
+
+
 # ------------------------------------------------------------------------------------------------------------ the table
 
 @dataclass(frozen=True)
@@ -122,10 +140,17 @@ class Case:
     head: int = 0
 
 
+def xl_config(memory, **options) -> TransformerXlConfig:
+    return TransformerXlConfig(vocabulary=16, width=8, layers=2, heads=2, head_dim=4, hidden=8, memory=memory, **options)
+
+
 memory_config = model_config("lmm").block("lmm").memory
 CASES = {
     "memory/tokens": Case(learned_tokens, learned_tokens.TokensConfig(8, 3), learned_tokens.TokensConfig(8, 0),
                           lambda params, x, cfg: x, head=3),
+    "memory/xl": Case(xl, xl.XlConfig(5, 8), xl.XlConfig(0, 8), lambda params, x, cfg: x, head=5),
+    "memory/compressive": Case(compressive, compressive.CompressiveConfig(4, 3, 2, "conv", "bptt", width=8),
+                               compressive.CompressiveConfig(0, 0, 2, width=8), lambda params, x, cfg: x, head=8),
     "memory/neural": Case(neural, memory_config, memory_config, static_reads),
     "mixers/attention": Case(attention, block_config("attention"), replace(block_config("attention"), window=1),
                              plain_attention),
@@ -135,6 +160,12 @@ CASES = {
     "models/block": Case(block, block_config("mal"), replace(block_config("mal"), window=1), plain_block, exact=False),
     "models/language_model": Case(language_model, model_config("mac", "mag", prefix=2),
                                   model_config("mac", "mag", window=1, segment=1), plain_model, exact=False),
+    # Any cut of a stream gives the same where each token sees a fixed number of others, or the memory holds the stream.
+    "models/transformer_xl": Case(transformer_xl, xl_config(xl.XlConfig(5), same_length="on"), xl_config(xl.XlConfig(0)),
+                                  plain_transformer, exact=False),
+    "models/compressive_transformer": Case(
+        transformer_xl, xl_config(compressive.CompressiveConfig(24, 4, 2, "mean"), norm="pre", untie_r=True),
+        xl_config(compressive.CompressiveConfig(0, 0, 2)), plain_transformer, exact=False),
 }
 every_case = pytest.mark.parametrize("name", CASES)
 HELPERS = {"memory/pieces"}  # no mechanism: a cut that mechanisms share
@@ -168,7 +199,7 @@ def material(name: str):
 
 def inputs(case: Case, seed: int, length: int):
     rng = np.random.default_rng(seed)
-    if case.module is language_model:
+    if case.module in (language_model, transformer_xl):
         return jnp.asarray(rng.integers(16, size=(B, length)), jnp.int32)
     return jnp.asarray(rng.standard_normal((B, length, 8)), jnp.float32)
 

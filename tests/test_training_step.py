@@ -92,6 +92,37 @@ def test_parts_of_a_batch_equal_the_whole(cut):
         assert a[2].count == b[2].count
 
 
+@pytest.mark.parametrize("cut, sizes", [({}, None), ({"microbatches": 4}, None), ({"microbatches": 2}, (4, 1, 1))], ids=str)
+def test_the_models_own_loss_is_added_and_told_apart(cut, sizes):
+    """Its mean over rows and segments joins the gradient; the loss that is reported is without it."""
+    with_own, without = ({"model": toy.ToyConfig(vocabulary=16, auxiliary=a)} for a in (0.3, 0.0))
+    exp, plain = (dataclasses.replace(experiment(segment=4, **cut), **m) for m in (with_own, without))
+    params, carry = setup(exp)
+    batch = make_batch(exp)
+
+    def own(params):
+        state, total = toy.init_state(params, exp.model, 8), 0.0
+        for ids in jnp.split(batch.ids, 3, axis=1):
+            _, state = toy.apply(params, state, ids, exp.model)
+            total += 0.3 * jnp.square(state.sum).mean() / 3
+        return total
+
+    def run(exp):
+        if sizes is None:
+            return gradient(exp, params, carry, batch)
+        mesh = sharding.make_mesh(*sizes)
+        with jax.set_mesh(mesh):
+            state = jax.device_put(fresh_state(exp), step.state_shardings(exp, mesh))
+            return jax.device_get(gradient(exp, state.params, state.carry, jax.device_put(batch, sharding.rows(mesh))))
+
+    (grads, _, sums), (plain_grads, _, plain_sums) = run(exp), run(plain)
+    value, expected = jax.jit(jax.value_and_grad(own))(params)
+    np.testing.assert_allclose(sums.auxiliary, value, rtol=1e-5)
+    np.testing.assert_allclose(sums.nats, plain_sums.nats, rtol=1e-6)
+    assert plain_sums.auxiliary == 0 and value > 1e-2
+    close(grads, jax.tree.map(jnp.add, plain_grads, expected), 2e-6)
+
+
 def test_rows_return_to_their_place():
     x = jnp.arange(24).reshape(2, 6, 2)
     parts = step.split_rows(x, 3, 1)

@@ -23,6 +23,7 @@ class ToyConfig:
     decay: float = 0.9
     window: int = 4
     segment: int = 4
+    auxiliary: float = 0.0
 
 
 class ToyState(NamedTuple):
@@ -64,6 +65,13 @@ def apply(params, state, ids_BT, cfg: ToyConfig, length=None):
     hidden = jax.nn.silu(mixed @ params["hidden"])
     logits = sharding.constrain(hidden @ params["out"], "batch", None, "vocab")
     return logits.astype(jnp.float32), state._replace(sum=last)
+
+
+def run(params, state, ids_BT, cfg: ToyConfig, length=None):
+    """Its own loss, where it has a weight: the mean square of the sums, by row."""
+    logits, after = apply(params, state, ids_BT, cfg, length)
+    seen = {"auxiliary_loss": cfg.auxiliary * jnp.square(after.sum).mean()[None]} if cfg.auxiliary else {}
+    return logits, after, [seen]
 
 
 def for_training(cfg: ToyConfig, tokens: int):

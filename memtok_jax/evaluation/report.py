@@ -26,15 +26,16 @@ RESULT_FILE = "eval.json"
 def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
     """Score the newest checkpoint of a run on held-out data, write `eval.json` and figures beside it.
 
-    overrides: changes of the run's config, such as "data.eval_split=test"; the model cannot change. The model runs on
-    one device, or on `training.tensor` of them.
+    overrides: changes of the run's config, such as "data.eval_split=test"; of the model, only fields that its module lists in
+    EVALUATION_FIELDS can change. The model runs on one device, or on `training.tensor` of them.
     Returns what is written: flat names, numbers, and lists for the figures.
     Raises UserError for a directory without a run or checkpoint, and for a changed model.
     """
     workdir = Path(workdir)
     saved = read_config(workdir)
     experiment = config.override(saved, overrides)
-    changed = config.differences(saved.model, experiment.model, "config.model")
+    free = {f"config.model.{name}" for name in getattr(functions_of(saved.model), "EVALUATION_FIELDS", ())}
+    changed = [d for d in config.differences(saved.model, experiment.model, "config.model") if d[0] not in free]
     if changed:
         raise UserError(f"{changed[0][0]} is {changed[0][1]!r} in {workdir} and cannot change to {changed[0][2]!r}")
     mesh = sharding.make_mesh(1, 1, experiment.training.tensor)

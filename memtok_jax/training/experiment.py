@@ -138,7 +138,7 @@ class Experiment:
 
 
 def functions_of(model: Any) -> ModuleType:
-    """The module with `specs`, `state_specs`, `init_state`, `apply`, `refresh`, `for_training` of a model.
+    """The module with `specs`, `state_specs`, `init_state`, `apply`, `run`, `refresh`, `for_training` of a model.
 
     It is the module that defines the config, or beside it the one named like the config: `LanguageModelConfig` belongs
     to `language_model`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ IGNORE = -100
 
 
 class Sums(NamedTuple):
-    """Totals over scored positions, each a float32 scalar."""
+    """Totals of a batch or of a part of it, each a float32 scalar; the first three over scored positions."""
 
     nats: jax.Array       # negative log-likelihood
     correct: jax.Array    # positions where the target has the highest logit
     count: jax.Array      # scored positions
+    auxiliary: jax.Array  # the model's own loss, a mean over all rows and segments of the batch; see `auxiliary_loss`
 
 
 def token_scores(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -35,6 +36,17 @@ def token_scores(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arra
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> Sums:
-    """Totals of `token_scores` over the batch."""
+    """Totals of `token_scores` over the batch, without a loss of the model's own."""
     nats, correct, scored = token_scores(logits_BTV, targets_BT)
-    return Sums(nats.sum(), correct.sum(dtype=jnp.float32), scored.sum(dtype=jnp.float32))
+    return Sums(nats.sum(), correct.sum(dtype=jnp.float32), scored.sum(dtype=jnp.float32), jnp.float32(0))
+
+
+def auxiliary_loss(statistics: Any) -> jax.Array:
+    """What a model wants to be trained for besides its predictions: the sum of all entries of that name.
+
+    statistics: a tree of dicts, as `run` of a model returns it; an entry "auxiliary_loss" is a mean over the rows of the
+    segment, and may be stacked over layers. Returns f32[]; 0 where there is none.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(statistics)
+    mine = [x.sum() for path, x in leaves if path[-1:] == (jax.tree_util.DictKey("auxiliary_loss"),)]
+    return sum(mine, jnp.float32(0))

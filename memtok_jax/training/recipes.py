@@ -1,4 +1,4 @@
-"""Recipes that several configs share: the laptop run on text, the paper sizes of Titans, and the recall task."""
+"""Recipes that several configs share: the laptop run on text, the papers' sizes, and the recall task."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from dataclasses import replace
 
 from memtok_jax.data.config import DataConfig
 from memtok_jax.data.tasks.recall import RecallConfig
+from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.config import LanguageModelConfig
+from memtok_jax.models.transformer_xl import TransformerXlConfig
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 
 # Width and layers of each size of Titans (arXiv 2501.00663, table 1). The paper gives neither. Ours: the widths of
@@ -89,3 +92,54 @@ def recall(model: LanguageModelConfig, pairs: int, sequence: int, steps: int) ->
         training=TrainingConfig(batch=32, log_every=20, eval_every=200, checkpoint_every=200),
         evaluation=EvaluationConfig(batch=32, lengths=(1, 4, 16)),
     )
+
+
+# -------------------------------------------------------------------------------------------------------- cached memories
+
+# Transformer-XL (arXiv 1901.02860, released scripts): model, tokens of a segment and of the cache, rows, warm-up, updates.
+XL_SIZES = {
+    "wt103_base": (dict(vocabulary=267_735, width=410, layers=16, heads=10, head_dim=41, hidden=2100), 150, 60, 0, 200_000),
+    "enwik8_base": (dict(vocabulary=256, width=512, layers=12, heads=8, head_dim=64, hidden=2048), 512, 22, 0, 400_000),
+    "enwik8_large": (dict(vocabulary=256, width=1024, layers=24, heads=8, head_dim=128, hidden=3072), 768, 64, 4000, 400_000),
+}
+
+# Compressive Transformer (arXiv 1911.05507, section 4): model, segment, memory. The number of slots is ours.
+COMPRESSIVE_SIZES = {
+    "enwik8": (dict(vocabulary=256, width=1024, layers=24, heads=8, head_dim=128, hidden=3072), 768,
+               CompressiveConfig(length=1152, compressed=1152, rate=3)),
+    "pg19": (dict(vocabulary=32_000, width=1024, layers=36, heads=16, head_dim=64, hidden=4096), 512,
+             CompressiveConfig(length=512, compressed=512, rate=2)),
+}
+
+
+def laptop_cached(memory: XlConfig | CompressiveConfig) -> Experiment:
+    """`laptop_text` for a Transformer-XL of two layers that reads segments of 64 tokens, four to a row of a batch."""
+    exp = laptop_text(TransformerXlConfig(vocabulary=256, width=128, layers=2, heads=4, head_dim=32, hidden=512, memory=memory))
+    return replace(exp, training=replace(exp.training, segment=64))
+
+
+def _cached_paper(model: TransformerXlConfig, segment: int, batch: int, optimizer: OptimizerConfig) -> Experiment:
+    """Rows that follow the text from end to end, one segment to a batch, the cache carried."""
+    return Experiment(
+        model=model,
+        data=DataConfig(source="stdlib", sequence=segment),
+        optimizer=optimizer,
+        training=TrainingConfig(batch=batch, log_every=10, eval_every=4000, checkpoint_every=1000),
+        evaluation=EvaluationConfig(batch=batch, batches=10),
+    )
+
+
+def transformer_xl_paper(size: str) -> Experiment:
+    """One of the paper's sizes: Adam at 2.5e-4, cosine to zero, gradient clipped to 0.25, no weight decay; no dropout here."""
+    model, segment, batch, warmup, steps = XL_SIZES[size]
+    optimizer = OptimizerConfig(learning_rate=2.5e-4, steps=steps, warmup_steps=warmup, final_fraction=0.0, beta2=0.999,
+                                weight_decay=0.0, clip_norm=0.25)
+    return _cached_paper(TransformerXlConfig(**model, memory=XlConfig(segment)), segment, batch, optimizer)
+
+
+def compressive_paper(size: str) -> Experiment:
+    """One of the paper's sizes: Adam at 3e-4, cosine, gradient clipped to 0.1; warm-up and length of the run are ours."""
+    model, segment, memory = COMPRESSIVE_SIZES[size]
+    optimizer = OptimizerConfig(learning_rate=3e-4, steps=100_000, warmup_steps=4000, final_fraction=1 / 300, beta2=0.999,
+                                weight_decay=0.0, clip_norm=0.1)
+    return _cached_paper(TransformerXlConfig(**model, memory=memory, remat="block"), segment, 64, optimizer)

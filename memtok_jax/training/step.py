@@ -115,7 +115,8 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array
     """Loss of N segments through which the gradient flows.
 
     carry: from the segment before; no gradient enters it. start_B: rows that begin a new stream here.
-    total: scored positions of the whole batch, by which the loss is divided.
+    total: scored positions of the whole batch, by which the loss is divided. What the model adds as its own loss is a
+    mean over rows and segments of the whole batch; the totals hold it apart.
     Returns the loss and (carry after the last segment, totals).
     """
     functions = functions_of(experiment.model)
@@ -129,12 +130,14 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array
 
     def segment(carry, x):
         ids, targets = x
-        logits, carry = functions.apply(params, carry, ids, model)
-        return carry, losses.cross_entropy(logits, targets)
+        logits, carry, seen = functions.run(params, carry, ids, model)
+        return carry, losses.cross_entropy(logits, targets)._replace(auxiliary=losses.auxiliary_loss(seen) * share)
 
+    # A mean over the rows at hand counts by their share of all rows and segments of the batch.
+    share = rows / (experiment.training.batch * (experiment.data.sequence // experiment.segment))
     carry, sums = jax.lax.scan(segment, carry, (ids_NBT, targets_NBT))
     sums = jax.tree.map(lambda s: s.sum(), sums)
-    return sums.nats / total, (carry, sums)
+    return sums.nats / total + sums.auxiliary, (carry, sums)
 
 
 def scored_positions(batch: Batch) -> jax.Array:
@@ -187,7 +190,7 @@ def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
         (carry, *outer), _ = jax.lax.scan(group, (carry, *outer), xs)
         return tuple(outer), carry
 
-    zero = (jax.tree.map(jnp.zeros_like, params), losses.Sums(*(jnp.float32(0),) * 3))
+    zero = (jax.tree.map(jnp.zeros_like, params), losses.Sums(*(jnp.float32(0),) * 4))
     parts = [split_rows(x, n, 0) for x in batch]
     carries = pr.map_rows(lambda x, axis: split_rows(x, n, axis), state_specs, carry)
     (grads, sums), carries = jax.lax.scan(microbatch, zero, (carries, *parts))
@@ -199,7 +202,8 @@ def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
 def train_step(state: TrainState, batch: Batch, experiment: Experiment) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. An update with a loss or gradient that is not finite leaves params, optimizer and carry alone.
 
-    Returns the new state and float32 scalars: loss, accuracy, gradient_norm, learning_rate, tokens, skipped.
+    Returns the new state and float32 scalars: loss (of the predictions alone), auxiliary_loss (the model's own), accuracy,
+    gradient_norm, learning_rate, tokens, skipped.
     """
     tx = make_optimizer(experiment.optimizer, functions_of(experiment.model).specs(experiment.model))
     grads, carry, sums = batch_gradient(state.params, state.carry, batch, experiment)
@@ -208,10 +212,10 @@ def train_step(state: TrainState, batch: Batch, experiment: Experiment) -> tuple
     rate = jnp.asarray(schedule(experiment.optimizer)(state.step), jnp.float32)
     direction, optimizer = tx.update(grads, state.optimizer, state.params)
     params = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, direction)
-    finite = jnp.isfinite(sums.nats) & jnp.isfinite(norm)
+    finite = jnp.isfinite(sums.nats) & jnp.isfinite(sums.auxiliary) & jnp.isfinite(norm)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimizer, carry), state[2:])
     skipped = jnp.where(finite, 0, state.skipped + 1)
-    metrics = {"loss": sums.nats / count, "accuracy": sums.correct / count, "gradient_norm": norm,
+    metrics = {"loss": sums.nats / count, "auxiliary_loss": sums.auxiliary, "accuracy": sums.correct / count, "gradient_norm": norm,
                "learning_rate": rate, "tokens": sums.count, "skipped": skipped.astype(jnp.float32)}
     return TrainState(state.step + 1, skipped, *kept), metrics
 

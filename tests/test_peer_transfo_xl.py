@@ -1,0 +1,150 @@
+"""Our Transformer-XL equals Hugging Face's (transformers 4.35.2), in values, cache and gradients; and weights convert.
+
+`tests/data/transfo_xl_parity.npz` (made by `benchmarks/export_transfo_xl.py`) holds five small models in float64 with
+their options; each reads three segments from the empty cache on. One test runs the peer with other random numbers, where a
+Python that has it is named:
+
+    MEMTOK_PEER_TRANSFO_XL=/path/to/python pytest tests/test_peer_transfo_xl.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from neural_cases import assert_equal, jit
+
+from memtok_jax.config import UserError
+from memtok_jax.convert.transfo_xl import from_transfo_xl, to_transfo_xl
+from memtok_jax.memory.compressive import CompressiveConfig
+from memtok_jax.memory.xl import XlConfig
+from memtok_jax.models import transformer_xl
+from memtok_jax.models.transformer_xl import TransformerXlConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "tests" / "data" / "transfo_xl_parity.npz"
+CASES = ("post", "pre", "clamp", "same_length", "untied")
+
+
+def load(path: Path, case: str) -> tuple[TransformerXlConfig, dict[str, np.ndarray]]:
+    """Our config for one of their models, and the arrays of the case."""
+    stored = np.load(path)
+    theirs = json.loads(str(stored["settings"]))[case]
+    cfg = TransformerXlConfig(
+        vocabulary=theirs["vocab_size"], width=theirs["d_model"], layers=theirs["n_layer"], heads=theirs["n_head"],
+        head_dim=theirs["d_head"], hidden=theirs["d_inner"], memory=XlConfig(theirs["mem_len"]),
+        norm="pre" if theirs["pre_lnorm"] else "post", untie_r=theirs["untie_r"], clamp=max(theirs["clamp_len"], 0),
+        same_length="compat" if theirs["same_length"] else "off")
+    return cfg, {name.removeprefix(f"{case}/"): stored[name] for name in stored.files if name.startswith(f"{case}/")}
+
+
+def weights_of(arrays: dict[str, np.ndarray], group: str = "param/") -> dict[str, np.ndarray]:
+    return {name.removeprefix(group): value for name, value in arrays.items() if name.startswith(group)}
+
+
+def assert_equals(path: Path, case: str) -> None:
+    """Log-probabilities and cache after each segment, and every gradient."""
+    cfg, arrays = load(path, case)
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, from_transfo_xl(weights_of(arrays), cfg))
+        ids, weights = jnp.asarray(arrays["ids"], jnp.int32), jnp.asarray(arrays["weights"])
+        empty = jax.tree.map(lambda s: s.astype(jnp.float64) if s.dtype == jnp.float32 else s,
+                             transformer_xl.init_state(params, cfg, ids.shape[1]))
+
+        def scalar(params):
+            def segment(state, x):
+                logits, state = transformer_xl.apply(params, state, x[0], cfg)
+                scores = jax.nn.log_softmax(logits)
+                return state, ((scores * x[1]).sum(), scores, state.layers)
+
+            _, (sums, scores, states) = jax.lax.scan(segment, empty, (ids, weights))
+            return sums.sum(), (scores, states)
+
+        gradient, (scores, states) = jit(jax.grad(scalar, has_aux=True))(params)
+        for n in range(ids.shape[0]):
+            np.testing.assert_allclose(scores[n], arrays[f"scores/{n}"], rtol=0, atol=1e-11)
+            mems = np.moveaxis(arrays[f"mems/{n}"], 1, 2)
+            assert np.all(np.asarray(states.count[n]) == mems.shape[2])
+            np.testing.assert_allclose(states.rows[n][:, :, cfg.memory.length - mems.shape[2]:], mems, rtol=0, atol=1e-11)
+        theirs = weights_of(arrays, "grad/")
+        ours = to_transfo_xl(gradient, cfg)
+        for name, value in theirs.items():
+            assert np.abs(value).max() > 1e-2, f"{name} has hardly any gradient: the case tests nothing"
+            np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-10 * max(np.abs(value).max(), 1), err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_stored_case(case):
+    assert_equals(STORED, case)
+
+
+def test_each_option_matters():
+    """With the options of another case the stored scores are missed: the equalities above are no accident."""
+    cfg, arrays = load(STORED, "post")
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), from_transfo_xl(weights_of(arrays), cfg))
+
+    def last_scores(cfg):
+        state = transformer_xl.init_state(params, cfg, 2)
+        for ids in arrays["ids"]:
+            logits, state = transformer_xl.apply(params, state, jnp.asarray(ids, jnp.int32), cfg)
+        return jax.nn.log_softmax(logits)
+
+    np.testing.assert_allclose(last_scores(cfg), arrays["scores/2"], rtol=0, atol=1e-4)
+    for other in ("pre", "clamp", "same_length"):
+        assert np.abs(last_scores(load(STORED, other)[0]) - arrays["scores/2"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("case", ["post", "untied"])
+def test_weights_make_the_round_trip_exactly(case):
+    cfg, arrays = load(STORED, case)
+    theirs = weights_of(arrays)
+    back = to_transfo_xl(from_transfo_xl(theirs, cfg), cfg)
+    del theirs["transformer.pos_emb.inv_freq"]
+    assert back.keys() == theirs.keys()
+    assert_equal(back, theirs)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda w: w.pop("transformer.layers.1.pos_ff.CoreNet.0.bias"), "1 weights are missing, the first is 'transformer.layers.1"),
+    (lambda w: w.update({"transformer.word_emb.emb_projs.0": np.zeros((8, 8))}), "no place .* 'transformer.word_emb.emb_projs.0'"),
+    (lambda w: w.update({"crit.out_layers.0.bias": np.zeros(12)}), r"out_layers.0.bias has shape \(12,\), the config says \(11,\)"),
+    (lambda w: w.update({"crit.out_layers.0.weight": np.zeros((11, 8))}), "only tied models"),
+], ids=["missing", "extra", "shape", "untied softmax"])
+def test_weights_that_do_not_fit_are_named(change, message):
+    cfg, arrays = load(STORED, "post")
+    weights = weights_of(arrays)
+    change(weights)
+    with pytest.raises(UserError, match=message):
+        from_transfo_xl(weights, cfg)
+
+
+def test_a_learnt_compression_has_no_weights_there():
+    cfg, arrays = load(STORED, "post")
+    with pytest.raises(UserError, match="convert with an XlConfig"):
+        from_transfo_xl(weights_of(arrays), transformer_xl.replace(cfg, memory=CompressiveConfig(4, 2, 2)))
+
+
+def _peer_python() -> str:
+    if named := os.environ.get("MEMTOK_PEER_TRANSFO_XL"):
+        return named
+    installed = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
+    if installed and importlib.util.find_spec("transformers.models.transfo_xl"):
+        return sys.executable
+    pytest.skip("needs torch and transformers==4.35.2 here, or MEMTOK_PEER_TRANSFO_XL=<a Python that has them>")
+
+
+def test_equals_transformers_run_now(tmp_path):
+    path = tmp_path / "live.npz"
+    command = [_peer_python(), "-m", "benchmarks.export_transfo_xl", f"--output={path}", "--seed=100"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for case in ("post", "untied"):
+        assert_equals(path, case)

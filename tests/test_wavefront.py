@@ -1,0 +1,64 @@
+"""Execution along diagonals gives what one segment after the other gives: values, states, statistics, gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from neural_cases import assert_close, jit, random_params, split_float
+
+from memtok_jax.memory.compressive import CompressiveConfig
+from memtok_jax.memory.xl import XlConfig
+from memtok_jax.models import transformer_xl, wavefront
+from memtok_jax.models.transformer_xl import TransformerXlConfig
+
+
+@pytest.mark.parametrize("layers, segments", [(1, 3), (3, 1), (3, 2), (3, 3), (2, 5)])
+def test_every_layer_sees_every_segment_in_order(layers, segments):
+    """A layer that writes down what it does: y = 2 x + state + l, state <- state + x."""
+    numbers = jnp.arange(1.0, layers + 1)
+    states = 10 * numbers.reshape(-1, 1, 1, 1)
+    x = jnp.arange(1.0, segments + 1).reshape(-1, 1, 1, 1)
+    step = lambda l, state, x: (2 * x + state + l, state + x, {"seen": x.sum()})
+    y, end, seen = wavefront.run(step, numbers, states, x)
+    want, state, total = [], [float(10 * l) for l in numbers], [0.0] * layers
+    for value in range(1, segments + 1):
+        for l in range(layers):
+            total[l] += value
+            value, state[l] = 2 * value + state[l] + l + 1, state[l] + value
+        want.append(value)
+    np.testing.assert_array_equal(y.ravel(), want)
+    np.testing.assert_array_equal(end.ravel(), state)
+    np.testing.assert_array_equal(seen["seen"], total)
+
+
+@pytest.mark.parametrize("memory, segments", [(XlConfig(5), 1), (XlConfig(5), 2), (XlConfig(3), 3),
+                                              (CompressiveConfig(4, 3, 2), 5)],
+                         ids=["xl-1", "xl-2", "xl-3", "compressive-5"])
+def test_diagonals_equal_a_scan_over_segments(memory, segments):
+    """Three layers and fewer, as many and more segments, from a state in the middle of a stream."""
+    cfg = TransformerXlConfig(vocabulary=16, width=8, layers=3, heads=2, head_dim=3, hidden=6, memory=memory)
+    params = jax.tree.map(lambda p: 3 * p if p.ndim > 1 else p, random_params(transformer_xl.specs(cfg), 0, np.float32))
+    ids = jnp.asarray(np.random.default_rng(0).integers(16, size=(segments + 1, 2, 4)), jnp.int32)
+    state = transformer_xl.apply(params, transformer_xl.init_state(params, cfg, 2), ids[-1], cfg)[1]
+
+    def scanned(params, state):
+        def one(state, ids):
+            logits, state, seen = transformer_xl.run(params, state, ids, cfg)
+            return state, (logits, seen)
+
+        end, (logits, seen) = jax.lax.scan(one, state, ids[:-1])
+        return logits, end, jax.tree.map(lambda s: s.sum(0), seen)
+
+    rows, rebuild = split_float(state)
+
+    def total(function):
+        def loss(params, rows):
+            logits, end, seen = function(params, rebuild(rows))
+            return jnp.sin(logits).sum() + sum(v.sum() for v in seen.values()), (logits, end, seen)
+
+        return jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, rows)
+
+    diagonal = lambda params, state: transformer_xl.run_segments(params, state, ids[:-1], cfg)
+    assert_close(total(diagonal), total(scanned), 2e-5)
