@@ -38,7 +38,8 @@ class DataConfig:
     eval_split: which held-out split is scored ("valid" everywhere; "test" or others where the source has them).
     eval_bytes: at most so many held-out bytes are scored (0 = all).
     eval_samples: number of held-out samples of a task.
-    recall, passkey, mqar, copy, reverse, retrieval, equations, associative: settings of the generators; the one that `source` names is used.
+    recall, passkey, mqar, copy, reverse, retrieval, equations, associative: settings of the generators; the one that
+        `source` names is used.
     """
 
     source: str = "stdlib"

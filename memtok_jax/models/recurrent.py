@@ -59,50 +59,31 @@ class RecurrentConfig:
     aligned: bool = False
 
     def __post_init__(self):
-        for name in ("vocabulary", "width", "layers", "head_dim", "segment", "unroll"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name, known in (("form", masks.FORMS), ("ends", segments.ENDS), ("position", ("learned", "relative")),
-                            ("dtype", ("float32", "bfloat16")), ("remat", ("nothing", "block"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
-        if self.width % self.head_dim:
-            raise ValueError(f"width={self.width} is not a multiple of head_dim={self.head_dim}")
-        if self.position == "relative" and self.width % 2:
-            raise ValueError(f"width={self.width} must be even: relative positions are pairs of sine and cosine")
+        segments.choose("form", self.form, masks.FORMS)
+        segments.check(self)
         if self.form == "encoder" and self.ends != "call":
-            raise ValueError(f"ends={self.ends!r}: in an encoder a token sees later ones, so each call is a segment; set ends='call'")
-        if self.hidden < 0:
-            raise ValueError(f"hidden={self.hidden} must not be negative")
-        if self.positions and self.positions < self.rows:
-            raise ValueError(f"positions={self.positions} is less than the {self.rows} rows of a segment and its memory")
+            raise ValueError(f"ends={self.ends!r}: a token of an encoder sees later ones, so a call is a segment; set ends='call'")
         _ = self.memory
 
     @property
     def memory(self) -> RecurrentTokensConfig:
         """Options of the memory tokens."""
         layout = {"encoder": "front", "prefix": "read"}.get(self.form, "read" if self.ends == "never" else "both")
-        std = self.decoder_scale * self.width ** -0.5
+        std = segments.scale(self) * self.width ** -0.5
         return RecurrentTokensConfig(self.width, self.tokens, layout, self.init, std, self.dtype)
-
-    @property
-    def decoder_scale(self) -> float:
-        """Factor of the word embeddings."""
-        return self.width ** 0.5 if self.scaled else 1.0
 
     @property
     def decoder(self) -> DecoderConfig:
         """Options of the backbone."""
-        return DecoderConfig(self.vocabulary, self.width, self.layers, self.head_dim, self.hidden or 4 * self.width,
-                             self.positions or self.rows, self.position, self.decoder_scale, self.dtype, self.remat, self.unroll)
+        return segments.decoder_config(self)
 
     @property
     def rows(self) -> int:
         """E: rows of a full segment with its memory."""
-        return self.tokens + self.segment + self.memory_tail
+        return self.tokens + self.segment + self.tail
 
     @property
-    def memory_tail(self) -> int:
+    def tail(self) -> int:
         """Rows of the write block."""
         return self.tokens if self.form in ("causal", "paper") and self.ends != "never" else 0
 
@@ -144,22 +125,15 @@ def refresh(params, state: RecurrentState, cfg: RecurrentConfig) -> RecurrentSta
 
 
 def for_training(cfg: RecurrentConfig, tokens: int) -> RecurrentConfig:
-    """The same model for calls of `tokens` tokens without padding: `aligned` where a call is one segment.
-
-    Raises ValueError naming both numbers where the calls do not end with segments.
-    """
-    if cfg.ends == "call":
-        return cfg
-    if tokens % cfg.segment:
-        raise ValueError(f"a training segment of {tokens} tokens is not a multiple of model.segment={cfg.segment}")
-    return replace(cfg, aligned=tokens == cfg.segment)
+    """The same model for calls of `tokens` tokens without padding; see `segments.is_one`."""
+    return replace(cfg, aligned=segments.is_one(cfg, tokens))
 
 
 def step(params, memory: RecurrentTokensState, call: segments.Call, cfg: RecurrentConfig):
     """Read block, tokens and write block once through the decoder: (logits, memory, keys and values of the tokens)."""
     x = decoder.embed(params["decoder"], call.ids, cfg.decoder)
     rows = memory_tokens.read(params["memory"], memory, x, cfg.memory)
-    m, t, tail, slots = cfg.tokens, x.shape[1], cfg.memory.tail, call.past.k.shape[2]
+    m, t, tail, slots = cfg.tokens, x.shape[1], cfg.tail, call.past.k.shape[2]
     view = View(masks.visible(cfg.form, m, t, tail, call.length, call.phase, slots),
                 *masks.positions(m, t, tail, call.length, call.phase, slots))
     h, new = decoder.run(params["decoder"], rows, call.past, view, cfg.decoder)
@@ -175,12 +149,10 @@ def apply(params, state: RecurrentState, ids: jax.Array, cfg: RecurrentConfig, l
     write block makes the next memory; a row without tokens keeps its memory.
     Returns (logits f32[B, T, V], state). Raises ValueError where T does not suit `ends` or `aligned`.
     """
-    tokens = ids.shape[1]
-    if cfg.aligned and tokens != cfg.segment or cfg.ends == "call" and tokens > cfg.segment:
-        raise ValueError(f"a call of {tokens} tokens is not one segment of model.segment={cfg.segment}")
+    segments.check_call(cfg, ids.shape[1])
     length = P.full_length(ids) if length is None else length
     logits, memory, opened = segments.walk(lambda memory, call: step(params, memory, call, cfg), state.memory, state.open, ids,
-                                           length, cfg.decoder, cfg.segment, cfg.aligned or cfg.ends == "call")
+                                           length, cfg)
     return logits, RecurrentState(memory, opened)
 
 
@@ -191,17 +163,8 @@ def extend(state: RecurrentState, cfg: RecurrentConfig, room: int) -> tuple[Recu
     block. Without `extend` segments end as in training, and a stream has no end.
     Raises ValueError where the learned positions do not suffice, or a call cannot be a part of a segment.
     """
-    if cfg.ends == "call":
-        raise ValueError("ends='call': there is no open segment to extend")
-    longer = replace(cfg, segment=cfg.segment + room, ends="never", positions=0)
-    have = cfg.decoder.positions
-    if cfg.position == "learned" and longer.rows > have:
-        raise ValueError(f"{cfg.tokens} memory tokens, {cfg.segment} tokens and {room} more need {longer.rows} positions, "
-                         f"the table has {have}; set model.positions={longer.rows} before training")
-    longer = replace(longer, positions=have if cfg.position == "learned" else 0)
-    pad = lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
-    past = jax.tree.map(pad, state.open.past)
-    return state._replace(open=state.open._replace(past=past)), longer
+    opened, longer = segments.extend(state.open, cfg, room)
+    return state._replace(open=opened), longer
 
 
 def statistics(params, state: RecurrentState, ids: jax.Array, cfg: RecurrentConfig, length=None) -> dict[str, jax.Array]:

@@ -5,10 +5,10 @@
     last:k      cut before segment N - k: the last loss sees k segments, its own included
     rolling:k   the loss of every segment sees k segments before its own
 
-"full", "every" and "last" are a boolean for each segment: `where(cut[n], stop_gradient(memory), memory)` as it enters segment n. With
-"rolling", memories of all segments come from a pass without gradient; then each segment and the k before it are run again from
-the stopped memory k segments back (from the first memory with its gradient, where the sequence is not longer). That
-costs k + 1 times the computation, and is what the "BPTT-k" of RMT (arXiv 2207.06881) intends.
+"full", "every" and "last" are a boolean for each segment: `where(cut[n], stop_gradient(memory), memory)` as it enters segment n.
+With "rolling", memories of all segments come from a pass without gradient; then each segment and the k before it are run again from
+the stopped memory k segments back (from the first memory with its gradient, where the sequence is not longer). That costs k + 1
+times the computation, and is what the "BPTT-k" of RMT (arXiv 2207.06881) intends.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Parameters of other libraries as ours and back, one file for each source."""
