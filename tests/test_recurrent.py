@@ -171,7 +171,9 @@ def test_write_rows_act_on_the_next_segment_only(form, monkeypatch):
             return first, later.memory.tokens, recurrent.apply(params, later, ids[:, T:], cfg)[0]
 
     run = jit(two)
-    plain, other = run(params, 0.0), run(params, 0.7)
+    # Not the same number in every coordinate: LayerNorm would take that out again.
+    noise = jnp.asarray(np.random.default_rng(6).standard_normal((2, M, 8)), jnp.float32)
+    plain, other = run(params, 0 * noise), run(params, noise)
     assert_equal(other[0], plain[0])
     assert np.abs(other[1] - plain[1]).max() > 1e-2 and np.abs(other[2] - plain[2]).max() > 1e-3
 
@@ -240,9 +242,9 @@ def test_rolling_is_the_sum_of_each_segments_own_gradient():
 
     brute = jit(lambda p: [jax.grad(loss_of)(p, n) for n in range(n_segments)])(params)
     got = gradients(exp, params, carry)(batch)
-    assert_close(got, jax.tree.map(lambda *g: sum(g), *brute), 2e-5)
+    assert_close(got, jax.tree.map(lambda *g: sum(g), *brute), 1e-4)
     full = gradients(experiment("full", n_segments), params, carry)(batch)
-    assert_close(gradients(experiment(f"rolling:{n_segments + 3}", n_segments), params, carry)(batch), full, 2e-5)
+    assert_close(gradients(experiment(f"rolling:{n_segments + 3}", n_segments), params, carry)(batch), full, 1e-4)
     assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(full), strict=True)) > 1e-3
 
 
