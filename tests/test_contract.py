@@ -23,11 +23,13 @@ from neural_cases import assert_close, assert_equal, jit, random_params
 import memtok_jax
 from memtok_jax import params as P
 from memtok_jax import sharding
+from memtok_jax.memory import associative as associative_memory
 from memtok_jax.memory import compressive, neural, xl
+from memtok_jax.memory import recurrent as recurrent_tokens
 from memtok_jax.memory import tokens as learned_tokens
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.models import associative, block, decoder, language_model, masks, recurrent, relative, segments, transformer_xl
 from memtok_jax.models import attention as A
-from memtok_jax.models import block, language_model, relative, transformer_xl
 from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.models.mixers import attention, lmm, mac, mag
 from memtok_jax.models.transformer_xl import TransformerXlConfig
@@ -49,9 +51,11 @@ def block_config(kind: str):
 # ------------------------------------------------------------------------- item 6: the plain model of each mechanism
 
 def closed_steps(params):
-    """The same parameters with every step gate of every memory shut."""
+    """The same parameters with every step gate of every memory shut, and nothing to store in an associative one."""
 
     def one(path, w):
+        if "w_values" in jax.tree_util.keystr(path):
+            return w * 0
         name = jax.tree_util.keystr(path[-1:])
         return w.at[..., 0].set(0.0 if "w_gates" in name else -1e4) if "_gates" in name else w
 
@@ -125,12 +129,27 @@ def plain_transformer(params, ids, cfg):
     return x @ params["embedding"].T + params["output_bias"][None, None]
 
 
+def plain_segments(params, ids, cfg):
+    """The bare decoder on each segment alone."""
+    rows, t = ids.shape[0], cfg.segment
+    length, zero = jnp.full((rows,), t, jnp.int32), jnp.zeros((rows,), jnp.int32)
+    view = decoder.View(masks.visible("causal", 0, t, 0, length, zero, 0), *masks.positions(0, t, 0, length, zero, 0))
+
+    def one(ids):
+        x = decoder.embed(params["decoder"], ids, cfg.decoder)
+        h, _ = decoder.run(params["decoder"], x, segments.no_past(cfg.decoder, rows), view, cfg.decoder)
+        return decoder.output(params["decoder"], h, cfg.decoder)
+
+    return jnp.concatenate([one(ids[:, n:n + t]) for n in range(0, ids.shape[1], t)], axis=1)
+
+
 # ------------------------------------------------------------------------------------------------------------ the table
 
 @dataclass(frozen=True)
 class Case:
     """One mechanism. off: its config when switched off. plain: (params, x, off) -> what it must then return.
-    exact: whether bit for bit (else up to the order of sums). head: tokens in front of each output."""
+    exact: whether bit for bit (else up to the order of sums). head, tail: rows in front of and behind each output.
+    dead: parameters that no gradient reaches, by the mathematics."""
 
     module: ModuleType
     cfg: Any
@@ -138,12 +157,17 @@ class Case:
     plain: Callable
     exact: bool = True
     head: int = 0
+    tail: int = 0
+    dead: tuple[str, ...] = ()
 
 
 def xl_config(memory, **options) -> TransformerXlConfig:
     return TransformerXlConfig(vocabulary=16, width=8, layers=2, heads=2, head_dim=4, hidden=8, memory=memory, **options)
 
 
+# A bias of all keys adds the same number to all scores of a query.
+KEY_BIAS = ("['decoder']['layers']['k']['b']",)
+SEGMENTED = dict(vocabulary=16, width=8, layers=2, head_dim=4, hidden=8, segment=4)
 memory_config = model_config("lmm").block("lmm").memory
 CASES = {
     "memory/tokens": Case(learned_tokens, learned_tokens.TokensConfig(8, 3), learned_tokens.TokensConfig(8, 0),
@@ -152,6 +176,10 @@ CASES = {
     "memory/compressive": Case(compressive, compressive.CompressiveConfig(4, 3, 2, "conv", "bptt", width=8),
                                compressive.CompressiveConfig(0, 0, 2, width=8), lambda params, x, cfg: x, head=8),
     "memory/neural": Case(neural, memory_config, memory_config, static_reads),
+    "memory/recurrent": Case(recurrent_tokens, recurrent_tokens.RecurrentTokensConfig(8, 3),
+                             recurrent_tokens.RecurrentTokensConfig(8, 0), lambda params, x, cfg: x, head=3, tail=3),
+    "memory/associative": Case(associative_memory, associative_memory.AssociativeMemoryConfig(8, 3),
+                               associative_memory.AssociativeMemoryConfig(8, 3), lambda params, x, cfg: x),
     "mixers/attention": Case(attention, block_config("attention"), replace(block_config("attention"), window=1),
                              plain_attention),
     "mixers/lmm": Case(lmm, block_config("lmm"), block_config("lmm"), plain_lmm),
@@ -166,7 +194,13 @@ CASES = {
     "models/compressive_transformer": Case(
         transformer_xl, xl_config(compressive.CompressiveConfig(24, 4, 2, "mean"), norm="pre", untie_r=True),
         xl_config(compressive.CompressiveConfig(0, 0, 2)), plain_transformer, exact=False),
+    "models/recurrent": Case(recurrent, recurrent.RecurrentConfig(**SEGMENTED, tokens=2),
+                             recurrent.RecurrentConfig(**SEGMENTED, tokens=0), plain_segments, exact=False, dead=KEY_BIAS),
+    "models/associative": Case(associative, associative.AssociativeConfig(**SEGMENTED, tokens=2, key_dim=3),
+                               associative.AssociativeConfig(**SEGMENTED, tokens=2, key_dim=3), plain_segments, exact=False,
+                               dead=KEY_BIAS),
 }
+READ_IDS = (language_model, recurrent, associative, transformer_xl)
 every_case = pytest.mark.parametrize("name", CASES)
 HELPERS = {"memory/pieces"}  # no mechanism: a cut that mechanisms share
 
@@ -199,7 +233,7 @@ def material(name: str):
 
 def inputs(case: Case, seed: int, length: int):
     rng = np.random.default_rng(seed)
-    if case.module in (language_model, transformer_xl):
+    if case.module in READ_IDS:
         return jnp.asarray(rng.integers(16, size=(B, length)), jnp.int32)
     return jnp.asarray(rng.standard_normal((B, length, 8)), jnp.float32)
 
@@ -211,7 +245,7 @@ def whole(length=T):
 def run(name, params, state, x, length):
     """Outputs of the tokens themselves, and the state."""
     y, state = compiled(name)(params, state, x, length)
-    return y[:, CASES[name].head:], state
+    return y[:, CASES[name].head:y.shape[1] - CASES[name].tail], state
 
 
 # --------------------------------------------------------------------------------------------------------- items 1 to 5
@@ -314,7 +348,8 @@ def test_5_gradients_reach_every_parameter(name):
 
     gradient = jit(jax.grad(loss))(params)
     dead = [jax.tree_util.keystr(path) for path, g in jax.tree.leaves_with_path(gradient) if not np.abs(g).max() > 1e-7]
-    assert not dead, f"no gradient reaches {dead}"
+    # Where mathematics gives zero, rounding may leave a little.
+    assert set(dead) <= set(case.dead), f"no gradient reaches {dead}"
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 

@@ -19,7 +19,8 @@ from memtok_jax.models.mixers import attention, lmm, mac, mag
 
 def block_config(kind: str, **options):
     memory = NeuralMemoryConfig(head_dim=4, chunk=2, expansion=2, conv=2, step_max=0.1, step_bias=0.0)
-    base = dict(width=8, layers=1, pattern=(kind,), head_dim=4, hidden=8, window=3, segment=6, prefix=0 if kind == "lmm" else 2, memory=memory)
+    base = dict(width=8, layers=1, pattern=(kind,), head_dim=4, hidden=8, window=3, segment=6,
+                prefix=0 if kind == "lmm" else 2, memory=memory)
     return LanguageModelConfig(**(base | options)).block(kind)
 
 

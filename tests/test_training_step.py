@@ -133,7 +133,7 @@ def test_rows_return_to_their_place():
 
 def test_detach_cuts_the_gradient_and_nothing_else():
     """With the gradient cut at every segment, a token of segment 0 gets no gradient from later targets."""
-    free, cut = experiment(segment=4), experiment(segment=4, detach_every=1)
+    free, cut = experiment(segment=4), experiment(segment=4, gradient="every:1")
     params, carry = setup(free)
     batch = make_batch(free)
     # Token 15 stands in segment 0 only; only the last segment is scored.
@@ -220,7 +220,7 @@ def run_steps(exp, mesh, count=3):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
 def test_sharded_equals_one_device(sizes):
-    exp = experiment(batch=16, microbatches=2, segment=4, detach_every=1)
+    exp = experiment(batch=16, microbatches=2, segment=4, gradient="every:1")
     one, one_metrics = run_steps(exp, sharding.make_mesh(1, 1, 1))
     many, many_metrics = run_steps(exp, sharding.make_mesh(*sizes))
     close(jax.device_get(one), jax.device_get(many), 1e-5)
@@ -236,7 +236,9 @@ def test_sharded_equals_one_device(sizes):
 @pytest.mark.parametrize("training, message", [
     ({"microbatches": 3}, "training.batch 8 does not divide into 3 microbatches"),
     ({"segment": 5}, "data.sequence 12 does not divide into segments of 5"),
-    ({"segment": 3, "detach_every": 3}, "detach_every 3 does not divide the 4 segments"),
+    ({"gradient": "evry:2"}, "training.gradient is 'evry:2'; .* did you mean 'every'"),
+    ({"gradient": "last"}, "training.gradient is 'last'; .* one of at least 1"),
+    ({"remat": "block"}, "training.remat is 'block'"),
 ])
 def test_cuts_that_do_not_fit_name_both_numbers(training, message):
     with pytest.raises(ValueError, match=message):

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from memtok_jax.data.errors import DataError, nearest
+from memtok_jax.data.tasks.associative import AssociativeConfig
+from memtok_jax.data.tasks.copy import CopyConfig
+from memtok_jax.data.tasks.equations import EquationsConfig
 from memtok_jax.data.tasks.mqar import MqarConfig
 from memtok_jax.data.tasks.passkey import PasskeyConfig
 from memtok_jax.data.tasks.recall import RecallConfig
+from memtok_jax.data.tasks.retrieval import RetrievalConfig
+from memtok_jax.data.tasks.reverse import ReverseConfig
 
 TASK, TFDS = "task:", "tfds:"
 
@@ -33,7 +38,8 @@ class DataConfig:
     eval_split: which held-out split is scored ("valid" everywhere; "test" or others where the source has them).
     eval_bytes: at most so many held-out bytes are scored (0 = all).
     eval_samples: number of held-out samples of a task.
-    recall, passkey, mqar: settings of the generators; the one that `source` names is used.
+    recall, passkey, mqar, copy, reverse, retrieval, equations, associative: settings of the generators; the one that
+        `source` names is used.
     """
 
     source: str = "stdlib"
@@ -51,6 +57,11 @@ class DataConfig:
     recall: RecallConfig = RecallConfig()
     passkey: PasskeyConfig = PasskeyConfig()
     mqar: MqarConfig = MqarConfig()
+    copy: CopyConfig = CopyConfig()
+    reverse: ReverseConfig = ReverseConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    equations: EquationsConfig = EquationsConfig()
+    associative: AssociativeConfig = AssociativeConfig()
 
     def __post_init__(self):
         if not self.source:

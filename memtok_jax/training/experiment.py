@@ -10,6 +10,7 @@ from typing import Any
 
 from memtok_jax.config import UserError
 from memtok_jax.data.config import DataConfig
+from memtok_jax.training import backpropagation
 
 
 def _at_least(owner: str, config: Any, **least: float) -> None:
@@ -60,7 +61,9 @@ class TrainingConfig:
 
     batch: B, rows of one update, over all devices and microbatches. microbatches: the rows are taken in so many
     parts, one after the other, and their gradients added. segment: tokens per call of the model (0 = the whole
-    sequence). detach_every: the gradient is cut at every so many segments (0 = never inside a sequence).
+    sequence). gradient: how far it flows back through the segments of a sequence, "full", "every:k", "last:k" or "rolling:k"
+    (see `backpropagation.py`). remat: "segment" keeps only the carries between segments and computes each segment again in the
+    backward pass, "nothing" stores all.
     seed: of the initial parameters. log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
     keep: number of checkpoints that stay. sample_tokens: length of the text printed at the end (0 = none).
     data, fsdp, tensor: axes of the mesh; data -1 takes all devices that the others leave.
@@ -69,7 +72,8 @@ class TrainingConfig:
     batch: int
     microbatches: int = 1
     segment: int = 0
-    detach_every: int = 0
+    gradient: str = "full"
+    remat: str = "nothing"
     seed: int = 0
     log_every: int = 10
     eval_every: int = 0
@@ -81,10 +85,13 @@ class TrainingConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        _at_least("training", self, batch=1, microbatches=1, segment=0, detach_every=0, seed=0, log_every=1,
+        _at_least("training", self, batch=1, microbatches=1, segment=0, seed=0, log_every=1,
                   eval_every=0, checkpoint_every=0, keep=1, sample_tokens=0, data=-1, fsdp=1, tensor=1)
         if self.batch % self.microbatches:
             raise UserError(f"training.batch {self.batch} does not divide into {self.microbatches} microbatches")
+        backpropagation.parse(self.gradient)
+        if self.remat not in ("nothing", "segment"):
+            raise UserError(f"training.remat is {self.remat!r}; it must be 'nothing' or 'segment'")
 
 
 @dataclass(frozen=True)
@@ -119,12 +126,8 @@ class Experiment:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self):
-        sequence, segment, group = self.data.sequence, self.segment, self.training.detach_every
-        if sequence % segment:
-            raise UserError(f"data.sequence {sequence} does not divide into segments of {segment} tokens")
-        if group and (sequence // segment) % group:
-            raise UserError(f"training.detach_every {group} does not divide the {sequence // segment} segments of a "
-                            f"sequence (data.sequence {sequence} / training.segment {segment})")
+        if self.data.sequence % self.segment:
+            raise UserError(f"data.sequence {self.data.sequence} does not divide into segments of {self.segment} tokens")
 
     @property
     def segment(self) -> int:
@@ -132,9 +135,9 @@ class Experiment:
         return self.training.segment or self.data.sequence
 
     @property
-    def segments_per_group(self) -> int:
-        """Segments through which one gradient flows."""
-        return self.training.detach_every or self.data.sequence // self.segment
+    def plan(self) -> backpropagation.Plan:
+        """Which segments share a gradient."""
+        return backpropagation.plan(self.training.gradient, self.data.sequence // self.segment)
 
 
 def functions_of(model: Any) -> ModuleType:

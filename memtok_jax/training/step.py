@@ -1,8 +1,8 @@
 """One update: the carry of the batch before, segments, parts of the batch, gradient, AdamW.
 
 The batch is cut twice. Its rows are taken in microbatches whose gradients are added; inside one microbatch the
-sequence is a scan over groups of segments, and the gradient flows within a group only. Both cuts are the same code
-for one part and for many.
+sequence is a scan over groups of segments (`backpropagation.plan`), and the gradient flows within a group only. Both cuts
+are the same code for one part and for many.
 """
 
 from __future__ import annotations
@@ -102,42 +102,64 @@ def join_rows(x: jax.Array, axis: int) -> jax.Array:
     return x.reshape(x.shape[:axis] + (-1,) + x.shape[axis + 2:])
 
 
-def split_time(x_BT: jax.Array, groups: int, segments: int) -> jax.Array:
-    """[B, T] -> [groups, segments, B, T / (groups segments)]."""
-    b = x_BT.shape[0]
-    return jnp.moveaxis(x_BT.reshape(b, groups, segments, -1), 0, 2)
+def split_time(x_BT: jax.Array, segments: int) -> jax.Array:
+    """[B, T] -> [segments, B, T / segments]."""
+    return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], segments, -1), 1, 0)
 
 
 # ------------------------------------------------------------------------------------------------------ gradient
 
-def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array, targets_NBT: jax.Array,
-               total: jax.Array, experiment: Experiment) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
-    """Loss of N segments through which the gradient flows.
+def begin(params: Tree, carry: Tree, start_B: jax.Array, experiment: Experiment) -> Tree:
+    """The carry at the beginning of a group: no gradient enters it, and rows that begin a new stream are reset."""
+    functions, model = functions_of(experiment.model), experiment.model
+    # Values made from parameters are computed anew: they are of this update, and their gradient is not cut.
+    carry = functions.refresh(params, jax.lax.stop_gradient(carry), model)
+    initial = functions.init_state(params, model, start_B.shape[0])
+    return pr.reset(carry, start_B, initial, functions.state_specs(model, start_B.shape[0]))
 
-    carry: from the segment before; no gradient enters it. start_B: rows that begin a new stream here.
-    total: scored positions of the whole batch, by which the loss is divided. What the model adds as its own loss is a
-    mean over rows and segments of the whole batch; the totals hold it apart.
-    Returns the loss and (carry after the last segment, totals).
+
+def cut_gradient(params: Tree, carry: Tree, cut: jax.Array, experiment: Experiment) -> Tree:
+    """The same carry, without gradient where `cut` (bool[]) is True; values made from parameters keep theirs."""
+    stopped = functions_of(experiment.model).refresh(params, jax.lax.stop_gradient(carry), experiment.model)
+    return jax.tree.map(lambda a, b: jnp.where(cut, a, b), stopped, carry)
+
+
+def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array, targets_NBT: jax.Array,
+               scored_N: jax.Array, cut_N: jax.Array | None, total: jax.Array,
+               experiment: Experiment) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
+    """Loss of N segments through which the gradient flows, but where it is cut.
+
+    carry: from the segment before; no gradient enters it. start_B: rows that begin a new stream here. cut_N: bool[N],
+    the gradient is cut before that segment (None: nowhere). total: scored positions of the whole batch, by which the loss
+    is divided. scored_N: bool[N], whose own loss counts: what the model adds is a mean over rows and segments of the whole
+    batch, and the totals hold it apart. Returns the loss and (carry after the last segment, totals).
     """
     functions = functions_of(experiment.model)
     # Training segments are whole and start at the borders of the model's own units, which it may use.
     model = functions.for_training(experiment.model, experiment.segment)
-    rows = start_B.shape[0]
-    # Values made from parameters are computed anew: they are of this update, and their gradient is not cut.
-    carry = functions.refresh(params, jax.lax.stop_gradient(carry), model)
-    initial = functions.init_state(params, model, rows)
-    carry = pr.reset(carry, start_B, initial, functions.state_specs(model, rows))
 
     def segment(carry, x):
-        ids, targets = x
+        ids, targets, scored, cut = x
+        carry = carry if cut is None else cut_gradient(params, carry, cut, experiment)
         logits, carry, seen = functions.run(params, carry, ids, model)
-        return carry, losses.cross_entropy(logits, targets)._replace(auxiliary=losses.auxiliary_loss(seen) * share)
+        own = losses.auxiliary_loss(seen) * jnp.where(scored, share, 0)
+        return carry, losses.cross_entropy(logits, targets)._replace(auxiliary=own)
 
     # A mean over the rows at hand counts by their share of all rows and segments of the batch.
-    share = rows / (experiment.training.batch * (experiment.data.sequence // experiment.segment))
-    carry, sums = jax.lax.scan(segment, carry, (ids_NBT, targets_NBT))
+    share = start_B.shape[0] / (experiment.training.batch * (experiment.data.sequence // experiment.segment))
+    segment = jax.checkpoint(segment, prevent_cse=False) if experiment.training.remat == "segment" else segment
+    carry = begin(params, carry, start_B, experiment)
+    carry, sums = jax.lax.scan(segment, carry, (ids_NBT, targets_NBT, scored_N, cut_N))
     sums = jax.tree.map(lambda s: s.sum(), sums)
     return sums.nats / total + sums.auxiliary, (carry, sums)
+
+
+def carries_before(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array, experiment: Experiment) -> tuple[Tree, Tree]:
+    """A pass without gradient: (carry after the last segment, carries that enter each segment, stacked [N, ...])."""
+    functions = functions_of(experiment.model)
+    model = functions.for_training(experiment.model, experiment.segment)
+    carry = begin(params, carry, start_B, experiment)
+    return jax.lax.scan(lambda c, ids: (functions.apply(params, c, ids, model)[1], c), carry, ids_NBT)
 
 
 def scored_positions(batch: Batch) -> jax.Array:
@@ -172,23 +194,28 @@ def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
                    experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
     """`batch_gradient` of some of the rows; total: scored positions of all rows."""
     functions, model = functions_of(experiment.model), experiment.model
-    n, per_group = experiment.training.microbatches, experiment.segments_per_group
-    groups = experiment.data.sequence // experiment.segment // per_group
+    n, plan = experiment.training.microbatches, experiment.plan
     specs, state_specs = functions.specs(model), functions.state_specs(model, experiment.training.batch)
 
-    def group(inner, x):
-        carry, grads, sums = inner
+    def group(outer, carry, x):
+        grads, sums = outer
         # Each device adds up its own slice of a gradient only: that of its slice of the parameter.
         more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, *x, total, experiment)
-        return (carry, sharding.constrain_tree(jax.tree.map(jnp.add, grads, more), specs),
-                jax.tree.map(jnp.add, sums, s)), None
+        return (sharding.constrain_tree(jax.tree.map(jnp.add, grads, more), specs), jax.tree.map(jnp.add, sums, s)), carry
 
     def microbatch(outer, x):
         carry, ids, targets, start = x
-        starts = jnp.zeros((groups, start.shape[0]), bool).at[0].set(start)
-        xs = (starts, split_time(ids, groups, per_group), split_time(targets, groups, per_group))
-        (carry, *outer), _ = jax.lax.scan(group, (carry, *outer), xs)
-        return tuple(outer), carry
+        ids, targets = (split_time(x, plan.scored.sum()) for x in (ids, targets))
+        starts = start[None] & (plan.index[:, :1] == 0)
+        xs = (starts, ids[plan.index], jnp.where(plan.scored[..., None, None], targets[plan.index], losses.IGNORE),
+              jnp.asarray(plan.scored), jnp.asarray(plan.cut) if plan.cut.any() else None)
+        if plan.chained:
+            (outer, carry), _ = jax.lax.scan(lambda both, x: (group(*both, x), None), (outer, carry), xs)
+            return outer, carry
+        carry, before = carries_before(params, carry, start, ids, experiment)
+        before = jax.tree.map(lambda c: c[plan.index[:, 0]], before)
+        outer, _ = jax.lax.scan(lambda outer, x: (group(outer, *x)[0], None), outer, (before, xs))
+        return outer, carry
 
     zero = (jax.tree.map(jnp.zeros_like, params), losses.Sums(*(jnp.float32(0),) * 4))
     parts = [split_rows(x, n, 0) for x in batch]

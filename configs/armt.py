@@ -1,0 +1,36 @@
+"""Associative Recurrent Memory Transformer (ARMT): remember one pair in each segment, then answer for one key.
+
+Paper: Associative Recurrent Memory Transformer, section 4.1, https://arxiv.org/abs/2407.04841
+Command: python train.py --config=armt:remember, then python eval.py --workdir=runs/armt-remember for more pairs than trained
+Neighbour: rmt.
+
+"remember": keys are distinct. "rewrite": keys repeat and the last value counts. The _rmt presets are RMT of the same width, depth,
+training and number of memory tokens. Accuracy counts the value and the point after it: a model without memory that knows the point
+has 0.531, and 1 - 2 (1 - accuracy) is the share of right values.
+"""
+
+from __future__ import annotations
+
+from memtok_jax.data.config import DataConfig
+from memtok_jax.data.tasks.associative import AssociativeConfig as Task
+from memtok_jax.models.associative import AssociativeConfig
+from memtok_jax.models.recurrent import RecurrentConfig
+from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+
+PAIRS, UNIT = 5, 4  # one symbol of key, one of value, two signs
+PRESETS = ("remember", "rewrite", "remember_rmt", "rewrite_rmt")
+
+
+def config(preset: str) -> Experiment:
+    """The experiment of one preset."""
+    rule, _, kind = preset.partition("_")
+    shape = dict(vocabulary=19, width=64, layers=2, head_dim=16, segment=UNIT, tokens=4)
+    model = RecurrentConfig(**shape) if kind else AssociativeConfig(**shape, key_dim=16)
+    return Experiment(
+        model=model,
+        data=DataConfig(source="task:associative", sequence=(PAIRS + 1) * UNIT, associative=Task(rule=rule), eval_samples=512),
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=1500, warmup_steps=100, weight_decay=0.001, final_fraction=0.05),
+        training=TrainingConfig(batch=64, segment=UNIT, log_every=20, eval_every=500),
+        # The next lengths hold 11 pairs (and, for "rewrite", 23: there are only 16 keys to tell apart in "remember").
+        evaluation=EvaluationConfig(batch=128, lengths=(1, 2) if rule == "remember" else (1, 2, 4, 10)),
+    )

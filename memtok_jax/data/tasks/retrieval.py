@@ -1,0 +1,95 @@
+"""Associative retrieval: P pairs, one key again, a sign, and its value is predicted (RMT, arXiv 2207.06881, section 4.1).
+
+    k1 v1 ... kP vP q 10        scored at the last token
+
+Keys of a sample are distinct, values too, and the query is one of the keys. Unlike `recall` there is no noise and one question.
+Cut into segments of 4, four pairs make 4 + 4 + 2 tokens: the query sees no pair. (The public code's segments of "5" and "4" are
+both 5 + 5, where a reader of the last segment is right half of the time.) A longer row is filled up with 0, unscored.
+
+Tokens: 0 .. values - 1 values, then the sign, then the keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memtok_jax.data.errors import DataError
+from memtok_jax.data.tasks.scoring import Sample, unscored
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """pairs: P. keys, values: number of symbols of each kind."""
+
+    pairs: int = 4
+    keys: int = 26
+    values: int = 10
+
+    def __post_init__(self):
+        if min(self.pairs, self.keys, self.values) < 1:
+            raise DataError(f"retrieval: pairs, keys and values must be at least 1, got {self}")
+        if self.pairs > min(self.keys, self.values):
+            raise DataError(f"retrieval: {self.pairs} pairs need as many distinct keys and values, "
+                            f"there are {self.keys} and {self.values}")
+
+
+def vocabulary(cfg: RetrievalConfig) -> int:
+    """Number of tokens."""
+    return cfg.values + 1 + cfg.keys
+
+
+def symbols(cfg: RetrievalConfig) -> tuple[str, ...]:
+    """A readable name for each token."""
+    return (*(f"v{i}" for i in range(cfg.values)), ">", *(f"k{i}" for i in range(cfg.keys)))
+
+
+def check(cfg: RetrievalConfig, sequence: int) -> None:
+    """Raise DataError where `sequence` tokens cannot hold a sample."""
+    if sequence < 2 * cfg.pairs + 2:
+        raise DataError(f"retrieval: {cfg.pairs} pairs need a sequence of at least {2 * cfg.pairs + 2}, got {sequence}")
+
+
+def segment(cfg: RetrievalConfig, sequence: int) -> int:
+    """The pairs fill the first segment."""
+    return 2 * cfg.pairs
+
+
+def sample(cfg: RetrievalConfig, sequence: int, batch: int, seed: int) -> Sample:
+    """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
+    check(cfg, sequence)
+    rng, P = np.random.default_rng(seed), cfg.pairs
+    distinct = lambda n: rng.permuted(np.tile(np.arange(n, dtype=np.int32), (batch, 1)), axis=1)[:, :P]
+    keys, values = distinct(cfg.keys) + np.int32(cfg.values + 1), distinct(cfg.values)
+    chosen, rows = rng.integers(P, size=batch), np.arange(batch)
+    ids = np.zeros((batch, sequence), np.int32)
+    ids[:, 0:2 * P:2], ids[:, 1:2 * P:2] = keys, values
+    ids[:, 2 * P], ids[:, 2 * P + 1] = keys[rows, chosen], cfg.values
+    labels, distance = unscored(batch, sequence)
+    labels[:, 2 * P + 1] = values[rows, chosen]
+    distance[:, 2 * P + 1] = 2 * P - 2 * chosen
+    return Sample(ids, labels, distance)
+
+
+def baselines(cfg: RetrievalConfig, sequence: int, window: int) -> dict[str, float]:
+    """Accuracy of guessing; of the best reader of the last `window` tokens; of the best who reads its segment of `window` only."""
+    last = 2 * cfg.pairs + 1
+    return {"chance": 1 / cfg.values, "no_memory": best_reader(cfg, max(0, last - window + 1)),
+            "own_segment": best_reader(cfg, last // window * window)}
+
+
+def best_reader(cfg: RetrievalConfig, first: int) -> float:
+    """Expected accuracy of who sees everything from position `first` on: exact, by cases.
+
+    A pair seen whole answers its query. Otherwise the query belongs to an unseen key: guess a value whose key is out of sight, or
+    one of the values not seen, whichever is more likely.
+    """
+    if first > 2 * cfg.pairs:
+        return 1 / cfg.values
+    whole, lone = cfg.pairs - (first + 1) // 2, first % 2
+    unseen = cfg.pairs - whole
+    if not unseen:
+        return 1.0
+    hidden = (1 - lone / unseen) / max(cfg.values - whole - lone, 1)
+    return whole / cfg.pairs + unseen / cfg.pairs * max(lone / unseen, hidden)

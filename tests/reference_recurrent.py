@@ -1,0 +1,146 @@
+"""The Recurrent Memory Transformer and its associative sibling written as loops over rows, heads and columns.
+
+Numpy in float64, one row of a batch, no masks as arrays: for each row of a segment a list of the columns it sees is made.
+`params` are those of one model, as numpy trees, layers stacked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def layer_norm(x, p):
+    """One vector [D]."""
+    return (x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean() + 1e-5) * p["scale"] + p["bias"]
+
+
+def gelu(x):
+    """The tanh form."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+
+
+def relative_score(q, k, p, h, distance, width):
+    """Transformer-XL's score with a signed distance: sines first, then cosines."""
+    angle = [distance * 10000.0 ** (-i / (width // 2)) for i in range(width // 2)]
+    r = np.array([np.sin(a) for a in angle] + [np.cos(a) for a in angle]) @ p["r"]["w"][:, h]
+    return (q + p["r"]["u"][h]) @ k + (q + p["r"]["v"][h]) @ r
+
+
+def layer(p, x, sees, position):
+    """One layer: x list of [D]; sees[i]: columns of row i; position[i]: of row i."""
+    u = [layer_norm(row, p["norm_attention"]) for row in x]
+    q, k, v = ([np.einsum("d,dhk->hk", row, p[n]["w"]) + p[n]["b"] for row in u] for n in "qkv")
+    out = []
+    for i, row in enumerate(x):
+        heads = []
+        for h in range(q[0].shape[0]):
+            if "r" in p:
+                score = [relative_score(q[i][h], k[j][h], p, h, position[i] - position[j], len(row)) for j in sees[i]]
+            else:
+                score = [q[i][h] @ k[j][h] for j in sees[i]]
+            weight = np.exp(np.array(score) / np.sqrt(q[0].shape[1]))
+            heads.append(sum(w * v[j][h] for w, j in zip(weight / weight.sum(), sees[i], strict=True)))
+        row = row + np.concatenate(heads) @ p["o"]["w"] + p["o"]["b"]
+        hidden = gelu(layer_norm(row, p["norm_mlp"]) @ p["up"]["w"] + p["up"]["b"])
+        out.append(row + hidden @ p["down"]["w"] + p["down"]["b"])
+    return out
+
+
+def layer_of(params, l):
+    """Layer l of the stacked trees."""
+    return {n: layer_of(w, l) if isinstance(w, dict) else w[l] for n, w in params.items()}
+
+
+def columns(form, i, memory, tokens):
+    """Columns that row i of [R X W] sees."""
+    size = memory + tokens + (memory if form in ("paper", "causal") else 0)
+    if form == "encoder":
+        return list(range(size))
+    if form == "paper" and i < memory:
+        return list(range(memory))
+    if form == "paper" and i >= memory + tokens:
+        return list(range(size))
+    return list(range(i + 1))
+
+
+def segment(params, m, ids, form, scale):
+    """One segment without padding: (logits [T, V], next memory [M, D])."""
+    d = params["decoder"]
+    tail = list(m) if form in ("paper", "causal") else []
+    x = list(m) + [d["embedding"][i] * scale for i in ids] + tail
+    position = list(range(len(x)))
+    if "positions" in d:
+        x = [row + d["positions"][i] for i, row in zip(position, x, strict=True)]
+    sees = [columns(form, i, len(m), len(ids)) for i in position]
+    for l in range(d["layers"]["o"]["b"].shape[0]):
+        x = layer(layer_of(d["layers"], l), x, sees, position)
+    x = [layer_norm(row, d["norm"]) for row in x]
+    logits = np.array([row @ d["embedding"].T for row in x[len(m):len(m) + len(ids)]])
+    written = {"prefix": list(m), "encoder": x[:len(m)]}.get(form, x[len(m) + len(ids):])
+    return logits, np.array(written).reshape(len(m), -1)
+
+
+def recurrent(params, segments, form, scale):
+    """All segments of one row; an empty one leaves the memory as it is. Returns (list of logits, last memory)."""
+    m, out = params["memory"]["tokens"], []
+    for ids in segments:
+        if len(ids) == 0:
+            continue
+        logits, m = segment(params, m, ids, form, scale)
+        out.append(logits)
+    return out, m
+
+
+# -------------------------------------------------------------------------------------------------------- associative
+
+def dpfp(x, nu):
+    """DPFP features of one vector: products of neighbours at distance 1 .. nu among the rectified parts."""
+    u = [max(a, 0.0) for a in x] + [max(-a, 0.0) for a in x]
+    n = len(u)
+    return np.array([u[i] * u[(i - j) % n] for j in range(1, nu + 1) for i in range(n)])
+
+
+def associate(p, x, A, z, first, nu, eps=1e-5):
+    """Read for one row [D], before the layer: nothing in the first segment."""
+    if first:
+        return x
+    phi = dpfp(x @ p["q"], nu)
+    return x + phi @ A / (z @ phi + eps)
+
+
+def remember(p, rows, A, z, first, nu, correction=True, eps=1e-5):
+    """Write the memory rows [D] of a layer's output: all of them see the old A and z."""
+    new_A, new_z = A.copy(), z.copy()
+    for m in rows:
+        k, v = dpfp(m @ p["k"], nu), m @ p["v"]
+        beta = 1 / (1 + np.exp(-(m @ p["beta"]["w"] + p["beta"]["b"])))
+        d = z @ k + eps
+        old = np.zeros_like(v) if first else k @ A / d
+        gamma = 1.0 if first or not correction else np.clip(1 - d / (k @ k + eps), 0, 1)
+        new_A += beta * np.outer(k, v - old)
+        new_z += gamma * k
+    return new_A, new_z
+
+
+def associative(params, segments, nu, scale, correction=True):
+    """ARMT over the segments of one row: (list of logits, [A of each layer], [z of each layer])."""
+    d, tokens = params["decoder"], list(params["memory"]["tokens"])
+    L, D = d["layers"]["o"]["b"].shape
+    size = 2 * nu * params["associative"]["q"].shape[-1]
+    A, z, out = [np.zeros((size, D)) for _ in range(L)], [np.zeros(size) for _ in range(L)], []
+    first = True
+    for ids in segments:
+        if len(ids) == 0:
+            continue
+        x = [d["embedding"][i] * scale for i in ids] + tokens
+        position = list(range(len(x)))
+        if "positions" in d:
+            x = [row + d["positions"][i] for i, row in zip(position, x, strict=True)]
+        for l in range(L):
+            p = layer_of(params["associative"], l)
+            x = [associate(p, row, A[l], z[l], first, nu) for row in x]
+            x = layer(layer_of(d["layers"], l), x, [list(range(i + 1)) for i in position], position)
+            A[l], z[l] = remember(p, x[len(ids):], A[l], z[l], first, nu, correction)
+        out.append(np.array([layer_norm(row, d["norm"]) @ d["embedding"].T for row in x[:len(ids)]]))
+        first = False
+    return out, A, z
