@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from memtok_jax import config
@@ -60,8 +61,8 @@ class Checkpoints:
         step = meta["step"]
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(params=ocp.args.PyTreeSave(state.params), meta=ocp.args.JsonSave(meta),
-                                   rest=ocp.args.PyTreeSave(_rest(state)))
+        items = ocp.args.Composite(params=ocp.args.PyTreeSave(_filled(state.params)), meta=ocp.args.JsonSave(meta),
+                                   rest=ocp.args.PyTreeSave(_filled(_rest(state))))
         try:
             self._manager.save(step, args=items)
         except Exception as error:
@@ -92,10 +93,12 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             raise UserError(f"no complete checkpoint in {self.folder}")
+        filled = {name: _filled(tree) for name, tree in trees.items()}
         items = {name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
-                 for name, tree in trees.items()}
+                 for name, tree in filled.items()}
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
+            found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
+            return {"meta": found["meta"]} | {name: _like(tree, found[name]) for name, tree in trees.items()}
         except Exception as error:
             older = [s for s in self._manager.all_steps() if s < step]
             advice = f"remove that folder to go on from step {max(older)}" if older else "start in a new --workdir"
@@ -111,6 +114,17 @@ class Checkpoints:
 
 def _rest(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "skipped": state.skipped, "optimizer": state.optimizer, "carry": state.carry}
+
+
+def _filled(tree: Any) -> Any:
+    """The tree without its arrays of no elements (a prefix of no tokens), which Orbax refuses."""
+    return jax.tree.map(lambda x: x if x.size else None, tree)
+
+
+def _like(abstract: Any, filled: Any) -> Any:
+    """The inverse of `_filled`: the arrays of no elements in their places again."""
+    leaves = iter(jax.tree.leaves(filled))
+    return jax.tree.map(lambda s: next(leaves) if s.size else jnp.zeros(s.shape, s.dtype, device=s.sharding), abstract)
 
 
 def _first_line(error: BaseException) -> str:
