@@ -42,7 +42,7 @@ class NeuralMemoryConfig:
     loss_scale: factor of the inner loss |f(k) - v|^2.
     aligned: every call starts at a chunk border, has a multiple of C tokens and no padding (training); the caller
         promises it. The result is the same, without the bookkeeping of open chunks.
-    remat_group: chunks between two stored carries in the backward pass; 0 stores each of up to 64 and
+    remat_group: chunks between two stored carries in the backward pass; 0 stores each of up to 16 and
         takes the square root of a larger number, -1 stores
         everything (for a caller that recomputes by itself).
     dtype: operands of matrix products, "float32" or "bfloat16"; sums, state, gates and norms are float32 always.

@@ -16,7 +16,7 @@ from memtok_jax.memory import pieces as cutting
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.rule import Carry, Inputs, Surprise, Weights, piece
 
-FEW = 64  # so many carries are stored without a second thought
+FEW = 16  # so many carries are stored without a second thought; more of them cost more to write than to compute again
 
 
 def _all_heads(cfg: NeuralMemoryConfig):
