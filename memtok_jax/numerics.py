@@ -19,6 +19,9 @@ def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     return jnp.matmul(a, b, preferred_element_type=out)
 
 
+HIDDEN = -1e30  # score of a key that a query may not see; finite, so that a row without keys has no NaN
+
+
 def lift(weight: jax.Array, like: jax.Array) -> jax.Array:
     """A weight for the last axes of `like`, with leading axes of size one: shapes are never matched by accident."""
     return weight.reshape((1,) * (like.ndim - weight.ndim) + weight.shape)
@@ -34,3 +37,9 @@ def layer_norm(x: jax.Array, eps: float = 1e-5) -> jax.Array:
     """LayerNorm over the last axis, without an affine map."""
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+
+
+def affine_norm(x: jax.Array, params) -> jax.Array:
+    """LayerNorm with `scale` and `bias` [D] of params, computed in float32, returned in x's dtype."""
+    y = layer_norm(x.astype(wide(x)))
+    return (y * lift(params["scale"], y) + lift(params["bias"], y)).astype(x.dtype)

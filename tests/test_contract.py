@@ -33,6 +33,7 @@ from memtok_jax.models import attention as A
 from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.models.mixers import attention, lmm, mac, mag
 from memtok_jax.models.transformer_xl import TransformerXlConfig
+from memtok_jax.numerics import affine_norm
 
 B, T = 4, 12
 
@@ -124,8 +125,8 @@ def plain_transformer(params, ids, cfg):
         score = jnp.einsum("bthk,bshk->bhts", q + u, k) + relative.by_gather(q + w, own["wr"], distance, 0, "float32")
         score = jnp.where((distance >= 0)[None, None], score * cfg.head_dim ** -0.5, -jnp.inf)
         y = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(score, axis=-1), v).reshape(*ids.shape, -1) @ own["wo"]
-        x = transformer_xl.norm(layer["norm_attention"], x + y)
-        x = transformer_xl.norm(layer["norm_mlp"], x + transformer_xl.feed_forward(layer["mlp"], x, cfg))
+        x = affine_norm(x + y, layer["norm_attention"])
+        x = affine_norm(x + transformer_xl.feed_forward(layer["mlp"], x, cfg), layer["norm_mlp"])
     return x @ params["embedding"].T + params["output_bias"][None, None]
 
 

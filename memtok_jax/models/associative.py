@@ -25,6 +25,7 @@ from memtok_jax.memory import tokens as learned_tokens
 from memtok_jax.memory.associative import AssociativeMemoryConfig, AssociativeState
 from memtok_jax.models import decoder, masks, segments
 from memtok_jax.models.decoder import DecoderConfig, View
+from memtok_jax.numerics import affine_norm
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def step(params, state: AssociativeState, call: segments.Call, cfg: AssociativeC
     x = decoder.place(params["decoder"], jnp.concatenate([x, rows], axis=1), view, cfg.decoder)
     trees = (params["decoder"]["layers"], params["associative"], state, call.past)
     x, (state, new) = decoder.scan_layers(one, x, trees, cfg.decoder)
-    h = decoder.norm(x[:, :t], params["decoder"]["norm"])
+    h = affine_norm(x[:, :t], params["decoder"]["norm"])
     return decoder.output(params["decoder"], h, cfg.decoder), state, jax.tree.map(lambda kv: kv[:, :, :t], new)
 
 

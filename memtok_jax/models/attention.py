@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax.models.config import BlockConfig
-from memtok_jax.numerics import lift, matmul, wide
+from memtok_jax.numerics import HIDDEN, lift, matmul, wide
 from memtok_jax.params import ParamSpec, StateSpec, fan_in
-
-HIDDEN = -1e30  # score of a key that a query may not see
 
 
 class Prefix(NamedTuple):

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
-from memtok_jax.numerics import layer_norm, lift, matmul, wide
+from memtok_jax.numerics import HIDDEN, affine_norm, lift, matmul, wide
 from memtok_jax.sharding import constrain, look_up
 
-HIDDEN = -1e30  # score of a key that a query may not see
 RELATIVE_BASE = 10000.0
 
 
@@ -121,12 +120,6 @@ def embed(params, ids: jax.Array, cfg: DecoderConfig) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(cfg.dtype)
 
 
-def norm(x: jax.Array, params) -> jax.Array:
-    """LayerNorm with scale and bias, in float32, returned in x's dtype."""
-    h = layer_norm(x.astype(wide(x)))
-    return (h * lift(params["scale"], h) + lift(params["bias"], h)).astype(x.dtype)
-
-
 def dense(x: jax.Array, params, cfg: DecoderConfig) -> jax.Array:
     """x[..., D] @ w[D, ...] + b[...] in x's dtype."""
     w, b = params["w"], params["b"]
@@ -159,7 +152,7 @@ def scores(params, q: jax.Array, k: jax.Array, view: View, cfg: DecoderConfig) -
 
 def attention(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> tuple[jax.Array, Past]:
     """The attention branch [B, E, D], and keys and values of the E rows."""
-    u = norm(x, params["norm_attention"])
+    u = affine_norm(x, params["norm_attention"])
     q, k, v = (dense(u, params[name], cfg) for name in "qkv")
     join = lambda old, new: jnp.concatenate([old.astype(new.dtype), new], axis=1)
     score = scores(params, q, join(past.k, k), view, cfg)
@@ -173,7 +166,7 @@ def layer(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> t
     over layers that stand side by side."""
     y, new = attention(params, x, past, view, cfg)
     x = constrain(x + y, "batch", "length", "embed")
-    hidden = jax.nn.gelu(dense(norm(x, params["norm_mlp"]), params["up"], cfg), approximate=True)
+    hidden = jax.nn.gelu(dense(affine_norm(x, params["norm_mlp"]), params["up"], cfg), approximate=True)
     x = x + dense(hidden, params["down"], cfg)
     return constrain(x, "batch", "length", "embed"), new
 
@@ -195,7 +188,7 @@ def run(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> tup
     """All layers: rows x[B, E, D] without positions -> (hidden states after the last norm, keys and values [L, B, E, H, K])."""
     x, new = scan_layers(lambda x, tree: layer(tree[0], x, tree[1], view, cfg), place(params, x, view, cfg),
                          (params["layers"], past), cfg)
-    return norm(x, params["norm"]), new
+    return affine_norm(x, params["norm"]), new
 
 
 def output(params, h: jax.Array, cfg: DecoderConfig) -> jax.Array:

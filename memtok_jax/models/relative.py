@@ -22,10 +22,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from memtok_jax.numerics import lift, matmul, wide
+from memtok_jax.numerics import HIDDEN, lift, matmul, wide
 from memtok_jax.params import ParamSpec, normal
-
-HIDDEN = -1e30  # score of a column that a query may not see
 
 
 def specs(width: int, heads: int, head_dim: int, std: float) -> dict[str, ParamSpec]:

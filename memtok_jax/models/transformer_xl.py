@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from memtok_jax import params as P
 from memtok_jax.memory import compressive, xl
 from memtok_jax.models import relative, wavefront
-from memtok_jax.numerics import layer_norm, lift, matmul, wide
+from memtok_jax.numerics import affine_norm, lift, matmul
 from memtok_jax.sharding import constrain, look_up
 
 MEMORIES: dict[type, ModuleType] = {xl.XlConfig: xl, compressive.CompressiveConfig: compressive}
@@ -138,12 +138,6 @@ def layer_specs(cfg: TransformerXlConfig) -> dict:
     return out | ({"position": relative.bias_specs(cfg.heads, cfg.head_dim, cfg.std)} if cfg.untie_r else {})
 
 
-def norm(params, x: jax.Array) -> jax.Array:
-    """LayerNorm with scale and bias, in float32, returned in x's dtype."""
-    y = layer_norm(x.astype(wide(x)))
-    return (y * lift(params["scale"], y) + lift(params["bias"], y)).astype(x.dtype)
-
-
 def feed_forward(params, x: jax.Array, cfg: TransformerXlConfig) -> jax.Array:
     """W_2 relu(W_1 x + b_1) + b_2."""
     hidden = matmul(x, params["w1"], cfg.dtype)
@@ -165,22 +159,22 @@ def layer(params, position, state, x: jax.Array, cfg: TransformerXlConfig, lengt
     """One layer on x[B, T, D]: (x, state of its memory, statistics). position: u and w, where all layers share them."""
     memory, tokens, pre = _memory(cfg), x.shape[1], cfg.norm == "pre"
     rows, real = memory.read(params["memory"], state, cfg.layer_memory)
-    normed = (lambda y: norm(params["norm_attention"], y)) if pre else (lambda y: y)
+    normed = (lambda y: affine_norm(y, params["norm_attention"])) if pre else (lambda y: y)
     columns = normed(jnp.concatenate([rows.astype(x.dtype), x], axis=1))
     y, weight = relative.attend(params["attention"], params.get("position", position), columns, tokens,
                                 visible_columns(real, tokens, cfg.reach), cfg.clamp, cfg.dtype)
     state, seen = _write(params, state, x, weight, cfg, length)
     x = constrain(x + y, "batch", "length", "embed")
     if pre:
-        return x + feed_forward(params["mlp"], norm(params["norm_mlp"], x), cfg), state, seen
-    x = norm(params["norm_attention"], x)
-    return norm(params["norm_mlp"], x + feed_forward(params["mlp"], x, cfg)), state, seen
+        return x + feed_forward(params["mlp"], affine_norm(x, params["norm_mlp"]), cfg), state, seen
+    x = affine_norm(x, params["norm_attention"])
+    return affine_norm(x + feed_forward(params["mlp"], x, cfg), params["norm_mlp"]), state, seen
 
 
 def _write(params, state, x: jax.Array, weight: jax.Array, cfg: TransformerXlConfig, length: jax.Array):
     """The layer's input into its memory, with what a compression may want to know of the layer's attention."""
     fixed = jax.lax.stop_gradient((params["attention"], params["norm_attention"]))
-    normed = (lambda y: norm(fixed[1], y)) if cfg.norm == "pre" else (lambda y: y)
+    normed = (lambda y: affine_norm(y, fixed[1])) if cfg.norm == "pre" else (lambda y: y)
 
     def attend(x_BTD, rows_BSD, real_BS):
         return relative.attend_by_content(fixed[0], normed(x_BTD), normed(rows_BSD), real_BS, cfg.dtype)
