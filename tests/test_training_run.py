@@ -258,3 +258,12 @@ def test_mesh_and_batch_that_do_not_fit(text, tmp_path):
     with pytest.raises(ValueError, match="the data has 256 symbols, model.vocabulary is 100"):
         train(dataclasses.replace(exp, model=dataclasses.replace(exp.model, vocabulary=100),
                                   training=dataclasses.replace(exp.training, data=1)), tmp_path)
+
+
+@pytest.mark.parametrize("changes, size", [
+    (("training.data=-1",), 2), (("training.data=-1", "evaluation.batch=4"), 4),
+    (("training.data=-1", "training.batch=6", "evaluation.batch=6"), 6),
+    (("training.data=-1", "training.fsdp=2", "evaluation.batch=4"), 2), (("training.data=4",), 4)], ids=str)
+def test_data_axis_takes_as_many_devices_as_divide_the_rows(text, changes, size):
+    """Eight devices, 4 rows to train on, 2 to evaluate unless said otherwise; a number in the config is taken as it is."""
+    assert make_mesh(experiment(text, *changes)).shape["data"] == size

@@ -66,7 +66,8 @@ class TrainingConfig:
     backward pass, "nothing" stores all.
     seed: of the initial parameters. log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
     keep: number of checkpoints that stay. sample_tokens: length of the text printed at the end (0 = none).
-    data, fsdp, tensor: axes of the mesh; data -1 takes all devices that the others leave.
+    data, fsdp, tensor: axes of the mesh; data -1 takes the devices that the others leave, in one process only as many as
+    the rows of a batch divide over.
     """
 
     batch: int

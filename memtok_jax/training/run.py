@@ -58,9 +58,17 @@ def train(experiment: Experiment, workdir: Path) -> int:
 
 
 def make_mesh(experiment: Experiment) -> Mesh:
-    """The mesh that the config asks for, over all devices."""
+    """The mesh that the config asks for.
+
+    In one process, data -1 leaves devices idle rather than refuse a batch that does not divide over all of them.
+    """
     t = experiment.training
-    return sharding.make_mesh(t.data, t.fsdp, t.tensor)
+    data, rows = t.data, (t.batch // t.microbatches, experiment.evaluation.batch)
+    if data == -1 and jax.process_count() == 1:
+        most = sharding.mesh_sizes(-1, t.fsdp, t.tensor, jax.device_count())[0]
+        fits = [n for n in range(1, most + 1) if all(count % (n * t.fsdp) == 0 for count in rows)]
+        data = max(fits, default=-1)
+    return sharding.make_mesh(data, t.fsdp, t.tensor)
 
 
 def check(experiment: Experiment, mesh: Mesh) -> None:
