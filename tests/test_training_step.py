@@ -128,6 +128,8 @@ def test_rows_return_to_their_place():
     parts = step.split_rows(x, 3, 1)
     assert parts.shape == (3, 2, 2, 2)
     equal(step.join_rows(parts, 1), x)
+    nothing = jnp.zeros((6, 0, 2))  # the prefix of a model without one
+    assert step.join_rows(step.split_rows(nothing, 3, 0), 0).shape == nothing.shape
     equal(parts[1], x[:, 1::3])
 
 

@@ -99,7 +99,7 @@ def split_rows(x: jax.Array, n: int, axis: int) -> jax.Array:
 def join_rows(x: jax.Array, axis: int) -> jax.Array:
     """The inverse of `split_rows`; axis is that of the batch in the result."""
     x = jnp.moveaxis(x, 0, axis + 1)
-    return x.reshape(x.shape[:axis] + (-1,) + x.shape[axis + 2:])
+    return x.reshape(x.shape[:axis] + (x.shape[axis] * x.shape[axis + 1],) + x.shape[axis + 2:])
 
 
 def split_time(x_BT: jax.Array, segments: int) -> jax.Array:
