@@ -16,7 +16,7 @@ from memtok_jax.training import cli, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = tuple(f"--config.{change}" for change in (
-    "model.width=16", "model.layers=1", "model.pattern=lmm", "model.head_dim=8", "model.segment=16", "model.window=16",
+    "model.width=16", "model.layers=1", "model.pattern=attention", "model.head_dim=8", "model.segment=16", "model.window=16",
     "model.prefix=0", "model.memory.head_dim=8", "model.memory.chunk=8", "data.sequence=32", "data.eval_bytes=300",
     "training.batch=2", "training.data=1", "evaluation.batch=2", "optimizer.steps=4", "optimizer.warmup_steps=1",
     "training.log_every=1", "training.sample_tokens=8"))
