@@ -24,43 +24,24 @@ from memtok_jax.memory import associative as memory
 from memtok_jax.memory import tokens as learned_tokens
 from memtok_jax.memory.associative import AssociativeMemoryConfig, AssociativeState
 from memtok_jax.models import decoder, masks, segments
-from memtok_jax.models.decoder import DecoderConfig, View
+from memtok_jax.models.decoder import View
+from memtok_jax.models.segments import SegmentedConfig
 from memtok_jax.numerics import affine_norm
 
 
 @dataclass(frozen=True)
-class AssociativeConfig:
-    """vocabulary: V. width: D. layers: L. head_dim: K. hidden: F; 0 takes 4 D. segment: tokens of a full segment. tokens: M.
-
-    key_dim, nu, correction: of the memory, see `memory/associative.py`. ends: when a segment ends, "full", after `segment` tokens,
-    however they arrive; "call", with each call of at most `segment` tokens; "never", the open segment goes on.
-    position: "learned" or "relative". positions: rows of the learned table; 0 takes what a segment and its memory need.
-    scaled: word embeddings are multiplied by sqrt(D). dtype: of activations; the memory is float32. remat: recompute "nothing" or
-    each "block".
-    aligned: promise that each call is one whole segment; see `for_training`.
+class AssociativeConfig(SegmentedConfig):
+    """key_dim, nu, correction: of the memory, which is float32, see `memory/associative.py`. The other fields:
+    `segments.SegmentedConfig`.
     """
 
-    vocabulary: int = 256
-    width: int = 128
-    layers: int = 4
-    head_dim: int = 32
-    hidden: int = 0
-    segment: int = 64
     tokens: int = 4
     key_dim: int = 64
     nu: int = 3
     correction: bool = True
-    ends: str = "full"
-    position: str = "learned"
-    positions: int = 0
-    scaled: bool = True
-    dtype: str = "float32"
-    remat: str = "nothing"
-    unroll: int = 1
-    aligned: bool = False
 
     def __post_init__(self):
-        segments.check(self)
+        super().__post_init__()
         _ = self.memory
 
     @property
@@ -74,11 +55,6 @@ class AssociativeConfig:
         return learned_tokens.TokensConfig(self.width, self.tokens, segments.scale(self) * self.width ** -0.5)
 
     @property
-    def decoder(self) -> DecoderConfig:
-        """Options of the backbone."""
-        return segments.decoder_config(self)
-
-    @property
     def tail(self) -> int:
         """Memory rows behind the tokens; none where nothing is written."""
         return 0 if self.ends == "never" else self.tokens
@@ -87,11 +63,6 @@ class AssociativeConfig:
     def rows(self) -> int:
         """E: rows of a full segment with its memory."""
         return self.segment + self.tail
-
-    @property
-    def window(self) -> int:
-        """Tokens that a token can see without memory."""
-        return self.segment
 
 
 class AssociativeModelState(NamedTuple):

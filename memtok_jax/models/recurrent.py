@@ -24,43 +24,22 @@ from memtok_jax import params as P
 from memtok_jax.memory import recurrent as memory_tokens
 from memtok_jax.memory.recurrent import RecurrentTokensConfig, RecurrentTokensState
 from memtok_jax.models import decoder, masks, segments
-from memtok_jax.models.decoder import DecoderConfig, View
+from memtok_jax.models.decoder import View
+from memtok_jax.models.segments import SegmentedConfig
 
 
 @dataclass(frozen=True)
-class RecurrentConfig:
-    """vocabulary: V. width: D. layers: L. head_dim: K. hidden: F; 0 takes 4 D. segment: tokens of a full segment.
-
-    tokens: M. form: "causal", "paper", "encoder" or "prefix". init: of the first memory, "scaled", "shared" or "small".
-    ends: when a segment ends: "full", after `segment` tokens, however they arrive; "call", with each call of at most
-        `segment` tokens (an encoder can do nothing else); "never", see `extend`.
-    position: "learned" or "relative". positions: rows of the learned table, or longest distance plus one; 0 takes what a
-        segment and its memory need. scaled: word embeddings are multiplied by sqrt(D), so that they enter as large as a memory.
-    dtype: "float32" or "bfloat16", of activations and of the memory. remat: recompute "nothing" or each "block".
-    aligned: promise that each call is one whole segment; see `for_training`.
+class RecurrentConfig(SegmentedConfig):
+    """form: "causal", "paper", "encoder" or "prefix". init: of the first memory, "scaled", "shared" or "small". The other
+    fields: `segments.SegmentedConfig`; the memory has the dtype of the activations.
     """
 
-    vocabulary: int = 256
-    width: int = 128
-    layers: int = 4
-    head_dim: int = 32
-    hidden: int = 0
-    segment: int = 64
-    tokens: int = 8
     form: str = "causal"
     init: str = "scaled"
-    ends: str = "full"
-    position: str = "learned"
-    positions: int = 0
-    scaled: bool = True
-    dtype: str = "float32"
-    remat: str = "nothing"
-    unroll: int = 1
-    aligned: bool = False
 
     def __post_init__(self):
         segments.choose("form", self.form, masks.FORMS)
-        segments.check(self)
+        super().__post_init__()
         if self.form == "encoder" and self.ends != "call":
             raise ValueError(f"ends={self.ends!r}: a token of an encoder sees later ones, so a call is a segment; set ends='call'")
         _ = self.memory
@@ -73,11 +52,6 @@ class RecurrentConfig:
         return RecurrentTokensConfig(self.width, self.tokens, layout, self.init, std, self.dtype)
 
     @property
-    def decoder(self) -> DecoderConfig:
-        """Options of the backbone."""
-        return segments.decoder_config(self)
-
-    @property
     def rows(self) -> int:
         """E: rows of a full segment with its memory."""
         return self.tokens + self.segment + self.tail
@@ -86,11 +60,6 @@ class RecurrentConfig:
     def tail(self) -> int:
         """Rows of the write block."""
         return self.tokens if self.form in ("causal", "paper") and self.ends != "never" else 0
-
-    @property
-    def window(self) -> int:
-        """Tokens that a token can see without memory."""
-        return self.segment
 
 
 class RecurrentState(NamedTuple):

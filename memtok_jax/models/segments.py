@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,48 @@ def check(cfg: Any) -> None:
         raise ValueError(f"width={cfg.width} must be even: relative positions are pairs of sine and cosine")
     if cfg.positions and cfg.positions < cfg.rows:
         raise ValueError(f"positions={cfg.positions} is less than the {cfg.rows} rows of a segment and its memory")
+
+
+@dataclass(frozen=True)
+class SegmentedConfig:
+    """vocabulary: V. width: D. layers: L. head_dim: K. hidden: F; 0 takes 4 D. segment: tokens of a full segment. tokens: M.
+
+    ends: when a segment ends: "full", after `segment` tokens, however they arrive; "call", with each call of at most
+        `segment` tokens (an encoder can do nothing else); "never", see `extend`.
+    position: "learned" or "relative". positions: rows of the learned table, or longest distance plus one; 0 takes what a
+        segment and its memory need. scaled: word embeddings are multiplied by sqrt(D), so that they enter as large as a memory.
+    dtype: "float32" or "bfloat16", of activations. remat: recompute "nothing" or each "block". unroll: layers side by side.
+    aligned: promise that each call is one whole segment; see `is_one`.
+    """
+
+    vocabulary: int = 256
+    width: int = 128
+    layers: int = 4
+    head_dim: int = 32
+    hidden: int = 0
+    segment: int = 64
+    tokens: int = 8
+    ends: str = "full"
+    position: str = "learned"
+    positions: int = 0
+    scaled: bool = True
+    dtype: str = "float32"
+    remat: str = "nothing"
+    unroll: int = 1
+    aligned: bool = False
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def decoder(self) -> decoder.DecoderConfig:
+        """Options of the backbone."""
+        return decoder_config(self)
+
+    @property
+    def window(self) -> int:
+        """Tokens that a token can see without memory."""
+        return self.segment
 
 
 def scale(cfg: Any) -> float:
