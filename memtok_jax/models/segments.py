@@ -85,7 +85,8 @@ class SegmentedConfig:
     @property
     def decoder(self) -> decoder.DecoderConfig:
         """Options of the backbone."""
-        return decoder_config(self)
+        return decoder.DecoderConfig(self.vocabulary, self.width, self.layers, self.head_dim, self.hidden or 4 * self.width,
+                                     self.positions or self.rows, self.position, scale(self), self.dtype, self.remat, self.unroll)
 
     @property
     def window(self) -> int:
@@ -96,12 +97,6 @@ class SegmentedConfig:
 def scale(cfg: Any) -> float:
     """Factor of the word embeddings."""
     return cfg.width ** 0.5 if cfg.scaled else 1.0
-
-
-def decoder_config(cfg: Any) -> decoder.DecoderConfig:
-    """Options of the backbone."""
-    return decoder.DecoderConfig(cfg.vocabulary, cfg.width, cfg.layers, cfg.head_dim, cfg.hidden or 4 * cfg.width,
-                                 cfg.positions or cfg.rows, cfg.position, scale(cfg), cfg.dtype, cfg.remat, cfg.unroll)
 
 
 def is_one(cfg: Any, tokens: int) -> bool:
