@@ -10,17 +10,13 @@ the gradient of the convolution are then the same. One test runs it now, with ot
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from neural_cases import cast, jit
+from peers import export
 
 from memtok_jax.memory import compressive
 from memtok_jax.models import relative, transformer_xl
@@ -83,17 +79,8 @@ def test_equals_stored_case():
     assert_equals(STORED)
 
 
-def _peer_python() -> str:
-    if named := os.environ.get("MEMTOK_PEER_COMPRESSIVE"):
-        return named
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("compressive_transformer_pytorch"):
-        return sys.executable
-    pytest.skip("needs torch and compressive-transformer-pytorch==0.4.0 here, or MEMTOK_PEER_COMPRESSIVE=<a Python that has them>")
-
-
 def test_equals_the_peer_run_now(tmp_path):
     path = tmp_path / "live.npz"
-    command = [_peer_python(), "-m", "benchmarks.export_compressive_transformer", f"--output={path}", "--seed=7"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    export("export_compressive_transformer", path, "--seed=7", variable="MEMTOK_PEER_COMPRESSIVE",
+           imports=("torch", "compressive_transformer_pytorch"), needs="torch and compressive-transformer-pytorch==0.4.0")
     assert_equals(path)

@@ -9,11 +9,7 @@ numbers where a Python that has torch and transformers is at hand:
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from neural_cases import jit
+from peers import export
 
 from memtok_jax.convert import gpt2
 from memtok_jax.models import recurrent
@@ -110,17 +107,8 @@ def test_mistakes_are_named():
         gpt2.config_of(settings["config"], 12, 3)
 
 
-def _peer_python() -> str:
-    if named := os.environ.get("MEMTOK_HF_PYTHON"):
-        return named
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-        return sys.executable
-    pytest.skip("needs torch and transformers==4.57.6 here, or MEMTOK_HF_PYTHON=<a Python that has them>")
-
-
 def test_equals_transformers_run_now(tmp_path):
     path = tmp_path / "live.npz"
-    command = [_peer_python(), "-m", "benchmarks.export_hf_rmt", f"--output={path}", "--seed=5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    export("export_hf_rmt", path, "--seed=5", variable="MEMTOK_HF_PYTHON",
+           imports=("torch", "transformers"), needs="torch and transformers==4.57.6")
     assert_equal_to(path)

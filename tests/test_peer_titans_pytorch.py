@@ -9,17 +9,14 @@ the other runs torch with other random numbers and another chunk where a Python 
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peers import export
 
 from memtok_jax.memory.neural import NeuralMemoryConfig, literal, scan
 from memtok_jax.memory.neural.rule import Carry, Inputs
@@ -121,28 +118,9 @@ def test_stored_case_depends_on_the_chunk():
         assert np.abs(y - stored["y"]).max() > 1e-3
 
 
-def _peer_python() -> str:
-    """A Python with titans-pytorch, or a skip that says how to name one."""
-    if named := os.environ.get("MEMTOK_PEER_PYTHON"):
-        return named
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("titans_pytorch"):
-        return sys.executable
-    pytest.skip("needs torch and titans-pytorch==0.5.5 here, or MEMTOK_PEER_PYTHON=<a Python that has them>")
-
-
 @pytest.mark.peer
 def test_equals_titans_pytorch_run_now(tmp_path):
     path = tmp_path / "live.npz"
-    command = [
-        _peer_python(),
-        "-m",
-        "benchmarks.export_titans_pytorch",
-        f"--output={path}",
-        "--seed=1",
-        "--batch=1",
-        "--length=32",
-        "--chunk=8",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    export("export_titans_pytorch", path, "--seed=1", "--batch=1", "--length=32", "--chunk=8", variable="MEMTOK_PEER_PYTHON",
+           imports=("torch", "titans_pytorch"), needs="torch and titans-pytorch==0.5.5")
     _assert_equal_to(path, scan)

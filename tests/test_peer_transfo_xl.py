@@ -9,11 +9,7 @@ Python that has it is named:
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from neural_cases import assert_equal, jit
+from peers import export
 
 from memtok_jax.config import UserError
 from memtok_jax.convert.transfo_xl import from_transfo_xl, to_transfo_xl
@@ -132,19 +129,9 @@ def test_a_learnt_compression_has_no_weights_there():
         from_transfo_xl(weights_of(arrays), transformer_xl.replace(cfg, memory=CompressiveConfig(4, 2, 2)))
 
 
-def _peer_python() -> str:
-    if named := os.environ.get("MEMTOK_PEER_TRANSFO_XL"):
-        return named
-    installed = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
-    if installed and importlib.util.find_spec("transformers.models.transfo_xl"):
-        return sys.executable
-    pytest.skip("needs torch and transformers==4.35.2 here, or MEMTOK_PEER_TRANSFO_XL=<a Python that has them>")
-
-
 def test_equals_transformers_run_now(tmp_path):
     path = tmp_path / "live.npz"
-    command = [_peer_python(), "-m", "benchmarks.export_transfo_xl", f"--output={path}", "--seed=100"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    export("export_transfo_xl", path, "--seed=100", variable="MEMTOK_PEER_TRANSFO_XL",
+           imports=("torch", "transformers", "transformers.models.transfo_xl"), needs="torch and transformers==4.35.2")
     for case in ("post", "untied"):
         assert_equals(path, case)
