@@ -97,7 +97,7 @@ def to_layout(checkpoint: VitCheckpoint, layout: str) -> dict[str, np.ndarray]:
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
     params, cfg, head, _ = checkpoint
-    if layout == "timm" and cfg.class_token and cfg.table_rows == "cls+patches":
+    if layout == "timm" and cfg.prefix_rows == 1 and cfg.table_rows == "cls+patches":
         params, cfg = without_class_row(params, cfg)
     _refuse(cfg, layout)
     plain = plain_of(params, cfg) | {f"head.{theirs}": np.asarray(head[ours]).T for ours, theirs in (("w", "weight"), ("b", "bias"))
