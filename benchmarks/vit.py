@@ -86,7 +86,7 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
     """The whole result as Markdown."""
     header = ["side", "seconds", "ours is faster", "processor s", "ours takes less", "cores used", "images/s"]
     about = (f"ViT-S/14, {args.pixels} x {args.pixels} pixels, batch {args.batch}, float32, median of {args.rounds} rounds. "
-             "Processor seconds count all threads, waiting ones that do not sleep included. What each side is: `benchmarks/vit.py`.")
+             "Processor seconds count all threads, also those that wait awake. What each side is: `benchmarks/vit.py`.")
     parts = ["# Speed of the vision transformer", "", f"    {command}", "", report.machine(records, load), "", about, ""]
     for work, title in zip(WORK, ("Forward", "Training step"), strict=True):
         chosen = [r for r in records if r["work"] == work]
