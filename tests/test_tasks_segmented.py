@@ -7,7 +7,6 @@ import pytest
 
 from memtok_jax.data import open_eval, open_train, task_baselines, vocabulary
 from memtok_jax.data.config import DataConfig
-from memtok_jax.data import DataConfig, open_train
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.tasks import associative, copy, equations, retrieval, reverse
 from memtok_jax.data.tasks.scoring import IGNORED, accuracy, exact_match, majority

@@ -66,7 +66,8 @@ class TrainingConfig:
     backward pass, "nothing" stores all.
     seed: of the initial parameters. start_from: a run directory whose newest parameters take their place ("" = none); optimizer,
     carry and data begin anew. curriculum: sequence lengths of stages before this one, each a run that begins with the parameters
-    of the one before. stop_at: a task is finished as soon as its held-out accuracy reaches this (0 = after all steps). log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
+    of the one before. stop_at: a task is finished as soon as its held-out accuracy reaches this (0 = after all steps).
+    log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
     keep: number of checkpoints that stay. sample_tokens: length of the text printed at the end (0 = none).
     data, fsdp, tensor: axes of the mesh; data -1 takes the devices that the others leave, in one process only as many as
     the rows of a batch divide over.
@@ -143,10 +144,11 @@ class Experiment:
                 if tokens % self.segment:
                     raise UserError(f"data.{name} {tokens} does not divide into segments of {self.segment} tokens")
         if self.training.curriculum and self.training.curriculum[-1] >= self.data.sequence:
-            raise UserError(f"training.curriculum ends with {self.training.curriculum[-1]}; its lengths must be below data.sequence "
-                            f"{self.data.sequence}")
+            raise UserError(f"training.curriculum ends with {self.training.curriculum[-1]}; its lengths must be below "
+                            f"data.sequence {self.data.sequence}")
         if self.training.stop_at and not is_task(self.data):
-            raise UserError(f"training.stop_at is {self.training.stop_at}; only a task has an accuracy to reach, not {self.data.source}")
+            raise UserError(f"training.stop_at is {self.training.stop_at}; only a task has an accuracy to reach, "
+                            f"not {self.data.source}")
 
     @property
     def segment(self) -> int:
