@@ -132,7 +132,8 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array
     carry: from the segment before; no gradient enters it. start_B: rows that begin a new stream here. cut_N: bool[N],
     the gradient is cut before that segment (None: nowhere). total: scored positions of the whole batch, by which the loss
     is divided. share: of a segment's rows here in all rows and segments of the batch. scored_N: bool[N], whose own loss counts:
-    what the model adds is a mean over rows and segments of the whole batch, and the totals hold it apart. Returns the loss and (carry after the last segment, totals).
+    what the model adds is a mean over rows and segments of the whole batch, and the totals hold it apart. Returns the loss and
+    (carry after the last segment, totals).
     """
     functions = functions_of(experiment.model)
     # Training segments are whole and start at the borders of the model's own units, which it may use.
