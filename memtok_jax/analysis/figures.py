@@ -71,7 +71,7 @@ def by_length(path: Path, lengths: Sequence[int], accuracy: Sequence[float], lev
 
 def panels(path: Path, parts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str,
            title: str) -> None:
-    """Draw several small figures side by side with a common vertical axis. parts: name of the panel -> name of the line -> (x, y)."""
+    """Draw several small figures of accuracies side by side. parts: name of the panel -> name of the line -> (x, y)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3 + 3 * len(parts), 3.8), layout="constrained")
