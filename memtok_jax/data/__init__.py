@@ -26,8 +26,9 @@ def open_train(cfg: DataConfig, batch: int, process_index: int = 0, process_coun
     """
     rows = rows_of(process_index, process_count, batch)
     if is_task(cfg):
-        task_module(cfg).check(task_config(cfg), cfg.sequence)
-        settings = (cfg.source, task_config(cfg), batch, cfg.sequence, cfg.seed)
+        for tokens in (cfg.sequence, *cfg.lengths):
+            task_module(cfg).check(task_config(cfg), tokens)
+        settings = (cfg.source, task_config(cfg), batch, cfg.sequence, *cfg.lengths, cfg.seed)
         return open_iterator(TaskBatches(cfg, batch, rows), identity((), *settings))
     documents = _corpus.training(cfg, _corpus.load(cfg))
     if cfg.contiguous:
