@@ -195,6 +195,7 @@ def test_mistakes_are_named():
         (weights, {"heads": 5}, "width=32 does not divide into heads=5"),
         (weights, {"head": 4}, "unexpected keyword argument 'head'"),
         ({"weight": np.zeros(3)}, {}, "no vision transformer of transformers, .* has these names: weight"),
+        (weights | {"module.cls_token": weights["cls_token"]}, {}, "holds several models: 'module.cls_token' and another"),
         (weights | {"storage_tokens": np.zeros(3)}, {}, "facebookresearch/dinov3, which are not read"),
         (weights | {"blocks.0.attn.qkv.bias": np.zeros(95)}, {}, "blocks.0.attn.qkv.bias has 95 rows, which do not divide into"),
     ]

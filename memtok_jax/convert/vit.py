@@ -60,7 +60,7 @@ def load_vit(source: str | Path | Mapping[str, Any], **options) -> VitCheckpoint
     """
     if isinstance(source, (str, Path)):
         return load_vit(tensor_files.read(source), **(_folder_options(Path(source)) | options))
-    given = {usual_name(name): np.asarray(array) for name, array in source.items()}
+    given = _by_usual_name(source)
     layout = detect(given)
     plain = unpack(given, layout)
     cfg = config_of(plain, layout, options)
@@ -68,6 +68,16 @@ def load_vit(source: str | Path | Mapping[str, Any], **options) -> VitCheckpoint
     head = {ours: jnp.asarray(plain[f"head.{theirs}"].T, jnp.float32) for ours, theirs in (("w", "weight"), ("b", "bias"))
             if f"head.{theirs}" in plain}
     return VitCheckpoint(params_of(plain, cfg), cfg, head, layout)
+
+
+def _by_usual_name(source: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    given: dict[str, np.ndarray] = {}
+    for name, array in source.items():
+        usual = usual_name(name)
+        if usual in given:
+            raise UserError(f"the checkpoint holds several models: {name!r} and another array both stand for {usual!r}")
+        given[usual] = np.asarray(array)
+    return given
 
 
 def _folder_options(path: Path) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def save_vit(path: str | Path, checkpoint: VitCheckpoint, layout: str) -> None:
 def to_layout(checkpoint: VitCheckpoint, layout: str) -> dict[str, np.ndarray]:
     """Their names -> arrays.
 
-    A class token's row in the table of positions, which timm has not, is added to the class token there, and the mask token is left
+    A class token's row in the table of positions, which timm lacks, is added to the class token there, and the mask token is left
     out: the same function of images. Raises UserError where a layout cannot say what the model is.
     """
     if layout not in LAYOUTS:
