@@ -218,7 +218,7 @@ def test_tasks_are_data_sources(name):
     lengths = {"copy": 72, "reverse": 48, "retrieval": 12, "equations": 180, "associative": 24}
     cfg = DataConfig(source=f"task:{name}", sequence=lengths[name], eval_samples=8)
     train, held = next(open_train(cfg, 4)), open_eval(cfg, 8)[0]
-    assert train["ids"].shape == (4, lengths[name]) and (train["ids"] != held["ids"][:4]).any()
-    assert train["ids"].max() < vocabulary(cfg) and train["start"].all()
+    assert train["inputs"].shape == (4, lengths[name]) and (train["inputs"] != held["inputs"][:4]).any()
+    assert train["inputs"].max() < vocabulary(cfg) and train["start"].all()
     free = task_baselines(cfg, 12)
     assert all(0 < value <= 1 for value in free.values()) and "majority" in free

@@ -39,7 +39,7 @@ def held_out(experiment: Experiment, params: Any, mesh: Mesh, most: int) -> tupl
     result = score(params, islice(batches, most or None), mesh, functions=functions, model=model,
                    segment=experiment.segment)
     first = next(iter(batches))
-    ids = first["ids"][:, :experiment.segment]
+    ids = first["inputs"][:, :experiment.segment]
     length = np.minimum(first["length"], experiment.segment)
     seen = memory_statistics(params, sharding.place_rows(mesh, ids), sharding.place_rows(mesh, length),
                              functions=functions, model=model)
@@ -86,7 +86,7 @@ def sample_text(experiment: Experiment, params: Any, mesh: Mesh) -> str:
     from memtok_jax.inference.sample import generate
 
     first = next(iter(data.open_eval(experiment.data, 1)))
-    prompt = np.asarray(first["ids"][:1, :min(PROMPT_TOKENS, int(first["length"][0]))])
+    prompt = np.asarray(first["inputs"][:1, :min(PROMPT_TOKENS, int(first["length"][0]))])
     # As many equal rows as the mesh divides a batch into; one of them is shown.
     rows = np.repeat(prompt, sharding.row_groups(mesh), axis=0)
     ids = generate(params, experiment.model, rows, experiment.training.sample_tokens,
