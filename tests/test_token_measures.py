@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from memtok_jax.analysis import attention, norms
+from memtok_jax.models.vision.output import Counts
 from memtok_jax.numerics import layer_norm
 
-COUNTS = {"cls": 1, "registers": 4, "patches": 9, "added": 0}
+COUNTS = Counts(cls=1, registers=4, patches=9, added=0)
 
 
 def mixture(rng, size, share, main, spread, second):
@@ -99,7 +100,7 @@ def test_flat_images_repeat_themselves():
 
 # ----------------------------------------------------------------------------------------------------------- attention
 
-T = sum(COUNTS.values())
+T = sum(COUNTS)
 
 
 def test_uniform_attention_has_no_sink():

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from memtok_jax.config import UserError
-from memtok_jax.data.config import DataConfig
+from memtok_jax.data import DataConfig, ImagesConfig
 from memtok_jax.training import backpropagation
 
 
@@ -121,7 +121,7 @@ class Experiment:
     """Everything that decides what a run computes. `model` is the config of a module in `memtok_jax/models`."""
 
     model: Any
-    data: DataConfig
+    data: DataConfig | ImagesConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
