@@ -27,6 +27,15 @@ def lift(weight: jax.Array, like: jax.Array) -> jax.Array:
     return weight.reshape((1,) * (like.ndim - weight.ndim) + weight.shape)
 
 
+def dense(x: jax.Array, params, dtype: str) -> jax.Array:
+    """x[..., I] @ w[I, ...] + b[...] in x's dtype; no bias where params have no "b"."""
+    w = params["w"]
+    y = matmul(x, w.reshape(w.shape[0], -1), dtype)
+    if "b" in params:
+        y = y + lift(params["b"].reshape(-1), y)
+    return y.astype(x.dtype).reshape(*x.shape[:-1], *w.shape[1:])
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float = 1e-6) -> jax.Array:
     """x / rms(x) * weight over the last axis, computed in float32, returned in x's dtype."""
     h = x.astype(wide(x))
@@ -39,7 +48,7 @@ def layer_norm(x: jax.Array, eps: float = 1e-5) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
 
 
-def affine_norm(x: jax.Array, params) -> jax.Array:
+def affine_norm(x: jax.Array, params, eps: float = 1e-5) -> jax.Array:
     """LayerNorm with `scale` and `bias` [D] of params, computed in float32, returned in x's dtype."""
-    y = layer_norm(x.astype(wide(x)))
+    y = layer_norm(x.astype(wide(x)), eps)
     return (y * lift(params["scale"], y) + lift(params["bias"], y)).astype(x.dtype)

@@ -75,6 +75,11 @@ def normal(std: float) -> Initializer:
     return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
 
 
+def truncated_normal(std: float) -> Initializer:
+    """Normal distribution of the given standard deviation, without values beyond two of them."""
+    return lambda key, shape, dtype: std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+
 def fan_in(axis: int = -2, scale: float = 1.0) -> Initializer:
     """Normal distribution with variance scale^2 / shape[axis]."""
     return lambda key, shape, dtype: scale * jax.random.normal(key, shape, dtype) / jnp.sqrt(jnp.asarray(shape[axis], dtype))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
-from memtok_jax.numerics import HIDDEN, affine_norm, lift, matmul, wide
+from memtok_jax.numerics import HIDDEN, affine_norm, dense, lift, matmul, wide
 from memtok_jax.sharding import constrain, look_up
 
 RELATIVE_BASE = 10000.0
@@ -120,13 +120,6 @@ def embed(params, ids: jax.Array, cfg: DecoderConfig) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(cfg.dtype)
 
 
-def dense(x: jax.Array, params, cfg: DecoderConfig) -> jax.Array:
-    """x[..., D] @ w[D, ...] + b[...] in x's dtype."""
-    w, b = params["w"], params["b"]
-    y = matmul(x, w.reshape(w.shape[0], -1), cfg.dtype) + lift(b.reshape(-1), x)
-    return y.astype(x.dtype).reshape(*x.shape[:-1], *b.shape)
-
-
 def distance_features(cfg: DecoderConfig, dtype) -> jax.Array:
     """Sines and cosines of the signed distances -(P-1) .. P-1: [2P-1, D]."""
     distance = jnp.arange(1 - cfg.positions, cfg.positions, dtype=dtype)
@@ -153,12 +146,12 @@ def scores(params, q: jax.Array, k: jax.Array, view: View, cfg: DecoderConfig) -
 def attention(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> tuple[jax.Array, Past]:
     """The attention branch [B, E, D], and keys and values of the E rows."""
     u = affine_norm(x, params["norm_attention"])
-    q, k, v = (dense(u, params[name], cfg) for name in "qkv")
+    q, k, v = (dense(u, params[name], cfg.dtype) for name in "qkv")
     join = lambda old, new: jnp.concatenate([old.astype(new.dtype), new], axis=1)
     score = scores(params, q, join(past.k, k), view, cfg)
     weight = jax.nn.softmax(jnp.where(view.visible[:, None], score, HIDDEN), axis=-1).astype(v.dtype)
     y = jnp.einsum("bhts,bshk->bthk", weight, join(past.v, v), preferred_element_type=wide(v)).astype(x.dtype)
-    return dense(y.reshape(x.shape), params["o"], cfg), Past(k, v)
+    return dense(y.reshape(x.shape), params["o"], cfg.dtype), Past(k, v)
 
 
 def layer(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> tuple[jax.Array, Past]:
@@ -166,8 +159,8 @@ def layer(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> t
     over layers that stand side by side."""
     y, new = attention(params, x, past, view, cfg)
     x = constrain(x + y, "batch", "length", "embed")
-    hidden = jax.nn.gelu(dense(affine_norm(x, params["norm_mlp"]), params["up"], cfg), approximate=True)
-    x = x + dense(hidden, params["down"], cfg)
+    hidden = jax.nn.gelu(dense(affine_norm(x, params["norm_mlp"]), params["up"], cfg.dtype), approximate=True)
+    x = x + dense(hidden, params["down"], cfg.dtype)
     return constrain(x, "batch", "length", "embed"), new
 
 
