@@ -27,6 +27,11 @@ class Outliers(NamedTuple):
     special: np.ndarray   # bool[N, n]
     highest: np.ndarray   # i64[N] the patch with the highest norm
 
+    @property
+    def word(self) -> str:
+        """The name as part of another."""
+        return self.name.replace(" ", "_")
+
 
 def outliers(c: Collected) -> Outliers:
     """By the automatic rule, on the residual stream before the final norm."""
@@ -79,7 +84,7 @@ def places(c: Collected, found: Outliers) -> dict[str, Any]:
     """Where the special patches stand: how redundant they are, and how often the most frequent cell is one."""
     cosine = norms.neighbour_cosine(c.embeddings, c.grid)
     cells = norms.position_map(found.special, c.grid)
-    return {f"neighbour_cosine_{found.name.replace(' ', '_')}": float(cosine[found.special].mean()),
+    return {f"neighbour_cosine_{found.word}": float(cosine[found.special].mean()),
             "neighbour_cosine_normal": float(cosine[~found.special].mean()), "most_frequent_cell": float(cells.max()),
             "position_map": cells.tolist()}
 
@@ -98,10 +103,12 @@ def local_probes(c: Collected, found: Outliers, pixels_NnC: np.ndarray) -> dict[
     error = probes.pixels(features, pixels_NnC[:few].reshape(few * n, -1), parts)
     special = found.special[:few].reshape(-1)
     out = {}
-    for name, rows in (("normal", ~special & parts.score), (found.name.replace(" ", "_"), special & parts.score)):
+    for name, among in (("normal", ~special), (found.word, special)):
+        rows = among & parts.score
         if rows.any():
             out |= {f"position_accuracy_{name}": float(place.right[rows].mean()),
-                    f"position_distance_{name}": float(place.distance[rows].mean()), f"pixel_error_{name}": float(error[rows].mean())}
+                    f"position_distance_{name}": float(place.distance[rows].mean()),
+                    f"pixel_error_{name}": float(error[rows].mean())}
     return out
 
 
@@ -117,8 +124,9 @@ def global_probes(c: Collected, found: Outliers, labels_N: np.ndarray, classes: 
         out["class_from_cls"] = probes.image_class(c.cls[:, 0], labels_N, classes)
     for m in range(c.counts.registers):
         out[f"class_from_register_{m}"] = probes.image_class(c.registers[:, m], labels_N, classes)
-    for name, among in (("normal", ~found.special), (found.name.replace(" ", "_"), found.special)):
-        scores = [probes.image_class(probes.one_of(c.patches, among, found.highest, seed), labels_N, classes) for seed in range(DRAWS)]
+    for name, among in (("normal", ~found.special), (found.word, found.special)):
+        tokens = (probes.one_of(c.patches, among, found.highest, seed) for seed in range(DRAWS))
+        scores = [probes.image_class(one, labels_N, classes) for one in tokens]
         out |= {f"class_from_{name}": float(np.mean(scores)), f"class_from_{name}_deviation": float(np.std(scores))}
     return out
 

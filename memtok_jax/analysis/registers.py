@@ -19,12 +19,16 @@ from typing import Any
 
 from absl import app, flags
 
+from memtok_jax import sharding
 from memtok_jax.analysis import figures, measures, register_figures, subject
 from memtok_jax.analysis.collect import Collected, collect
 from memtok_jax.config import UserError
+from memtok_jax.evaluation.report import abstract_params
+from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.training import cli
+from memtok_jax.training.checkpoint import CONFIG_FILE, Checkpoints, read_config
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory of train.py, or a checkpoint of DINOv2, DINOv3, DeiT III or timm.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory of train.py, or a checkpoint (DINOv2, DINOv3, timm).")
 IMAGES = flags.DEFINE_string("images", "", "Folder of images (sub-folders are classes; boxes.json beside them gives boxes), or "
                              "composites, fashion_mnist, tfds:NAME. Default: the images held out from the run.")
 OUTPUT = flags.DEFINE_string("output", "analysis", "Folder for measures.json and the figures.")
@@ -45,10 +49,26 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
         raise UserError(f"{(*argv[1:], *overrides)[0]!r} is not a flag of this command; see --help")
     if not CHECKPOINT.value:
         raise UserError("which model? give --checkpoint=RUN_DIRECTORY_OR_FILE")
-    model = subject.load(CHECKPOINT.value)
+    model = load(CHECKPOINT.value)
     shown = subject.pictures(model, IMAGES.value, parse_size(SIZE.value), COUNT.value, DATA_DIR.value)
     analyse(model, shown, Path(OUTPUT.value), REPAIR.value, FEATURES.value, BIAS.value, print)
     return 0
+
+
+def load(checkpoint: str) -> subject.Model:
+    """From a run directory of train.py, or a checkpoint that `memtok_jax.convert` knows. Raises UserError for anything else."""
+    path = Path(checkpoint).expanduser()
+    if not path.exists():
+        raise UserError(f"--checkpoint={checkpoint}: no such file or folder")
+    if not (path / CONFIG_FILE).exists():
+        return subject.from_file(path)
+    experiment = read_config(path)
+    if not isinstance(experiment.model, ClassifierConfig):
+        raise UserError(f"{path} holds a {type(experiment.model).__name__}; only vision transformers have registers to analyse")
+    with Checkpoints(path, experiment.training.keep) as checkpoints:
+        params, meta = checkpoints.restore_params(abstract_params(experiment, sharding.make_mesh(1, 1, 1)))
+    model = experiment.model
+    return subject.Model(params["vit"], model.vit, experiment.data, model.mean, model.std, f"{path.name}, step {meta['step']}")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -67,8 +87,8 @@ def analyse(model: subject.Model, shown: subject.Shown, output: Path, repair: st
     output.mkdir(parents=True, exist_ok=True)
     say(f"model   {model.name}: {model.cfg.layers} layers of width {model.cfg.width}, {model.cfg.registers} registers, patches of "
         f"{model.cfg.patch} x {model.cfg.patch}")
-    say(f"images  {len(shown.pixels)} of {shown.pixels.shape[1]} x {shown.pixels.shape[2]} pixels, {len(shown.classes)} classes, from "
-        f"{shown.origin}")
+    count, rows, columns, _ = shown.pixels.shape
+    say(f"images  {count} of {rows} x {columns} pixels, {len(shown.classes)} classes, from {shown.origin}")
     collected = {"as it is": collect(model.params, subject.batches(model, shown), model.cfg, (), features, bias)}
     if repair == "test_time":
         edits = _test_time(model, shown, collected["as it is"], say)
@@ -108,7 +128,8 @@ def _test_time(model: subject.Model, shown: subject.Shown, c: Collected, say: Ca
 COLUMNS = (("layer", "layer", "{:d}"), ("median_norm", "median", "{:.4g}"), ("max_over_median", "max/med", "{:.2f}"),
            ("cutoff", "cut-off", "{:.4g}"), ("outlier_share", "outliers", "{:.2%}"), ("share_above_3_medians", ">3 med", "{:.2%}"),
            ("share_above_5_medians", ">5 med", "{:.2%}"), ("share_above_median_+_6_MAD", ">6 MAD", "{:.2%}"),
-           ("kurtosis", "kurtosis", "{:.2f}"), ("sink_rate_0.3", "sink .3", "{:.1%}"), ("sink_rate_10_over_T", "sink 10/T", "{:.1%}"),
+           ("kurtosis", "kurtosis", "{:.2f}"), ("sink_rate_0.3", "sink .3", "{:.1%}"),
+           ("sink_rate_10_over_T", "sink 10/T", "{:.1%}"),
            ("most_attended_over_uniform", "top/unif", "{:.2f}"), ("mass_on_registers", "on regs", "{:.1%}"))
 
 

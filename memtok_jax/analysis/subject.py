@@ -1,21 +1,20 @@
-"""What is analysed: a vision transformer from a run directory or a converted checkpoint, and images to show it."""
+"""What is analysed: a vision transformer, and images to show it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from memtok_jax import sharding
 from memtok_jax.config import UserError
+from memtok_jax.convert.vit import load_vit
 from memtok_jax.data import ImagesConfig, images
 from memtok_jax.data.images import folder
 from memtok_jax.data.images.pictures import Pictures
-from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.models.vision.config import VitConfig
-from memtok_jax.training.checkpoint import CONFIG_FILE, Checkpoints, read_config
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, with which the published models were trained
 MOST_WEIGHTS = 2**27     # attention weights of one batch: half a gigabyte
@@ -42,56 +41,32 @@ class Shown(NamedTuple):
     origin: str
 
 
-def load(checkpoint: str) -> Model:
-    """From a run directory of `train.py`, or a checkpoint that `convert.load_vit` knows. Raises UserError for anything else."""
-    path = Path(checkpoint).expanduser()
-    if path.is_dir() and (path / CONFIG_FILE).exists():
-        return _own(path)
-    if not path.exists():
-        raise UserError(f"--checkpoint={checkpoint}: no such file or folder")
-    from memtok_jax import convert
-
-    params, cfg = convert.load_vit(path)
-    side = tuple(n * cfg.patch for n in cfg.grid)
-    return Model(params, cfg, ImagesConfig(size=side, channels=cfg.channels), MEAN[:cfg.channels], STD[:cfg.channels], path.name)
-
-
-def _own(workdir: Path) -> Model:
-    from memtok_jax.evaluation.report import abstract_params
-
-    experiment = read_config(workdir)
-    if not isinstance(experiment.model, ClassifierConfig):
-        raise UserError(f"{workdir} holds a {type(experiment.model).__name__}; only vision transformers have registers to analyse")
-    with Checkpoints(workdir, experiment.training.keep) as checkpoints:
-        params, meta = checkpoints.restore_params(abstract_params(experiment, sharding.make_mesh(1, 1, 1)))
-    model = experiment.model
-    return Model(params["vit"], model.vit, experiment.data, model.mean, model.std, f"{workdir.name}, step {meta['step']}")
+def from_file(path: Path) -> Model:
+    """A checkpoint that `convert.load_vit` knows. Raises UserError for a file that is none."""
+    params, cfg, *_ = load_vit(path)
+    size = (cfg.grid[0] * cfg.patch, cfg.grid[1] * cfg.patch)
+    return Model(params, cfg, ImagesConfig(size=size, channels=cfg.channels), MEAN[:cfg.channels], STD[:cfg.channels], path.name)
 
 
 def pictures(model: Model, source: str, size: tuple[int, int], count: int, data_dir: str) -> Shown:
-    """The first `count` images of a folder (all of them, in a fixed mixed order), of another data source, or ("") those held
-    out from the run.
+    """At most `count` images, in a fixed mixed order: of a folder, of the held-out split of another source, or ("") of the
+    images held out from the run.
 
     size: (rows, columns) of whole patches; (0, 0) takes the size of training. Raises UserError where it does not fit.
     """
     size = tuple(n or own for n, own in zip(size, model.data.size, strict=True))
     patch = model.cfg.patch
     if min(size) < patch or any(n % patch for n in size):
-        raise UserError(f"images of {size[0]} x {size[1]} pixels are not whole patches of {patch} x {patch}; give --size=ROWSxCOLUMNS")
-    cfg = _data_config(model, source, size, data_dir)
-    found = folder.everything(Path(source).expanduser()) if Path(source or ".").expanduser().is_dir() and source else images.held_out(cfg)
-    order = np.random.default_rng(0).permutation(found.count)[:count] if source else np.arange(min(count, found.count))
+        raise UserError(f"images of {size[0]} x {size[1]} pixels are not whole patches of {patch} x {patch}; "
+                        "give --size=ROWSxCOLUMNS")
+    cfg = replace(model.data, size=size, data_dir=data_dir or model.data.data_dir, **({"source": source} if source else {}))
+    path = Path(source).expanduser()
+    found = folder.everything(path) if source and path.is_dir() else images.held_out(cfg)
+    order = np.random.default_rng(0).permutation(found.count)[:count]
     mixed = Pictures(len(order), found.classes, lambda n: found.read(int(order[n])), found.origin)
-    seen = images.pictures(cfg, mixed, len(order))
+    seen = images.fitted(cfg, mixed, len(order))
     return Shown(np.stack([p.pixels for p in seen]), np.array([p.label for p in seen], np.int32), [p.boxes for p in seen],
                  found.classes, found.origin)
-
-
-def _data_config(model: Model, source: str, size: tuple[int, int], data_dir: str) -> ImagesConfig:
-    from dataclasses import replace
-
-    base = replace(model.data, size=size, data_dir=data_dir or model.data.data_dir)
-    return replace(base, source=source, eval_split="valid") if source else base
 
 
 def batches(model: Model, shown: Shown) -> Iterator[np.ndarray]:

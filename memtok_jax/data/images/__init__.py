@@ -49,14 +49,14 @@ def classes(cfg: ImagesConfig) -> tuple[str, ...]:
     return _splits(cfg)["train"].classes
 
 
-def pictures(cfg: ImagesConfig, source: Pictures, count: int) -> list[Picture]:
+def fitted(cfg: ImagesConfig, source: Pictures, count: int) -> list[Picture]:
     """The first pictures of a split (all where there are fewer), brought to the size of the config."""
     return [fit(source.read(n), cfg.size, cfg.channels) for n in range(min(count, source.count))]
 
 
 def arrays(cfg: ImagesConfig, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(pixels uint8[N, rows, columns, C], labels int32[N]) of "train" or of the held-out split, without augmentation."""
-    found = pictures(cfg, _splits(cfg)["train"] if split == "train" else held_out(cfg), count)
+    found = fitted(cfg, _splits(cfg)["train"] if split == "train" else held_out(cfg), count)
     return np.stack([one.pixels for one in found]), np.array([one.label for one in found], np.int32)
 
 
