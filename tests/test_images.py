@@ -311,7 +311,7 @@ def test_large_images_are_averaged_for_the_baseline():
 # ------------------------------------------------------------------------------------------------------------------- TFDS
 
 def test_tfds_images(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds, Image = pytest.importorskip("tensorflow_datasets"), pytest.importorskip("PIL.Image")
     tfds.disable_progress_bar()
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8)
 
@@ -330,7 +330,8 @@ def test_tfds_images(tmp_path):
 
         def _generate_examples(self, numbers):
             for n in numbers:
-                yield n, {"image": pixels[n], "label": n % 2}
+                Image.fromarray(pixels[n]).save(tmp_path / f"{n}.png")     # an array would be packed by TensorFlow
+                yield n, {"image": str(tmp_path / f"{n}.png"), "label": n % 2}
 
     try:
         cfg = ImagesConfig(source="tfds:memtok_tiny_images", data_dir=str(tmp_path), size=(8, 8))
