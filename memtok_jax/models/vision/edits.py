@@ -85,9 +85,9 @@ def replace_registers(mode: str, layers: Sequence[int], statistics: RegisterStat
                       seed: int = 0) -> ReplaceRegisters:
     """Replace the registers' contents in some hidden states.
 
-    mode: "zero", "mean", "noise" (normal, with the mean and deviation of `statistics`) or "shuffle" (registers of another image of
-    the batch, drawn as one permutation for each hidden state). layers: indices of hidden states: 0 is the embedding, l the output
-    of the l-th block. "mean" at every one of them is published as fixed mean.
+    mode: "zero"; "mean"; "noise" (normal, with the mean and deviation of `statistics`); or "shuffle" (every image of the batch gets
+    the registers of another one: they are moved on by a number of images that is drawn for each hidden state). layers: indices of
+    hidden states, 0 is the embedding, l the output of the l-th block. "mean" at every one of them is published as fixed mean.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} must be one of {', '.join(map(repr, MODES))}")
@@ -195,7 +195,7 @@ def edit_registers(edits: Edits, replacements: tuple[Replacement, ...], x: jax.A
     for edit, at in zip(replacing, replacements, strict=True):
         old = x[:, start:end]
         if edit.mode == "shuffle":
-            new = jax.random.permutation(at.key, old)
+            new = jnp.roll(old, jax.random.randint(at.key, (), 1, max(len(old), 2)), axis=0)
         else:
             new = at.mean[None] + at.std[None] * jax.random.normal(at.key, old.shape, jnp.float32)
         x = x.at[:, start:end].set(jnp.where(at.active, new.astype(x.dtype), old))
