@@ -331,10 +331,11 @@ def main(arguments: list[str]) -> None:
     """Run all arms and seeds, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=Task.steps)
+    parser.add_argument("--width", type=int, default=Task.width)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", default="docs/results", help="folder for hijack.json, hijack.md and hijack.png")
     args = parser.parse_args(arguments)
-    task, load, begun = Task(steps=args.steps), os.getloadavg()[0], time.monotonic()
+    task, load, begun = Task(steps=args.steps, width=args.width), os.getloadavg()[0], time.monotonic()
     with ThreadPoolExecutor(measure.cores()) as pool:
         futures = [pool.submit(run_one, task, arm, seed) for seed in range(args.seeds) for arm in ARMS]
         runs = [f.result() for f in futures]

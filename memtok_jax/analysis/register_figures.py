@@ -37,9 +37,9 @@ def norm_histograms(path: Path, c: Collected, layers: Sequence[Mapping[str, Any]
     grid = figure.subplots(-(-len(shown) // columns), columns, squeeze=False)
     for axes, layer in zip(grid.flat, shown, strict=False):
         parts = {name: np.asarray(x).ravel() for name, x in split(c.norms[layer], c.counts).items() if x.size}
-        low, high = (fn(x[x > 0].min() if fn is min else x.max() for x in parts.values()) for fn in (min, max))
-        bins = np.geomspace(low * 0.95, high * 1.05, BINS)
-        for name, x in parts.items():
+        everything = np.concatenate(list(parts.values()))
+        bins = np.geomspace(everything[everything > 0].min() * 0.95, everything.max() * 1.05, BINS)
+        for name, x in parts.items():    # a token added by an edit begins as zeros, which a log axis cannot show
             axes.hist(x, bins, weights=np.full(x.size, 1 / x.size), color=COLOURS[name], alpha=0.6, label=WORDS[name])
         if layers[layer]["cutoff"] is not None:
             axes.axvline(layers[layer]["cutoff"], color="black", linestyle="--", linewidth=1)

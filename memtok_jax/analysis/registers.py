@@ -15,16 +15,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
 from memtok_jax import sharding
-from memtok_jax.analysis import figures, measures, register_figures, subject
+from memtok_jax.analysis import figures, measures, register_figures, repair, subject
 from memtok_jax.analysis.collect import Collected, collect
 from memtok_jax.config import UserError
 from memtok_jax.evaluation.report import abstract_params
 from memtok_jax.models.vision.classifier import ClassifierConfig
+from memtok_jax.models.vision.edits import Edits
 from memtok_jax.training import cli
 from memtok_jax.training.checkpoint import CONFIG_FILE, Checkpoints, read_config
 
@@ -35,12 +36,25 @@ OUTPUT = flags.DEFINE_string("output", "analysis", "Folder for measures.json and
 COUNT = flags.DEFINE_integer("count", 500, "At most so many images.")
 SIZE = flags.DEFINE_string("size", "", "ROWSxCOLUMNS of pixels, whole patches. Default: the size of training.")
 REPAIR = flags.DEFINE_enum("repair", "none", ["none", "test_time"], "Measure again with test-time registers.")
+CUTOFF = flags.DEFINE_float("cutoff", 0.0, "With --repair: norm above which a patch of the last layer is an outlier; 0: automatic.")
+TOP_K = flags.DEFINE_integer("top_k", 50, "With --repair: at most so many register neurons.")
 FEATURES = flags.DEFINE_enum("features", "k", ["k", "v"], "What LOST reads of the last layer: keys (DINOv2) or values (DeiT III).")
 BIAS = flags.DEFINE_float("bias", 0.0, "Added to LOST's Gram matrix.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the local data sets. Default: environment variable MEMTOK_DATA_DIR.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 RESULT_FILE = "measures.json"
+PLAIN, REPAIRED = "as it is", "test-time registers"
+
+
+class Options(NamedTuple):
+    """The flags that decide what is computed."""
+
+    repair: str = "none"
+    cutoff: float = 0.0
+    top_k: int = 50
+    features: str = "k"
+    bias: float = 0.0
 
 
 def main(argv: list[str], overrides: tuple[str, ...]) -> int:
@@ -51,7 +65,7 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
         raise UserError("which model? give --checkpoint=RUN_DIRECTORY_OR_FILE")
     model = load(CHECKPOINT.value)
     shown = subject.pictures(model, IMAGES.value, parse_size(SIZE.value), COUNT.value, DATA_DIR.value)
-    analyse(model, shown, Path(OUTPUT.value), REPAIR.value, FEATURES.value, BIAS.value, print)
+    analyse(model, shown, Options(REPAIR.value, CUTOFF.value, TOP_K.value, FEATURES.value, BIAS.value), Path(OUTPUT.value), print)
     return 0
 
 
@@ -81,23 +95,31 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def analyse(model: subject.Model, shown: subject.Shown, output: Path, repair: str, features: str, bias: float,
+def analyse(model: subject.Model, shown: subject.Shown, options: Options, output: Path,
             say: Callable[[str], None]) -> dict[str, Any]:
     """Collect, measure, print, draw and write; returns what is written."""
     output.mkdir(parents=True, exist_ok=True)
+    count, rows, columns, _ = shown.pixels.shape
     say(f"model   {model.name}: {model.cfg.layers} layers of width {model.cfg.width}, {model.cfg.registers} registers, patches of "
         f"{model.cfg.patch} x {model.cfg.patch}")
-    count, rows, columns, _ = shown.pixels.shape
     say(f"images  {count} of {rows} x {columns} pixels, {len(shown.classes)} classes, from {shown.origin}")
-    collected = {"as it is": collect(model.params, subject.batches(model, shown), model.cfg, (), features, bias)}
-    if repair == "test_time":
-        edits = _test_time(model, shown, collected["as it is"], say)
-        collected["test-time registers"] = collect(model.params, subject.batches(model, shown), model.cfg, edits, features, bias)
-    results = {name: measure(model, shown, c) for name, c in collected.items()}
+
+    def look(edits: Edits) -> Collected:
+        return collect(model.params, subject.batches(model, shown), model.cfg, edits, options.features, options.bias)
+
+    collected = {PLAIN: look(())}
+    results = {PLAIN: measure(model, shown, collected[PLAIN])}
+    if options.repair == "test_time":
+        found = repair.test_time_registers(model.params, subject.batches(model, shown), model.cfg, results[PLAIN]["layers"],
+                                           options.cutoff, options.top_k)
+        say(f"repair  {len(found.neurons)} register neurons (layer, unit) from patches with a norm above {found.cutoff:.4g} after "
+            f"layer {found.state}: {', '.join(map(str, found.neurons[:5]))}, ...")
+        collected[REPAIRED] = look(found.edits)
+        results[REPAIRED] = measure(model, shown, collected[REPAIRED]) | {"neurons": found.neurons}
     for line in table(results):
         say(line)
-    record = {"checkpoint": model.name, "images": shown.origin, "count": len(shown.pixels), "size": list(shown.pixels.shape[1:3]),
-              "features": features, "bias": bias, "results": results}
+    record = {"checkpoint": model.name, "images": shown.origin, "count": count, "size": [rows, columns], **options._asdict(),
+              "results": results}
     (output / RESULT_FILE).write_text(json.dumps(record, indent=1) + "\n")
     drawn = draw(model, shown, collected, results, output) if figures.available() else ["no figure: matplotlib is not installed"]
     say(f"written to {output}: {', '.join([RESULT_FILE, *drawn])}")
@@ -111,16 +133,6 @@ def measure(model: subject.Model, shown: subject.Shown, c: Collected) -> dict[st
             "local": measures.local_probes(c, found, subject.patch_pixels(model, shown)),
             "global": measures.global_probes(c, found, shown.labels, len(shown.classes)),
             "boxes": measures.boxes(c, shown.boxes, model.cfg.patch, shown.pixels.shape[1:3])}
-
-
-def _test_time(model: subject.Model, shown: subject.Shown, c: Collected, say: Callable[[str], None]):
-    from memtok_jax.analysis import register_neurons
-    from memtok_jax.models.vision import edits
-
-    found = measures.outliers(c)
-    neurons = register_neurons.search(model.params, subject.batches(model, shown), found.special, model.cfg)
-    say(f"repair  {len(neurons)} register neurons (layer, unit): {', '.join(map(str, neurons[:6]))}, ...; {found.cutoff.rule}")
-    return (edits.test_time_registers(neurons),)
 
 
 # ------------------------------------------------------------------------------------------------------------ on paper
@@ -173,7 +185,7 @@ def draw(model: subject.Model, shown: subject.Shown, collected: dict[str, Collec
 
     register_figures.layer_curves(path("layers"), {name: r["layers"] for name, r in results.items()}, model.name)
     for name, c in collected.items():
-        which = "" if name == "as it is" else name
+        which = "" if name == PLAIN else name
         title = f"{model.name}, {name}"
         register_figures.norm_histograms(path("norms", which), c, results[name]["layers"], title)
         register_figures.token_maps(path("maps", which), c, shown.pixels, title)

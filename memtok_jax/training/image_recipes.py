@@ -22,9 +22,9 @@ def laptop_images() -> Experiment:
     return Experiment(
         model=ClassifierConfig(vit, classes=10, **GREY_LEVELS),
         data=ImagesConfig(source="composites", size=(32, 32), augment=AugmentConfig(flip=True, jitter=0.3)),
-        optimizer=OptimizerConfig(learning_rate=2e-3, steps=2400, warmup_steps=100, final_fraction=0.0, beta2=0.99,
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=1000, warmup_steps=100, final_fraction=0.0, beta2=0.99,
                                   weight_decay=0.05),
-        training=TrainingConfig(batch=64, log_every=20, eval_every=600, checkpoint_every=600),
+        training=TrainingConfig(batch=64, log_every=20, eval_every=250, checkpoint_every=250),
         evaluation=EvaluationConfig(batch=100),
     )
 

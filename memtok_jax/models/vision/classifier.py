@@ -85,8 +85,8 @@ class ClassifierState(NamedTuple):
 
 def specs(cfg: ClassifierConfig) -> dict:
     """The transformer and the head."""
-    head = {"w": P.ParamSpec((cfg.pooled, cfg.classes), ("embed", "vocab"), P.truncated_normal(cfg.vit.std)),
-            "b": P.ParamSpec((cfg.classes,), ("vocab",), P.zeros, decayed=False)}
+    head = {"w": P.ParamSpec((cfg.pooled, cfg.classes), ("embed", None), P.truncated_normal(cfg.vit.std)),
+            "b": P.ParamSpec((cfg.classes,), (None,), P.zeros, decayed=False)}
     return {"vit": vit.specs(cfg.vit), "head": head}
 
 
