@@ -177,6 +177,16 @@ def test_functions_of_the_config():
     assert functions_of(CFG) is classifier
 
 
+def test_presets_have_their_published_sizes():
+    """ViT-S/16 at 224 pixels with LayerScale has 22,059,496 parameters in timm (deit3_small_patch16_224); a register adds D."""
+    presets = {name: config.load(f"vit_registers:{name}") for name in
+               ("laptop", "fashion_mnist", "cifar10", "imagenet_s", "imagenet_b", "imagenet_l", "experiment_b")}
+    for exp in presets.values():
+        assert config.from_json(config.to_json(exp)) == exp and exp.segment == 1
+    count = pr.count(classifier.specs(presets["imagenet_s"].model))
+    assert count == 22_059_496 + 4 * 384
+
+
 def test_a_run_reports_accuracy_beside_what_costs_nothing(finished):
     last = metrics.read(finished[0])[-1]
     assert {"eval/accuracy", "eval/loss", "baseline/chance", "baseline/majority", "memory/largest_patch_over_median"} <= set(last)

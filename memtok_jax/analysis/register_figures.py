@@ -30,6 +30,8 @@ def _save(figure, path: Path) -> None:
 
 def norm_histograms(path: Path, c: Collected, layers: Sequence[Mapping[str, Any]], title: str) -> None:
     """Norms of all tokens before the final norm, one panel a layer, on a log axis; the cut-off is a dashed line."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     shown = sorted({int(i) for i in np.linspace(0, len(c.norms) - 1, min(MOST_LAYERS, len(c.norms)))})
     columns = min(len(shown), 3)
     figure = _figure(4 * columns, 2.2 * -(-len(shown) // columns) + 0.8)
@@ -40,10 +42,14 @@ def norm_histograms(path: Path, c: Collected, layers: Sequence[Mapping[str, Any]
         everything = np.concatenate(list(parts.values()))
         bins = np.geomspace(everything[everything > 0].min() * 0.95, everything.max() * 1.05, BINS)
         for name, x in parts.items():    # a token added by an edit begins as zeros, which a log axis cannot show
-            axes.hist(x, bins, weights=np.full(x.size, 1 / x.size), color=COLOURS[name], alpha=0.6, label=WORDS[name])
+            style = {"alpha": 0.5} if name == "patches" else {"histtype": "step", "linewidth": 1.5}
+            axes.hist(x, bins, weights=np.full(x.size, 1 / x.size), color=COLOURS[name], label=WORDS[name], **style)
         if layers[layer]["cutoff"] is not None:
             axes.axvline(layers[layer]["cutoff"], color="black", linestyle="--", linewidth=1)
         axes.set(xscale="log", yscale="log", title="embedding" if layer == 0 else f"after layer {layer}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in grid.flat[len(shown):]:
         axes.set_visible(False)
     for axes in grid[-1]:
@@ -60,7 +66,9 @@ def layer_curves(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], 
     wanted = (("max_over_median", "largest patch norm / median"), ("share_above_3_medians", "share of patches above 3 medians"),
               ("kurtosis", "kurtosis of the residual stream"), ("sink_rate_0.3", "sink rate (epsilon 0.3)"),
               ("most_attended_over_uniform", "most attended patch / uniform"), ("mass_on_registers", "attention on registers"))
-    figure = _figure(11, 5.6)
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(11, 5.8)
     figure.suptitle(title)
     for axes, (name, words) in zip(figure.subplots(2, 3).flat, wanted, strict=True):
         for n, (label, table) in enumerate(tables.items()):
@@ -68,17 +76,22 @@ def layer_curves(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], 
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=f"C{n}", label=label)
         if name == "mass_on_registers":
             level = next(iter(tables.values()))[-1]["uniform_mass_on_registers"]
-            axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="uniform")
+            axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="registers, if attention were uniform")
         axes.set(title=words, xlabel="layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
+        axes.margins(y=0.1)
         axes.grid(alpha=0.3)
-        if name == "mass_on_registers" or len(tables) > 1:
-            axes.legend(fontsize="small")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     _save(figure, path)
 
 
 def token_maps(path: Path, c: Collected, pixels: np.ndarray, title: str) -> None:
-    """A row for each of the first images: the image, norms of its patches, where each class token and register looks."""
+    """A row for each of the first images: the image, norms of its patches, where each class token and register looks.
+
+    Attention is that of the last layer, mean of heads; each map is bright at its own largest value.
+    """
     rows, names = min(MOST_IMAGES, len(pixels)), ["image", "patch norm", *query_names(c.counts)]
     figure = _figure(1.7 * len(names) + 0.6, 1.7 * rows + 0.7)
     figure.suptitle(title)
