@@ -1,6 +1,6 @@
 """Controlled hijack: do background patches give up what they show to hold something global, and do registers spare them that?
 
-    python -m benchmarks.hijack                       3 seeds x 0, 1, 4 registers, about 10 minutes on two cores
+    python -m benchmarks.hijack                       3 seeds x 0, 1, 4 registers and a control, minutes on two cores
     python -m benchmarks.hijack --steps=20 --seeds=1  a look
 
 The mechanism of Vision Transformers Need Registers (arXiv 2309.16588: tables 1, 4, 5), not its norms. An image is a grid of
@@ -12,6 +12,7 @@ fill it.
 Prediction of the paper's mechanism: without registers, background tokens carry the answer and lose position and pixels; with
 registers, these carry it and the background keeps its own. Effects are differences to 0 registers of the same seed; an effect
 counts if it has the predicted sign in every seed and is larger than twice its standard error. Otherwise the result is a null.
+The control, trained on the local losses alone, shows what background tokens keep when nothing global is asked.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,14 +41,15 @@ from memtok_jax.models.vision import edits, vit
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.models.vision.output import split, token_norms
 
-ARMS = (0, 1, 4)
+ARMS = {"0 registers": 0, "1 register": 1, "4 registers": 4}
+CONTROL = "0, local only"
 BLOCK, TEST_IMAGES = 50, 1500
 
 
 @dataclass(frozen=True)
 class Task:
     """side: cells along the grid. patch: pixels along a cell. kinds: of symbols. fewest, most: symbols in an image.
-    content: random numbers in the texture of a symbol. batch, rate, steps: of training. local: weight of the local losses.
+    content: random numbers in the texture of a symbol. batch, rate, steps: of training. answer: weight of the global loss.
     """
 
     side: int = 8
@@ -61,8 +63,8 @@ class Task:
     heads: int = 2
     batch: int = 32
     rate: float = 5e-3
-    steps: int = 800
-    local: float = 1.0
+    steps: int = 600
+    answer: float = 1.0
 
     @property
     def cells(self) -> int:
@@ -141,7 +143,7 @@ def losses(params, sample: Sample, task: Task, registers: int) -> dict[str, jax.
 
 def total(parts: dict[str, jax.Array], task: Task) -> jax.Array:
     """What is trained."""
-    return task.local * (parts["position"] + parts["pixels"]) + parts["answer"]
+    return parts["position"] + parts["pixels"] + task.answer * parts["answer"]
 
 
 @partial(jax.jit, static_argnames=("task", "registers"), compiler_options=options("cpu"))
@@ -244,21 +246,22 @@ EFFECTS = {"pixel_error_background": (-1, "pixel error of background tokens"),
 
 def effects(runs: list[dict]) -> list[dict]:
     """For each number of registers and each prediction: mean difference to no registers over seeds, its standard error, verdict."""
-    by = {(r["registers"], r["seed"]): r for r in runs}
+    by = {(r["arm"], r["seed"]): r for r in runs}
+    none, *others = ARMS
     out = []
-    for registers in [arm for arm in ARMS if arm]:
+    for arm in others:
         for name, (sign, words) in EFFECTS.items():
-            gaps = np.array([by[registers, s][name] - by[0, s][name] for (m, s) in by if m == registers])
+            gaps = np.array([by[arm, seed][name] - by[none, seed][name] for (which, seed) in by if which == arm])
             error = float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else float("nan")
             holds = bool((np.sign(gaps) == sign).all() and abs(gaps.mean()) > 2 * error)
-            out.append({"registers": registers, "measure": name, "words": words, "predicted": sign,
+            out.append({"arm": arm, "measure": name, "words": words, "predicted": sign,
                         "difference": float(gaps.mean()), "error": error, "holds": holds})
     return out
 
 
 def verdict(found: list[dict]) -> str:
     """One sentence."""
-    held = [f"{e['words']} ({e['registers']} register{'s' * (e['registers'] > 1)})" for e in found if e["holds"]]
+    held = [f"{e['words']} ({e['arm']})" for e in found if e["holds"]]
     if not held:
         return "Null: no prediction of the mechanism holds in every seed beyond twice its standard error."
     kind = "All predictions hold" if len(held) == len(found) else f"{len(held)} of {len(found)} predictions hold"
@@ -267,18 +270,19 @@ def verdict(found: list[dict]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------- running
 
-def run_one(task: Task, registers: int, seed: int) -> dict:
+def run_one(task: Task, arm: str, seed: int) -> dict:
     """Train and measure one model."""
-    begun, key = time.monotonic(), jax.random.key(seed)
+    begun, key, registers = time.monotonic(), jax.random.key(seed), ARMS.get(arm, 0)
+    task = replace(task, answer=0.0) if arm == CONTROL else task
     params = P.init_params(specs(task, registers), jax.random.fold_in(key, 0))
     params, seen = jax.block_until_ready(train(params, key, task, registers))
-    record = {"registers": registers, "seed": seed, "seconds": time.monotonic() - begun}
+    record = {"arm": arm, "seed": seed, "seconds": time.monotonic() - begun}
     record["curve"] = {name: np.asarray(values).tolist() for name, values in seen.items()}
     record |= measured(params, task, registers, seed)
     background = ", ".join(f"{name} {record[f'{field}_background']:.3f}" for name, field in
                            (("answer", "answer_from"), ("position", "position"), ("pixel error", "pixel_error")))
-    report.progress(f"{registers} registers, seed {seed}: answer {record['answer_accuracy']:.3f}, loss {record['loss']:.3f}; "
-                    f"background: {background}; {record['seconds']:.0f} s")
+    report.progress(f"{arm}, seed {seed}: answer {record['answer_accuracy']:.3f}, loss {record['loss']:.3f}; "
+                    f"background: {background}; {record['seconds']:.0f} s\n")
     return record
 
 
@@ -289,15 +293,15 @@ def tables(runs: list[dict], found: list[dict]) -> str:
     rows = []
     for name in names:
         cells = []
-        for arm in ARMS:
-            values = [r[name] for r in runs if r["registers"] == arm and name in r]
+        for arm in (*ARMS, CONTROL):
+            values = [r[name] for r in runs if r["arm"] == arm and name in r]
             cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "-")
         rows.append([name.replace("_", " "), *cells])
-    header = ["mean ± deviation over seeds", *(f"{arm} registers" for arm in ARMS)]
-    lines = [[e["words"], str(e["registers"]), f"{e['difference']:+.4f} ± {e['error']:.4f}",
+    header = ["mean ± deviation over seeds", *ARMS, CONTROL]
+    lines = [[e["words"], e["arm"], f"{e['difference']:+.4f} ± {e['error']:.4f}",
               "lower" if e["predicted"] < 0 else "higher", "yes" if e["holds"] else "no"] for e in found]
     return "\n\n".join([report.table(header, rows),
-                        report.table(["with registers", "M", "difference ± standard error", "predicted", "holds"], lines)])
+                        report.table(["compared with 0 registers", "arm", "difference ± standard error", "predicted", "holds"], lines)])
 
 
 def draw_figure(path: Path, runs: list[dict], task: Task) -> None:
@@ -307,22 +311,23 @@ def draw_figure(path: Path, runs: list[dict], task: Task) -> None:
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     layers = range(task.layers + 1)
-    for n, arm in enumerate(ARMS):
-        mine = [r for r in runs if r["registers"] == arm]
+    for n, arm in enumerate((*ARMS, CONTROL)):
+        mine = [r for r in runs if r["arm"] == arm]
         for kind, style in (("background", "-"), ("register", "--")):
             known = [r for r in mine if f"answer_from_{kind}_layer_0" in r]
             if known:
                 values = np.array([[r[f"answer_from_{kind}_layer_{i}"] for i in layers] for r in known])
                 left.plot(layers, values.mean(0), style, marker="o", markersize=3, color=f"C{n}",
-                          label=f"{arm} registers: {'background patch' if kind == 'background' else 'best register'}")
+                          label=f"{arm}: {'background patch' if kind == 'background' else 'best register'}")
         for axes, name in ((middle, "pixel_error_background"), (right, "position_background")):
             axes.plot([n] * len(mine), [r[name] for r in mine], "o", color=f"C{n}")
     left.axhline(np.mean([r["answer_majority"] for r in runs]), color="grey", linestyle=":", linewidth=1, label="more frequent bit")
     left.set(title="answer read from one token", xlabel="layer", ylabel="accuracy", xticks=list(layers))
     left.legend(fontsize="x-small")
     for axes, title in ((middle, "pixel error of background tokens"), (right, "position read from background")):
-        axes.set(title=title, xlabel="registers (one dot a seed)", xticks=range(len(ARMS)), xticklabels=ARMS)
-        axes.set_xlim(-0.5, len(ARMS) - 0.5)
+        axes.set(title=title, xlabel="one dot a seed", xticks=range(len(ARMS) + 1))
+        axes.set_xticklabels([*ARMS, CONTROL], rotation=20)
+        axes.set_xlim(-0.5, len(ARMS) + 0.5)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 
@@ -337,7 +342,7 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     task, load, begun = Task(steps=args.steps, width=args.width), os.getloadavg()[0], time.monotonic()
     with ThreadPoolExecutor(measure.cores()) as pool:
-        futures = [pool.submit(run_one, task, arm, seed) for seed in range(args.seeds) for arm in ARMS]
+        futures = [pool.submit(run_one, task, arm, seed) for seed in range(args.seeds) for arm in (*ARMS, CONTROL)]
         runs = [f.result() for f in futures]
     found = effects(runs)
     head = (f"`{report.command_line('benchmarks.hijack', arguments)}`: {args.steps} steps, {args.seeds} seeds, "
