@@ -172,7 +172,7 @@ def train(params, key: jax.Array, task: Task, registers: int):
 
 @partial(jax.jit, static_argnames=("task", "registers"), compiler_options=options("cpu"))
 def look(params, sample: Sample, task: Task, registers: int):
-    """(losses, losses with registers of other images, output, hidden states f32[L+1, B, T, D], mass on registers f32[L, B, M])."""
+    """(losses, output with hidden states and attention, mass on registers f32[L, B, M])."""
     cfg = vit_config(task, registers)
     out = vit.features(params["vit"], sample.images, cfg, capture=("hidden", "attention"))
     mass = jax.vmap(lambda a: attention.mass(a, out.counts))(out.captured["attention"])
@@ -300,8 +300,8 @@ def tables(runs: list[dict], found: list[dict]) -> str:
     header = ["mean ± deviation over seeds", *ARMS, CONTROL]
     lines = [[e["words"], e["arm"], f"{e['difference']:+.4f} ± {e['error']:.4f}",
               "lower" if e["predicted"] < 0 else "higher", "yes" if e["holds"] else "no"] for e in found]
-    return "\n\n".join([report.table(header, rows),
-                        report.table(["compared with 0 registers", "arm", "difference ± standard error", "predicted", "holds"], lines)])
+    differences = report.table(["compared with 0 registers", "arm", "difference ± standard error", "predicted", "holds"], lines)
+    return "\n\n".join([report.table(header, rows), differences])
 
 
 def draw_figure(path: Path, runs: list[dict], task: Task) -> None:
