@@ -25,10 +25,14 @@ from memtok_jax.inference.sample import decode_many
 from memtok_jax.inference.session import new_stream, open_session
 from memtok_jax.memory import neural
 from memtok_jax.memory.neural import literal, scan
-from memtok_jax.models import language_model
+from memtok_jax.memory.xl import XlConfig
+from memtok_jax.models import language_model, transformer_xl
+from memtok_jax.models.associative import AssociativeConfig
+from memtok_jax.models.recurrent import RecurrentConfig
+from memtok_jax.models.transformer_xl import TransformerXlConfig
 from memtok_jax.numerics import rms_norm
 from memtok_jax.training.distributed import use_cores
-from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
+from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig, functions_of
 from memtok_jax.training.step import Batch, compile_step, init_train_state, state_shardings
 
 VIEWS = {"chunked": scan, "literal": literal, "associative_scan": associative_scan}
@@ -135,12 +139,53 @@ def model_config(case: dict) -> language_model.LanguageModelConfig:
 
 
 def run_training(case: dict) -> dict:
-    """One update of the trainer: loss, gradients through the whole sequence, clipping to norm 1, AdamW."""
+    """One update of the MAC model: gradients through the whole sequence."""
+    return run_update(model_config(case), TrainingConfig(batch=case["batch"]), case)
+
+
+def run_segments(case: dict) -> dict:
+    """One update of a model that reads segment by segment; the gradient flows through all of them."""
+    training = TrainingConfig(batch=case["batch"], segment=case["segment"], remat=case["remat"])
+    return run_update(segmented_config(case), training, case)
+
+
+def segmented_config(case: dict):
+    """RMT, ARMT or Transformer-XL over bytes, as large as the peer's of the same case."""
+    shape = dict(vocabulary=256, width=case["width"], layers=case["layers"], head_dim=case["width"] // case["heads"],
+                 hidden=4 * case["width"])
+    if case["model"] == "transformer_xl":
+        return TransformerXlConfig(**shape, heads=case["heads"], memory=XlConfig(case["segment"]))
+    segmented = shape | dict(segment=case["segment"], tokens=case["memory"])
+    return RecurrentConfig(**segmented, form="paper") if case["model"] == "rmt" else AssociativeConfig(**segmented)
+
+
+def run_diagonal(case: dict) -> dict:
+    """Forward and backward of Transformer-XL over all segments, layer after layer or along diagonals."""
+    cfg = segmented_config(case | {"model": "transformer_xl"})
+    params = P.init_params(transformer_xl.specs(cfg), jax.random.key(0))
+    state = transformer_xl.init_state(params, cfg, case["batch"])
+    segments = case["length"] // case["segment"]
+    ids = jax.random.randint(jax.random.key(1), (segments, case["batch"], case["segment"]), 0, 256)
+
+    def sequential(params):
+        return jax.lax.scan(lambda s, x: transformer_xl.apply(params, s, x, cfg)[::-1], state, ids)[1]
+
+    def diagonal(params):
+        return transformer_xl.run_segments(params, state, ids, cfg)[0]
+
+    walk = {"sequential": sequential, "diagonal": diagonal}[case["order"]]
+    compiled, seconds, temporaries = _compile(jax.grad(lambda p: jnp.square(walk(p)).mean()), params)
+    result = measure.measure(lambda: jax.block_until_ready(compiled(params)), case["seconds"], case["repeats"])
+    return {**result, "tokens": case["batch"] * case["length"], "compile_s": seconds, "temporaries_mb": temporaries}
+
+
+def run_update(model, training: TrainingConfig, case: dict) -> dict:
+    """One update of the trainer: loss, gradients, clipping to norm 1, AdamW."""
     experiment = Experiment(
-        model_config(case),
+        model,
         DataConfig(sequence=case["length"]),
         OptimizerConfig(learning_rate=3e-4, steps=1000, warmup_steps=10),
-        TrainingConfig(batch=case["batch"]),
+        training,
     )
     use_cores(experiment.training, case["batch"])
     mesh = sharding.make_mesh(-1, 1, 1)
@@ -151,7 +196,7 @@ def run_training(case: dict) -> dict:
         state = init(jax.random.key(0))
         before, start = measure.peak_mb(), time.perf_counter()
         step = compile_step(experiment, mesh).lower(state, batch).compile()
-        compile_s = time.perf_counter() - start
+        compile_s, temporaries = time.perf_counter() - start, step.memory_analysis().temp_size_in_bytes / 1e6
         losses = []
 
         def work():
@@ -165,9 +210,10 @@ def run_training(case: dict) -> dict:
         "tokens": case["batch"] * case["length"],
         "before_mb": before,
         "compile_s": compile_s,
+        "temporaries_mb": temporaries,
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        "parameters": P.count(language_model.specs(experiment.model)),
+        "parameters": P.count(functions_of(model).specs(model)),
     }
 
 
@@ -221,9 +267,9 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--case", required=True, type=json.loads, help="the case as JSON")
     case = parser.parse_args().case
-    result = {"memory": run_memory, "training": run_training, "sampling": run_sampling, "ceiling": run_ceiling}[
-        case["what"]
-    ](case)
+    cases = {"memory": run_memory, "training": run_training, "sampling": run_sampling, "ceiling": run_ceiling,
+             "segments": run_segments, "diagonal": run_diagonal}
+    result = cases[case["what"]](case)
     device = jax.devices()[0]
     result |= {
         "tokens_per_second": result["tokens"] / result["seconds"],

@@ -23,7 +23,7 @@ from memtok_jax.training.experiment import EvaluationConfig, Experiment, Optimiz
 
 # vocabulary, tokens of a row, tokens of a segment, memory tokens
 TASKS = {"reverse": (10, 48, 12, 24), "copy": (10, 72, 24, 24), "retrieval": (37, 12, 4, 4)}
-KINDS = {"none": dict(tokens=0), "prefix": dict(form="prefix"), "paper": dict(form="paper", position="relative")}
+KINDS = {"none": dict(tokens=0), "prefix": dict(form="prefix"), "paper": dict(form="paper")}
 PRESETS = (*TASKS, *(f"{task}_{kind}" for task in TASKS for kind in KINDS))
 
 
@@ -31,11 +31,11 @@ def config(preset: str) -> Experiment:
     """The experiment of one preset."""
     task, _, kind = preset.partition("_")
     vocabulary, sequence, segment, tokens = TASKS[task]
-    shape = dict(vocabulary=vocabulary, width=64, layers=3, head_dim=16, segment=segment, tokens=tokens)
+    shape = dict(vocabulary=vocabulary, width=64, layers=2, head_dim=32, segment=segment, tokens=tokens, position="relative")
     return Experiment(
         model=RecurrentConfig(**(shape | KINDS.get(kind, {}))),
         data=DataConfig(source=f"task:{task}", sequence=sequence, eval_samples=1024),
         optimizer=OptimizerConfig(learning_rate=2e-3, steps=2000, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
-        training=TrainingConfig(batch=64, segment=segment, log_every=20, eval_every=500),
+        training=TrainingConfig(batch=32, segment=segment, log_every=20, eval_every=100, stop_at=0.997),
         evaluation=EvaluationConfig(batch=128, lengths=(1,)),
     )

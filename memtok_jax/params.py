@@ -147,6 +147,17 @@ def size_bytes(specs: Tree) -> int:
     return sum(_size(s.shape) * jnp.dtype(s.dtype).itemsize for s in jax.tree.leaves(specs, is_leaf=_is_spec))
 
 
+def first_difference(theirs: Tree, ours: Tree) -> str:
+    """What is not alike in the shapes of two trees of parameters, in one line; "" where they are alike."""
+    name = lambda path: ".".join(str(getattr(k, "key", k)) for k in path)
+    theirs, ours = ({name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (theirs, ours))
+    for path in sorted(theirs.keys() | ours.keys()):
+        there, here = theirs.get(path), ours.get(path)
+        if there != here:
+            return f"parameter {path} is {there or 'missing'} there and {here or 'missing'} here"
+    return ""
+
+
 def _size(shape: tuple[int, ...]) -> int:
     out = 1
     for n in shape:

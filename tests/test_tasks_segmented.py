@@ -19,7 +19,6 @@ CASES = {  # module, settings, length, shortest length
     "equations": (equations, equations.EquationsConfig(), 180, 180),
     "remember": (associative, associative.AssociativeConfig(), 24, 8),
     "rewrite": (associative, associative.AssociativeConfig(rule="rewrite", key=2, value=2), 36, 12),
-    "vary": (associative, associative.AssociativeConfig(rule="rewrite", vary=True), 24, 8),
 }
 
 
@@ -129,10 +128,17 @@ def test_keys_are_written_lowest_symbol_first_and_run_out():
         associative.AssociativeConfig(rule="rewrit")
 
 
-def test_varying_number_of_pairs_covers_all():
-    cfg = associative.AssociativeConfig(vary=True)
-    counts = [int((associative.sample(cfg, 24, 1, seed).ids == 16).sum()) for seed in range(200)]
-    assert set(counts) == {1, 2, 3, 4, 5}
+def test_length_of_a_batch_is_drawn_evenly_and_alike_in_all_processes():
+    cfg = DataConfig("task:associative", sequence=24, lengths=(8, 12, 24))
+    reader = lambda index: open_train(cfg, 4, index, 2)
+    drawn = [(next(a)["inputs"], next(b)["inputs"]) for a, b in [(reader(0), reader(1))] for _ in range(300)]
+    assert all(a.shape == b.shape == (2, a.shape[1]) for a, b in drawn)
+    counts = {tokens: sum(a.shape[1] == tokens for a, _ in drawn) for tokens in (8, 12, 24)}
+    assert sum(counts.values()) == 300 and all(75 < n < 125 for n in counts.values()), counts
+    with pytest.raises(DataError, match="must lie between 1 and sequence 24"):
+        DataConfig("task:associative", sequence=24, lengths=(28,))
+    with pytest.raises(DataError, match="for a task only, not for stdlib"):
+        DataConfig("stdlib", sequence=24, lengths=(8,))
 
 
 # ----------------------------------------------------------------------------------------------------------- equations

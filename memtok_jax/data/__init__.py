@@ -59,8 +59,9 @@ def open_train(cfg: AnyConfig, batch: int, process_index: int = 0, process_count
         return images.open_train(cfg, batch, process_index, process_count)
     rows = rows_of(process_index, process_count, batch)
     if is_task(cfg):
-        task_module(cfg).check(task_config(cfg), cfg.sequence)
-        settings = (cfg.source, task_config(cfg), batch, cfg.sequence, cfg.seed)
+        for tokens in (cfg.sequence, *cfg.lengths):
+            task_module(cfg).check(task_config(cfg), tokens)
+        settings = (cfg.source, task_config(cfg), batch, cfg.sequence, *cfg.lengths, cfg.seed)
         return open_iterator(TaskBatches(cfg, batch, rows), identity((), *settings))
     documents = _corpus.training(cfg, _corpus.load(cfg))
     if cfg.contiguous:

@@ -27,6 +27,8 @@ class DataConfig:
     source: "stdlib", "gutenberg_books", "wikitext2", "tinyshakespeare", "tfds:NAME", "task:NAME", or the path of a
         text file (plain or .gz) or of a folder of text files.
     sequence: T, tokens per row of a batch.
+    lengths: a task's batch has one of these lengths, drawn for each batch anew (() = always `sequence`); one program is compiled
+        for each of them. Held-out samples have `sequence` tokens.
     seed: order of the training data; the held-out data does not depend on it.
     contiguous: True, row b of a batch continues row b of the batch before, through the whole epoch; False, rows stand at
         random places and jump. Tasks draw independent samples in either case.
@@ -44,6 +46,7 @@ class DataConfig:
 
     source: str = "stdlib"
     sequence: int = 512
+    lengths: tuple[int, ...] = ()
     seed: int = 0
     contiguous: bool = True
     visit: int = 1
@@ -73,7 +76,11 @@ class DataConfig:
             raise DataError(f"seed must be below 2^63, got {self.seed}")
         if not 0 < self.held_out < 1:
             raise DataError(f"held_out is a fraction between 0 and 1, got {self.held_out}")
-        if self.source.startswith(TASK):
+        if self.lengths and not 0 < min(self.lengths) <= max(self.lengths) <= self.sequence:
+            raise DataError(f"lengths {self.lengths} must lie between 1 and sequence {self.sequence}")
+        if self.lengths and not is_task(self):
+            raise DataError(f"lengths {self.lengths} can vary for a task only, not for {self.source}")
+        if is_task(self):
             task_module(self)
 
 

@@ -23,9 +23,16 @@ class TaskBatches:
 
     def __getitem__(self, step: int) -> Batch:
         cfg = self._cfg
-        ids, labels, _ = task_module(cfg).sample(task_config(cfg), cfg.sequence, self._batch, cfg.seed * STEPS + step)
+        seed = cfg.seed * STEPS + step
+        ids, labels, _ = task_module(cfg).sample(task_config(cfg), _length(cfg, seed), self._batch, seed)
         ids, labels = ids[self._rows], labels[self._rows]
         return {"inputs": ids, "targets": labels, "start": np.ones(len(ids), bool)}
+
+
+def _length(cfg: DataConfig, seed: int) -> int:
+    """Length of the batch with this seed, the same in every process."""
+    lengths = cfg.lengths or (cfg.sequence,)
+    return lengths[np.random.default_rng((seed, len(lengths))).integers(len(lengths))]
 
 
 class TaskEvalBatches(Sequence):

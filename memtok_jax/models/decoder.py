@@ -22,6 +22,10 @@ from memtok_jax.numerics import HIDDEN, affine_norm, dense, lift, matmul, wide
 from memtok_jax.sharding import constrain, look_up
 
 RELATIVE_BASE = 10000.0
+# Initial standard deviation of v. The scores v W_r r(i - j) then differ by about 2 between distances, so that each head prefers a
+# few distances from the start, whatever stands there: a memory is written and read by place before it can be used by content.
+# From v = 0 RMT needs several times as many updates for the copy task, or does not leave chance (docs/log.md).
+DISTANCE_STD = 3.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def layer_specs(cfg: DecoderConfig) -> dict:
     if cfg.position == "learned":
         return out
     return out | {"r": {"w": P.ParamSpec((d, h, k), ("embed", "heads", None), P.fan_in(0)),
-                        "u": bias((h, k), ("heads", None)), "v": bias((h, k), ("heads", None))}}
+                        "u": bias((h, k), ("heads", None)),
+                        "v": P.ParamSpec((h, k), ("heads", None), P.normal(DISTANCE_STD), decayed=False)}}
 
 
 def past_specs(cfg: DecoderConfig, batch: int, slots: int) -> Past:

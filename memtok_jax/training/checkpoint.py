@@ -27,9 +27,12 @@ FIXED_GROUPS = ("config.model", "config.data", "config.training.batch", "config.
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. Use it as a context manager: leaving waits until all are written."""
+    """The checkpoints of one run directory. Use it as a context manager: leaving waits until all are written.
 
-    def __init__(self, workdir: Path, keep: int):
+    keep: how many stay when a new one is written; None, all.
+    """
+
+    def __init__(self, workdir: Path, keep: int | None):
         # Orbax reports each stage of a save as a warning or info line; a run prints its own.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = (Path(workdir) / FOLDER).absolute()

@@ -63,12 +63,13 @@ def default_workdir(name: str) -> Path:
 
 def train(experiment: Any, workdir: Path, distributed: str) -> int:
     """Join the other processes, if any, and train."""
+    from memtok_jax.training.curriculum import train_stages
     from memtok_jax.training.distributed import join, use_cores
     from memtok_jax.training.run import train
 
     join(distributed)
     use_cores(experiment.training, experiment.evaluation.batch)
-    return train(experiment, Path(workdir))
+    return train_stages(train, experiment, Path(workdir))
 
 
 def compile_only(experiment: Any, target: str) -> int:

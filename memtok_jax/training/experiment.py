@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from memtok_jax.config import UserError
-from memtok_jax.data import DataConfig, ImagesConfig
+from memtok_jax.data import DataConfig, ImagesConfig, is_text
 from memtok_jax.training import backpropagation
 
 
@@ -64,7 +64,10 @@ class TrainingConfig:
     sequence). gradient: how far it flows back through the segments of a sequence, "full", "every:k", "last:k" or "rolling:k"
     (see `backpropagation.py`). remat: "segment" keeps only the carries between segments and computes each segment again in the
     backward pass, "nothing" stores all.
-    seed: of the initial parameters. log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
+    seed: of the initial parameters. start_from: a run directory whose newest parameters take their place ("" = none); optimizer,
+    carry and data begin anew. curriculum: sequence lengths of stages before this one, each a run that begins with the parameters
+    of the one before. stop_at: a task is finished as soon as its held-out accuracy reaches this (0 = after all steps).
+    log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
     keep: number of checkpoints that stay. sample_tokens: length of the text printed at the end (0 = none).
     data, fsdp, tensor: axes of the mesh; data -1 takes the devices that the others leave, in one process only as many as
     the rows of a batch divide over.
@@ -76,6 +79,9 @@ class TrainingConfig:
     gradient: str = "full"
     remat: str = "nothing"
     seed: int = 0
+    start_from: str = ""
+    curriculum: tuple[int, ...] = ()
+    stop_at: float = 0.0
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 0
@@ -93,6 +99,12 @@ class TrainingConfig:
         backpropagation.parse(self.gradient)
         if self.remat not in ("nothing", "segment"):
             raise UserError(f"training.remat is {self.remat!r}; it must be 'nothing' or 'segment'")
+        if not 0 <= self.stop_at <= 1:
+            raise UserError(f"training.stop_at is {self.stop_at}; it is an accuracy, from 0 (never) to 1")
+        if self.stop_at and not self.eval_every:
+            raise UserError(f"training.stop_at is {self.stop_at}, but training.eval_every is 0: nothing is measured on the way")
+        if list(self.curriculum) != sorted(set(self.curriculum)):
+            raise UserError(f"training.curriculum is {self.curriculum}; its lengths must grow from stage to stage")
 
 
 @dataclass(frozen=True)
@@ -127,18 +139,21 @@ class Experiment:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self):
-        if self.data.sequence % self.segment:
-            raise UserError(f"data.sequence {self.data.sequence} does not divide into segments of {self.segment} tokens")
+        for name, lengths in (("sequence", (self.data.sequence,)), ("lengths", self.data.lengths)):
+            for tokens in lengths:
+                if tokens % self.segment:
+                    raise UserError(f"data.{name} {tokens} does not divide into segments of {self.segment} tokens")
+        if self.training.curriculum and self.training.curriculum[-1] >= self.data.sequence:
+            raise UserError(f"training.curriculum ends with {self.training.curriculum[-1]}; its lengths must be below "
+                            f"data.sequence {self.data.sequence}")
+        if self.training.stop_at and is_text(self.data):
+            raise UserError(f"training.stop_at is {self.training.stop_at}; only tasks and images have an accuracy to reach, "
+                            f"not {self.data.source}")
 
     @property
     def segment(self) -> int:
         """Tokens per call of the model."""
         return self.training.segment or self.data.sequence
-
-    @property
-    def plan(self) -> backpropagation.Plan:
-        """Which segments share a gradient."""
-        return backpropagation.plan(self.training.gradient, self.data.sequence // self.segment)
 
 
 def functions_of(model: Any) -> ModuleType:

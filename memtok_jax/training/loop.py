@@ -48,7 +48,8 @@ class Run:
     """What the loop works with, and what it has seen.
 
     evaluate: function params -> flat names and numbers. stopped_by: the signal that ended the loop. skipped: updates
-    in a row, up to the last one reported, that were not finite. first_done: the first update has been reported.
+    in a row, up to the last one reported, that were not finite. first_done: the first update has been reported. finished: the
+    held-out accuracy has reached `training.stop_at`.
     """
 
     experiment: Experiment
@@ -61,6 +62,7 @@ class Run:
     stopped_by: str | None = None
     skipped: int = 0
     first_done: bool = False
+    finished: bool = False
 
 
 def run_loop(run: Run, state: TrainState, first: int) -> TrainState:
@@ -89,12 +91,12 @@ def run_loop(run: Run, state: TrainState, first: int) -> TrainState:
                 _evaluate(run, state, step)
             if _stop_agreed(signals, step, training.log_every):
                 run.stopped_by = signals.received or "another process"
-            if run.stopped_by or step == steps or _due(step, training.checkpoint_every):
+            if run.stopped_by or run.finished or step == steps or _due(step, training.checkpoint_every):
                 if waiting is not None:
                     _report(run, *waiting)
                     waiting = None
                 _save(run, state, step)
-            if run.stopped_by:
+            if run.stopped_by or run.finished:
                 break
     run.checkpoints.wait()
     return state
@@ -118,7 +120,7 @@ def _save(run: Run, state: TrainState, step: int) -> None:
 
 
 def _meta(run: Run, step: int) -> dict[str, Any]:
-    return {"step": step, "config": config.to_dict(run.experiment), "data": run.batches.get_state()}
+    return {"step": step, "config": config.to_dict(run.experiment), "data": run.batches.get_state(), "finished": run.finished}
 
 
 def _report(run: Run, step: int, numbers: dict[str, jax.Array]) -> None:
@@ -161,6 +163,8 @@ def _evaluate(run: Run, state: TrainState, step: int) -> None:
     shown = [f"{name} {value:.4f}" for name, value in values.items() if name.startswith("eval/")]
     run.progress.say("  ".join([f"step {step}", *shown]))
     run.progress.resume()
+    goal = run.experiment.training.stop_at
+    run.finished = 0 < goal <= values.get("eval/accuracy", 0.0)
 
 
 def _stop_agreed(signals: Signals, step: int, every: int) -> bool:

@@ -60,15 +60,15 @@ def baselines(cfg: DataConfig, model: Any) -> dict[str, float]:
     return text_baselines(data.train_text(cfg), data.eval_text(cfg))
 
 
-def final(experiment: Experiment, params: Any, mesh: Mesh, workdir: Path, metrics: Any,
+def final(experiment: Experiment, params: Any, step: int, mesh: Mesh, workdir: Path, metrics: Any,
           say: Callable[[str], None]) -> None:
-    """Score all held-out data, and write and print the report."""
-    cfg, steps = experiment.data, experiment.optimizer.steps
+    """Score all held-out data with the parameters after `step` updates, and write and print the report."""
+    cfg = experiment.data
     result, values = held_out(experiment, params, mesh, 0)
     if jax.process_index() != 0:
         return
     free = baselines(cfg, experiment.model)
-    metrics.write(steps, values | {f"{mx.BASELINE}{name}": value for name, value in free.items()})
+    metrics.write(step, values | {f"{mx.BASELINE}{name}": value for name, value in free.items()})
     (name, value), = headline(cfg, result).items()
     unit = name.removeprefix("eval/").replace("_", " ")
     say(f"held out: {result.count:,} targets, {unit} {value:.4f}; on the same data "

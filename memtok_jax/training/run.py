@@ -12,7 +12,7 @@ from memtok_jax import data, sharding
 from memtok_jax import params as pr
 from memtok_jax.config import UserError
 from memtok_jax.training import report
-from memtok_jax.training.checkpoint import Checkpoints, open_workdir
+from memtok_jax.training.checkpoint import Checkpoints, open_workdir, read_config
 from memtok_jax.training.experiment import Experiment, functions_of
 from memtok_jax.training.loop import Run, per_step, run_loop
 from memtok_jax.training.metrics import Metrics, NoMetrics
@@ -32,8 +32,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
     batches = data.open_train(experiment.data, experiment.training.batch, *sharding.process_rows(mesh))
     open_workdir(workdir, experiment)
     with jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
-        state, first = start(experiment, mesh, checkpoints, batches)
-        steps = experiment.optimizer.steps
+        state, first, finished = start(experiment, mesh, checkpoints, batches)
+        steps = first if finished else experiment.optimizer.steps
         progress = Progress(first, steps, per_step(experiment), quiet, unit=data.unit(experiment.data))
         _announce(experiment, mesh, workdir, first, progress)
         metrics = NoMetrics() if quiet else Metrics(workdir, first)
@@ -41,7 +41,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
                   evaluate=lambda params: report.held_out(experiment, params, mesh, experiment.evaluation.batches)[1])
         begun = time.monotonic()
         try:
-            state = run_loop(run, state, first)
+            state = state if finished else run_loop(run, state, first)
         finally:
             batches.close()
         done = int(state.step)
@@ -50,9 +50,10 @@ def train(experiment: Experiment, workdir: Path) -> int:
                          "the same command goes on from here")
             metrics.close()
             return {"SIGINT": 130}.get(run.stopped_by, 143)
-        if first < steps:
-            progress.say(f"trained {steps - first} steps in {duration(time.monotonic() - begun)}")
-        report.final(experiment, state.params, mesh, workdir, metrics, progress.say)
+        if first < done:
+            early = f", held-out accuracy has reached {experiment.training.stop_at}" if done < steps else ""
+            progress.say(f"trained {done - first} steps in {duration(time.monotonic() - begun)}{early}")
+        report.final(experiment, state.params, done, mesh, workdir, metrics, progress.say)
         metrics.close()
     return 0
 
@@ -87,16 +88,39 @@ def check(experiment: Experiment, mesh: Mesh) -> None:
     state_shardings(experiment, mesh)
 
 
-def start(experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches) -> tuple[TrainState, int]:
-    """The state to begin with and its step: the newest checkpoint (the data goes on from there too), or a fresh one."""
+def start(experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches) -> tuple[TrainState, int, bool]:
+    """The state to begin with, its step, and whether nothing is left to do: the newest checkpoint (the data goes on from there
+    too), or a fresh state, with the parameters of another run where `training.start_from` names one."""
     if checkpoints.latest() is None:
         init = jax.jit(lambda key: init_train_state(experiment, key), out_shardings=state_shardings(experiment, mesh))
-        return init(jax.random.key(experiment.training.seed)), 0
+        state = init(jax.random.key(experiment.training.seed))
+        return start_from(experiment, state), 0, False
     state, meta = checkpoints.restore(abstract_state(experiment, mesh))
     batches.set_state(meta["data"])
     if meta["step"] > experiment.optimizer.steps:
         raise UserError(f"the run has done {meta['step']} steps, optimizer.steps is {experiment.optimizer.steps}")
-    return state, meta["step"]
+    return state, meta["step"], meta.get("finished", False)
+
+
+def start_from(experiment: Experiment, state: TrainState) -> TrainState:
+    """The fresh state with the newest parameters of the run directory `training.start_from`, where it is not empty.
+
+    Raises UserError where there is no such run, or its model has other parameters.
+    """
+    folder = Path(experiment.training.start_from)
+    if not experiment.training.start_from:
+        return state
+    specs = lambda e: functions_of(e.model).specs(e.model)
+    theirs, ours = (pr.abstract(specs(e)) for e in (read_config(folder), experiment))
+    if difference := pr.first_difference(theirs, ours):
+        raise UserError(f"training.start_from={folder}: {difference}")
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
+    with Checkpoints(folder, keep=None) as checkpoints:
+        params, _ = checkpoints.restore_params(wanted)
+    # Values made from parameters, such as a first memory, must be those of the new ones.
+    carry = functions_of(experiment.model).init_state(params, experiment.model, experiment.training.batch)
+    carry = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), carry, state.carry)
+    return state._replace(params=params, carry=carry)
 
 
 def _announce(experiment: Experiment, mesh: Mesh, workdir: Path, first: int, progress: Progress) -> None:

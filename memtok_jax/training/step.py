@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from memtok_jax import data, sharding
 from memtok_jax import params as pr
 from memtok_jax.compiler import options
-from memtok_jax.training import losses
+from memtok_jax.training import backpropagation, losses
 from memtok_jax.training.experiment import Experiment, functions_of
 from memtok_jax.training.optimizer import make_optimizer, schedule
 
@@ -127,14 +127,15 @@ def cut_gradient(params: Tree, carry: Tree, cut: jax.Array, experiment: Experime
 
 
 def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Array, targets_NBT: jax.Array,
-               scored_N: jax.Array, cut_N: jax.Array | None, total: jax.Array,
+               scored_N: jax.Array, cut_N: jax.Array | None, total: jax.Array, share: float,
                experiment: Experiment) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
     """Loss of N segments through which the gradient flows, but where it is cut.
 
     carry: from the segment before; no gradient enters it. start_B: rows that begin a new stream here. cut_N: bool[N],
     the gradient is cut before that segment (None: nowhere). total: scored positions of the whole batch, by which the loss
-    is divided. scored_N: bool[N], whose own loss counts: what the model adds is a mean over rows and segments of the whole
-    batch, and the totals hold it apart. Returns the loss and (carry after the last segment, totals).
+    is divided. share: of a segment's rows here in all rows and segments of the batch. scored_N: bool[N], whose own loss counts:
+    what the model adds is a mean over rows and segments of the whole batch, and the totals hold it apart. Returns the loss and
+    (carry after the last segment, totals).
     """
     functions = functions_of(experiment.model)
     # Training segments are whole and start at the borders of the model's own units, which it may use.
@@ -147,8 +148,6 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Ar
         own = losses.auxiliary_loss(seen) * jnp.where(scored, share, 0)
         return carry, losses.cross_entropy(logits, targets)._replace(auxiliary=own)
 
-    # A mean over the rows at hand counts by their share of all rows and segments of the batch.
-    share = start_B.shape[0] / (experiment.training.batch * (experiment.data.sequence // experiment.segment))
     segment = jax.checkpoint(segment, prevent_cse=False) if experiment.training.remat == "segment" else segment
     carry = begin(params, carry, start_B, experiment)
     carry, sums = jax.lax.scan(segment, carry, (inputs_NBT, targets_NBT, scored_N, cut_N))
@@ -197,13 +196,17 @@ def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
                    experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
     """`batch_gradient` of some of the rows; total: scored positions of all rows."""
     functions, model = functions_of(experiment.model), experiment.model
-    n, plan = experiment.training.microbatches, experiment.plan
+    n, tokens = experiment.training.microbatches, batch.targets.shape[1]
+    plan = backpropagation.plan(experiment.training.gradient, tokens // experiment.segment)
     specs, state_specs = functions.specs(model), functions.state_specs(model, experiment.training.batch)
+
+    # A mean over the rows at hand counts by their share of all rows and segments of the batch.
+    share = batch.start.shape[0] / n / (experiment.training.batch * (tokens // experiment.segment))
 
     def group(outer, carry, x):
         grads, sums = outer
         # Each device adds up its own slice of a gradient only: that of its slice of the parameter.
-        more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, *x, total, experiment)
+        more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, *x, total, share, experiment)
         return (sharding.constrain_tree(jax.tree.map(jnp.add, grads, more), specs), jax.tree.map(jnp.add, sums, s)), carry
 
     def microbatch(outer, x):

@@ -104,6 +104,11 @@ class ImagesConfig:
         return 1
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """None but `sequence`."""
+        return ()
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(rows, columns, channels) of an image; its numbers are uint8."""
         return (*self.size, self.channels)

@@ -25,13 +25,12 @@ RULES = ("remember", "rewrite")
 
 @dataclass(frozen=True)
 class AssociativeConfig:
-    """rule: "remember" or "rewrite". key, value: symbols in each. vary: a batch has 1 .. P pairs, drawn anew for each, and
-    its rows are filled up with points, unscored (held-out samples are batches of one)."""
+    """rule: "remember" or "rewrite". key, value: symbols in each. For 1 to P pairs, drawn for each batch,
+    give `DataConfig.lengths`."""
 
     rule: str = "remember"
     key: int = 1
     value: int = 1
-    vary: bool = False
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -72,8 +71,7 @@ def check(cfg: AssociativeConfig, sequence: int) -> None:
 def sample(cfg: AssociativeConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
-    rng, most, u = np.random.default_rng(seed), sequence // unit(cfg) - 1, unit(cfg)
-    pairs = int(rng.integers(1, most + 1)) if cfg.vary else most
+    rng, pairs, u = np.random.default_rng(seed), sequence // unit(cfg) - 1, unit(cfg)
     keys_BP = _keys(cfg, rng, batch, pairs)
     values_BPv = rng.integers(SYMBOLS, size=(batch, pairs, cfg.value), dtype=np.int32)
     place_B = _query(cfg, rng, keys_BP)
