@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from memtok_jax import data
+from memtok_jax.analysis import discovery
 from memtok_jax.data.errors import DataError, DataNotFoundError
 from memtok_jax.data.images import augment, composites, folder, idx, pictures
 from memtok_jax.data.images.config import AugmentConfig, CompositesConfig, ImagesConfig
@@ -243,6 +244,26 @@ def test_channels_grey_and_colour():
     np.testing.assert_array_equal(pictures.with_channels(colours[..., :1], 3), np.repeat(colours[..., :1], 3, -1))
     with pytest.raises(DataError, match="an image has 4 channels"):
         pictures.with_channels(np.zeros((2, 2, 4), np.uint8), 3)
+
+
+@pytest.mark.realdata
+def test_photographs_and_the_corloc_of_trivial_boxes():
+    """Counts, and hits of the whole image, its middle three quarters and its middle half, as the data set's description says."""
+    pytest.importorskip("PIL")
+    where = os.path.join(os.environ["MEMTOK_DATA_DIR"], "coco_permissive")
+    if not os.path.isdir(where):
+        pytest.skip(f"real data not found: {where}; set MEMTOK_DATA_DIR or pass --data_dir")
+    cfg = ImagesConfig(source="coco_permissive")
+    photos = data.images.held_out(cfg)
+    seen = [photos.read(n) for n in range(photos.count)]
+    truth = [one.boxes for one in seen]
+    assert len(seen) == 53 and sum(map(len, truth)) == 352 and sum(len(t) > 0 for t in truth) == 52
+    for share, hits in ((1, 15), (3 / 4, 22), (1 / 2, 10)):
+        sides = np.array([[one.pixels.shape[1], one.pixels.shape[0]] for one in seen])
+        guess = np.concatenate([sides * (1 - share) / 2, sides * (1 + share) / 2], 1)
+        assert discovery.corloc(guess, truth) == pytest.approx(hits / 52)
+    with pytest.raises(DataError, match="coco_permissive has no images to train on, only valid to look at"):
+        data.open_train(cfg, 4)
 
 
 # ----------------------------------------------------------------------------------------------------------- augmentation

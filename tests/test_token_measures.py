@@ -53,12 +53,12 @@ def test_equal_norms_have_no_cutoff():
 def test_fewer_than_twenty_tokens_are_no_mode():
     values, _ = mixture(np.random.default_rng(0), 2000, 0.005, 45, 0.2, 450)      # ten of them
     assert not norms.valley(values).found
-    assert norms.fixed_shares(values)["5 medians"] == 0.005, "the fixed ratios still show them"
+    assert norms.fixed_shares(values)["5_medians"] == 0.005, "the fixed ratios still show them"
 
 
 def test_fixed_shares_of_known_numbers():
     values = np.concatenate([np.full(50, 9.0), np.full(46, 11.0), [31.0, 31.0, 51.0, 160.0]])     # median 10, MAD 1
-    assert norms.fixed_shares(values) == {"3 medians": 0.04, "5 medians": 0.02, "median + 6 MAD": 0.04, "150": 0.01}
+    assert norms.fixed_shares(values) == {"3_medians": 0.04, "5_medians": 0.02, "median_plus_6_mad": 0.04, "150": 0.01}
 
 
 def test_max_over_median_is_by_image():

@@ -84,9 +84,9 @@ def one_batch(params, images: jax.Array, cfg: VitConfig, edits: Edits, features:
     keys = split(out.captured[features][-1], out.counts)["patches"].astype(jnp.float32)
     found = jax.vmap(lambda f: discovery.lost(f.reshape(f.shape[0], -1), out.grid, bias))(keys)
     seen = jax.vmap(lambda a: discovery.attention_object(a.reshape(-1), out.grid))(maps[:, 0 if cfg.class_token else -1])
-    return Collected(out.captured["norms"], moments, jnp.abs(hidden).max((2, 3)), shares["patches"].max(3), others, maps, out.cls,
-                     out.registers, out.patches, vit.patch_embeddings(params, images, cfg), found.box, seen.box, found.valid,
-                     out.grid, out.counts)
+    tokens = (x.astype(jnp.float32) for x in (out.cls, out.registers, out.patches, vit.patch_embeddings(params, images, cfg)))
+    return Collected(out.captured["norms"], moments, jnp.abs(hidden).max((2, 3)), shares["patches"].max(3), others, maps, *tokens,
+                     found.box, seen.box, found.valid, out.grid, out.counts)
 
 
 def query_maps(out: VitOutput) -> jax.Array:

@@ -49,7 +49,7 @@ def by_layer(c: Collected) -> list[dict[str, Any]]:
         cutoff = norms.valley(patch_norms)
         record = {"layer": layer, "rule": cutoff.rule, "cutoff": cutoff.value if cutoff.found else None,
                   "outlier_share": norms.share_above(patch_norms, cutoff.value),
-                  **{f"share_above_{name.replace(' ', '_')}": share for name, share in norms.fixed_shares(patch_norms).items()},
+                  **{f"share_above_{name}": share for name, share in norms.fixed_shares(patch_norms).items()},
                   "median_norm": float(np.median(patch_norms)), "max_over_median": norms.max_over_median(patch_norms),
                   "kurtosis": kurtosis(c.moments[layer]), "largest_entry": float(c.largest[layer].max()),
                   **_other_norms(c, layer)}

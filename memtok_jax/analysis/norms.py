@@ -80,7 +80,7 @@ def fixed_shares(norms: np.ndarray) -> dict[str, float]:
     """Shares of the norms above cut-offs that need no search; 150 is the paper's, for DINOv2 L and g only."""
     median = float(np.median(norms))
     deviation = NORMAL_MAD * float(np.median(np.abs(np.asarray(norms) - median)))
-    cutoffs = {"3 medians": 3 * median, "5 medians": 5 * median, "median + 6 MAD": median + 6 * deviation, "150": 150.0}
+    cutoffs = {"3_medians": 3 * median, "5_medians": 5 * median, "median_plus_6_mad": median + 6 * deviation, "150": 150.0}
     return {name: share_above(norms, value) for name, value in cutoffs.items()}
 
 

@@ -137,12 +137,13 @@ def measure(model: subject.Model, shown: subject.Shown, c: Collected) -> dict[st
 
 # ------------------------------------------------------------------------------------------------------------ on paper
 
-COLUMNS = (("layer", "layer", "{:d}"), ("median_norm", "median", "{:.4g}"), ("max_over_median", "max/med", "{:.2f}"),
-           ("cutoff", "cut-off", "{:.4g}"), ("outlier_share", "outliers", "{:.2%}"), ("share_above_3_medians", ">3 med", "{:.2%}"),
-           ("share_above_5_medians", ">5 med", "{:.2%}"), ("share_above_median_+_6_MAD", ">6 MAD", "{:.2%}"),
-           ("kurtosis", "kurtosis", "{:.2f}"), ("sink_rate_0.3", "sink .3", "{:.1%}"),
-           ("sink_rate_10_over_T", "sink 10/T", "{:.1%}"),
-           ("most_attended_over_uniform", "top/unif", "{:.2f}"), ("mass_on_registers", "on regs", "{:.1%}"))
+COLUMNS = (
+    ("layer", "layer", "{:d}"), ("median_norm", "median", "{:.4g}"), ("max_over_median", "max/med", "{:.2f}"),
+    ("cutoff", "cut-off", "{:.4g}"), ("outlier_share", "outliers", "{:.2%}"), ("share_above_3_medians", ">3 med", "{:.2%}"),
+    ("share_above_5_medians", ">5 med", "{:.2%}"), ("share_above_median_plus_6_mad", ">6 MAD", "{:.2%}"),
+    ("share_above_150", ">150", "{:.2%}"), ("kurtosis", "kurtosis", "{:.2f}"), ("sink_rate_0.3", "sink .3", "{:.1%}"),
+    ("sink_rate_10_over_T", "sink 10/T", "{:.1%}"), ("most_attended_over_uniform", "top/unif", "{:.2f}"),
+    ("mass_on_registers", "on regs", "{:.1%}"))
 
 
 def table(results: dict[str, dict[str, Any]]) -> list[str]:

@@ -19,7 +19,7 @@ REAL = {
     "tinyshakespeare": "https://github.com/karpathy/char-rnn",
     "wikitext2": "https://github.com/pytorch/examples (word_language_model/data/wikitext-2)",
 }
-IMAGES = {"fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist"}
+IMAGES = {"fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist", "coco_permissive": "https://cocodataset.org"}
 PROBE = 65536  # a file is taken for text if its first bytes hold no NUL
 
 

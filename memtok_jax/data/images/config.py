@@ -65,8 +65,8 @@ class AugmentConfig:
 class ImagesConfig:
     """Source, size and augmentation of images. A batch holds B of them, each a sequence of one.
 
-    source: "composites" (generated, no download), "fashion_mnist", "tfds:NAME", or the path of a folder with one sub-folder
-        for each class (or with "train" and "valid" or "test" above them).
+    source: "composites" (generated, no download), "fashion_mnist", "coco_permissive" (to look at only), "tfds:NAME", or the path
+        of a folder with one sub-folder for each class (or with "train" and "valid" or "test" above them).
     size: (rows, columns). Larger and smaller images are scaled until they cover it and cut around their middle.
     channels: 3, or 1 for grey. seed: order of the training images and their augmentation; held-out images do not depend on it.
     data_dir: folder of the local data sets ("" = environment variable MEMTOK_DATA_DIR; of TFDS, its own).

@@ -46,12 +46,17 @@ def everything(root: Path) -> Pictures:
 
 def decode(path: Path) -> np.ndarray:
     """uint8[rows, columns, 1 or 3] of an image file. Raises DataError naming a file that cannot be read."""
-    image = pillow(f"reading {path.name}")
+    return decode_bytes(path, path)
+
+
+def decode_bytes(source, name) -> np.ndarray:
+    """The same from a path or an open file. name: for the message."""
+    image = pillow(f"reading {name}")
     try:
-        with image.open(path) as opened:
+        with image.open(source) as opened:
             return _array(opened)
     except (OSError, SyntaxError, ValueError, EOFError, image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not an image that can be read ({type(error).__name__}: {_first_line(error)})") from None
+        raise DataError(f"{name} is not an image that can be read ({type(error).__name__}: {_first_line(error)})") from None
 
 
 def _array(opened) -> np.ndarray:
