@@ -8,7 +8,7 @@ Expected: see docs/results
 
 Presets: laptop; fashion_mnist (files under --data_dir); cifar10 and imagenet_s, _b, _l (through TFDS; sizes and what of the
 DeiT III recipe is here: LayerScale, stochastic depth, 3-Augment; AdamW instead of LAMB, cross-entropy instead of mixup, cutmix and
-binary cross-entropy); experiment_b (ViT-S on 64 x 64 composites, one GPU, about 5 minutes an arm).
+binary cross-entropy); experiment_b (ViT-S on 64 x 64 composites, meant for one GPU). Of these only laptop has been run.
 On small models of a few minutes no artifact of the norm is to be expected, with or without registers; see docs/results.
 """
 
