@@ -9,10 +9,10 @@ pixels (local loss); every symbol patch must also tell one bit that depends on w
 loss: the counts of all kinds need room, the answer little). The width is so small that local contents of a symbol patch nearly
 fill it.
 
-Prediction of the paper's mechanism: without registers, background tokens carry the answer and lose position and pixels; with
-registers, these carry it and the background keeps its own. Effects are differences to 0 registers of the same seed; an effect
-counts if it has the predicted sign in every seed and is larger than twice its standard error. Otherwise the result is a null.
-The control, trained on the local losses alone, shows what background tokens keep when nothing global is asked.
+Predictions of the paper's mechanism: without registers, background tokens carry the answer and lose position and pixels
+("hijack", against a control that is trained on the local losses alone); with registers, these carry it and the background keeps
+its own ("relief", against 0 registers). Differences are taken between runs of the same seed; a prediction holds if the sign is
+right in every seed and the mean is larger than twice its standard error. Otherwise the result is a null.
 """
 
 from __future__ import annotations
@@ -238,34 +238,43 @@ def _answer(tokens: np.ndarray, among: np.ndarray, answer: np.ndarray) -> float:
 
 # --------------------------------------------------------------------------------------------------------------- verdict
 
-# name: (sign that the mechanism predicts for registers minus none, words)
-EFFECTS = {"pixel_error_background": (-1, "pixel error of background tokens"),
-           "position_background": (1, "position read from background"),
-           "answer_from_background": (-1, "answer read from a background token"), "loss": (-1, "joint loss")}
+# measure: (sign of the difference that the mechanism predicts, words)
+TAKEN = {"answer_from_background": (1, "answer read from a background token"),
+         "pixel_error_background": (1, "pixel error of background tokens"),
+         "position_background": (-1, "position read from background")}
+RELIEVED = {name: (-sign, words) for name, (sign, words) in TAKEN.items()} | {"loss": (-1, "joint loss")}
 
 
-def effects(runs: list[dict]) -> list[dict]:
-    """For each number of registers and each prediction: mean difference to no registers over seeds, its standard error, verdict."""
+def compare(runs: list[dict], arm: str, base: str, predictions: dict[str, tuple[int, str]]) -> list[dict]:
+    """Mean difference of an arm to another of the same seeds, its standard error, and whether each prediction holds."""
     by = {(r["arm"], r["seed"]): r for r in runs}
-    none, *others = ARMS
     out = []
-    for arm in others:
-        for name, (sign, words) in EFFECTS.items():
-            gaps = np.array([by[arm, seed][name] - by[none, seed][name] for (which, seed) in by if which == arm])
-            error = float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else float("nan")
-            holds = bool((np.sign(gaps) == sign).all() and abs(gaps.mean()) > 2 * error)
-            out.append({"arm": arm, "measure": name, "words": words, "predicted": sign,
-                        "difference": float(gaps.mean()), "error": error, "holds": holds})
+    for name, (sign, words) in predictions.items():
+        gaps = np.array([by[arm, seed][name] - by[base, seed][name] for which, seed in by if which == arm])
+        error = float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else float("nan")
+        holds = bool((np.sign(gaps) == sign).all() and abs(gaps.mean()) > 2 * error)
+        out.append({"arm": arm, "base": base, "measure": name, "words": words, "predicted": sign, "difference": float(gaps.mean()),
+                    "error": error, "holds": holds})
     return out
 
 
+def effects(runs: list[dict]) -> list[dict]:
+    """First whether a global question takes the background away (against the control), then whether registers give it back."""
+    none, *others = ARMS
+    taken = compare(runs, none, CONTROL, TAKEN)
+    return taken + [effect for arm in others for effect in compare(runs, arm, none, RELIEVED)]
+
+
 def verdict(found: list[dict]) -> str:
-    """One sentence."""
-    held = [f"{e['words']} ({e['arm']})" for e in found if e["holds"]]
-    if not held:
-        return "Null: no prediction of the mechanism holds in every seed beyond twice its standard error."
-    kind = "All predictions hold" if len(held) == len(found) else f"{len(held)} of {len(found)} predictions hold"
-    return f"{kind}: {', '.join(held)}."
+    """Two sentences: is the background hijacked, and do registers relieve it?"""
+    parts = {"Hijack (0 registers against the control)": [e for e in found if e["base"] == CONTROL],
+             "Relief (registers against none)": [e for e in found if e["base"] != CONTROL]}
+    return " ".join(f"{name}: {_holds(some)}." for name, some in parts.items())
+
+
+def _holds(some: list[dict]) -> str:
+    held = [f"{e['words']} ({e['arm']})" for e in some if e["holds"]]
+    return f"{len(held)} of {len(some)} predictions hold, {', '.join(held)}" if held else "null, no prediction holds"
 
 
 # ---------------------------------------------------------------------------------------------------------------- running
@@ -298,9 +307,9 @@ def tables(runs: list[dict], found: list[dict]) -> str:
             cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "-")
         rows.append([name.replace("_", " "), *cells])
     header = ["mean ± deviation over seeds", *ARMS, CONTROL]
-    lines = [[e["words"], e["arm"], f"{e['difference']:+.4f} ± {e['error']:.4f}",
+    lines = [[e["words"], e["arm"], e["base"], f"{e['difference']:+.4f} ± {e['error']:.4f}",
               "lower" if e["predicted"] < 0 else "higher", "yes" if e["holds"] else "no"] for e in found]
-    differences = report.table(["compared with 0 registers", "arm", "difference ± standard error", "predicted", "holds"], lines)
+    differences = report.table(["measure", "arm", "against", "difference ± standard error", "predicted", "holds"], lines)
     return "\n\n".join([report.table(header, rows), differences])
 
 
@@ -344,13 +353,17 @@ def main(arguments: list[str]) -> None:
     with ThreadPoolExecutor(measure.cores()) as pool:
         futures = [pool.submit(run_one, task, arm, seed) for seed in range(args.seeds) for arm in (*ARMS, CONTROL)]
         runs = [f.result() for f in futures]
-    found = effects(runs)
     head = (f"`{report.command_line('benchmarks.hijack', arguments)}`: {args.steps} steps, {args.seeds} seeds, "
             f"{time.monotonic() - begun:.0f} s on {measure.cores()} cores (load average before the start {load:.1f}). "
             "Design, predictions and the rule of the verdict: `benchmarks/hijack.py`.")
+    write(Path(args.output), head, runs, task)
+
+
+def write(output: Path, head: str, runs: list[dict], task: Task) -> None:
+    """Print the report, and write hijack.md, hijack.json and hijack.png."""
+    found = effects(runs)
     text = "\n\n".join(["# Controlled hijack", head, f"**{verdict(found)}**", tables(runs, found)])
     print(text)
-    output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "hijack.md").write_text(text + "\n\n![where the answer is](hijack.png)\n")
     (output / "hijack.json").write_text(json.dumps({"runs": runs, "effects": found}, indent=1) + "\n")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from benchmarks import hijack
-from benchmarks.hijack import ARMS, CONTROL, EFFECTS, Task
+from benchmarks.hijack import ARMS, CONTROL, RELIEVED, Task
 
 
 def test_images_hold_their_answer():
@@ -28,26 +28,31 @@ def test_images_hold_their_answer():
     assert 0.3 < sample.answer.mean() < 0.7
 
 
-def runs_with(differences: dict[str, list[float]]) -> list[dict]:
-    """Fabricated runs of three seeds: one register differs from none by so much, four registers not at all."""
+def runs_with(differences: dict[str, list[float]], control: float = 0.0) -> list[dict]:
+    """Fabricated runs of three seeds: one register differs from none by so much, four not at all, the control in its pixels."""
     base = [0.5, 0.6, 0.7]
 
     def record(arm: str, seed: int, gap: dict[str, list[float]]) -> dict:
-        return {"arm": arm, "seed": seed, **{name: base[seed] + gap.get(name, [0] * 3)[seed] for name in EFFECTS}}
+        return {"arm": arm, "seed": seed, **{name: base[seed] + gap.get(name, [0] * 3)[seed] for name in RELIEVED}}
 
     none, one, four = ARMS
-    return [record(arm, seed, differences if arm == one else {}) for arm in (none, one, four, CONTROL) for seed in range(3)]
+    gaps = {none: {}, one: differences, four: {}, CONTROL: {"pixel_error_background": [-control] * 3}}
+    return [record(arm, seed, gap) for arm, gap in gaps.items() for seed in range(3)]
 
 
 def test_an_effect_needs_every_seed_and_two_standard_errors():
     found = hijack.effects(runs_with({"loss": [-0.1, -0.11, -0.12], "pixel_error_background": [-0.1, -0.1, 0.01],
                                       "position_background": [-0.1, -0.1, -0.1], "answer_from_background": [-0.01, -0.01, -0.9]}))
-    holds = {(e["arm"], e["measure"]): e["holds"] for e in found}
-    assert [key for key, value in holds.items() if value] == [("1 register", "loss")], "signs, a seed against it, too wide a spread"
+    held = [(e["arm"], e["measure"]) for e in found if e["holds"]]
+    assert held == [("1 register", "loss")], "not those with a seed against it, a wrong sign, too wide a spread"
     loss = next(e for e in found if e["holds"])
     np.testing.assert_allclose([loss["difference"], loss["error"]], [-0.11, 0.01 / np.sqrt(3)], atol=1e-12)
-    assert hijack.verdict(found) == "1 of 8 predictions hold: joint loss (1 register)."
+    assert hijack.verdict(found) == ("Hijack (0 registers against the control): null, no prediction holds. "
+                                     "Relief (registers against none): 1 of 8 predictions hold, joint loss (1 register).")
 
 
-def test_nothing_found_is_called_a_null():
-    assert hijack.verdict(hijack.effects(runs_with({}))).startswith("Null: ")
+def test_hijack_without_relief():
+    found = hijack.effects(runs_with({}, control=0.2))
+    assert hijack.verdict(found) == (
+        "Hijack (0 registers against the control): 1 of 3 predictions hold, pixel error of background tokens (0 registers). "
+        "Relief (registers against none): null, no prediction holds.")
