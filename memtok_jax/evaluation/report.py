@@ -110,7 +110,7 @@ def written_answers(experiment: Experiment, params: pr.Tree, say: Callable[[str]
     questions. At most GENERATED held-out samples are answered, one token at a time."""
     rows = experiment.evaluation.batch
     batches = list(islice(data.open_eval(experiment.data, rows), -(-GENERATED // rows)))
-    if not any(greedy.fed_back(b["ids"], b["targets"], experiment.segment, "strict").any() for b in batches):
+    if not any(greedy.fed_back(b["inputs"], b["targets"], experiment.segment, "strict").any() for b in batches):
         return {}
     out = {}
     for rule in greedy.RULES:
