@@ -142,7 +142,7 @@ def train(experiment) -> tuple[dict, float]:
         batches = data.open_train(experiment.data, experiment.training.batch)
         for _ in range(experiment.optimizer.steps):
             batch = next(batches)
-            state, metrics = step(state, Batch(batch["ids"], batch["targets"], batch["start"]))
+            state, metrics = step(state, Batch(batch["inputs"], batch["targets"], batch["start"]))
         batches.close()
         params = jax.device_get(state.params)
     return jax.device_put(params, jax.devices()[0]), float(metrics["loss"])

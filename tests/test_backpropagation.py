@@ -76,7 +76,7 @@ def test_rolling_is_the_sum_of_each_segments_own_gradient():
         for s in range(n + 1):
             if s == first and s > 0:
                 state = jax.lax.stop_gradient(state)
-            logits, state = recurrent.apply(params, state, batch.ids[:, s * T:s * T + T], cfg)
+            logits, state = recurrent.apply(params, state, batch.inputs[:, s * T:s * T + T], cfg)
         return losses.cross_entropy(logits, batch.targets[:, n * T:n * T + T]).nats / total
 
     brute = jit(lambda p: [jax.grad(loss_of)(p, n) for n in range(n_segments)])(params)
@@ -96,7 +96,7 @@ def test_recomputed_segments_give_the_same_gradient_as_a_plain_loop():
     def loop(params):
         state, nats = recurrent.init_state(params, exp.model, 2), 0.0
         for s in range(3):
-            logits, state = recurrent.apply(params, state, batch.ids[:, s * T:s * T + T], replace(exp.model, aligned=True))
+            logits, state = recurrent.apply(params, state, batch.inputs[:, s * T:s * T + T], replace(exp.model, aligned=True))
             nats += losses.cross_entropy(logits, batch.targets[:, s * T:s * T + T]).nats
         return nats / step.scored_positions(batch), state
 
@@ -113,7 +113,7 @@ def test_one_compilation_for_every_rule_and_for_many_steps():
     exp = experiment("full")
     params, carry = setup(exp.model, 2)
     batch = batch_of(4)
-    ids, targets = (step.split_time(x, 4) for x in (batch.ids, batch.targets))
+    ids, targets = (step.split_time(x, 4) for x in (batch.inputs, batch.targets))
     run = jit(lambda cut: jax.grad(step.group_loss, has_aux=True)(params, carry, batch.start, ids, targets, jnp.ones(4, bool),
                                                                   cut, 1.0, 0.25, exp)[0])
     found = [run(jnp.asarray(backpropagation.cuts(rule, 4))) for rule in ("full", "every:1", "every:2", "last:1", "last:3")]

@@ -81,7 +81,7 @@ def test_impossible_curricula_are_refused(overrides, message):
 
 def test_a_goal_is_for_tasks(tmp_path):
     (tmp_path / "text.txt").write_text("some words")
-    with pytest.raises(UserError, match="only a task has an accuracy to reach"):
+    with pytest.raises(UserError, match="only tasks and images have an accuracy to reach"):
         experiment(str(tmp_path / "text.txt"), "training.stop_at=0.9")
 
 

@@ -363,7 +363,7 @@ def test_tfds_text_feature(tiny_builder, tmp_path):
     tiny_builder(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     assert data.train_text(cfg) == b"\0".join(f"train {i} é".encode() for i in range(9))
     assert data.eval_text(cfg) == b"\0".join(f"held {i} é".encode() for i in range(2))
-    assert "\n" not in data.describe(cfg) and next(data.open_train(cfg, 2))["ids"].shape == (2, 4)
+    assert "\n" not in data.describe(cfg) and next(data.open_train(cfg, 2))["inputs"].shape == (2, 4)
 
 
 def test_tfds_errors(monkeypatch):

@@ -74,12 +74,12 @@ def test_contiguous_rows_continue_and_cover_an_epoch_once():
         batches = [source[epoch * source.steps_per_epoch + s] for s in range(source.steps_per_epoch)]
         assert [b["start"].tolist() for b in batches] == [[s == 0] * 3 for s in range(len(batches))]
         targets = np.concatenate([b["targets"] for b in batches], axis=1)
-        ids = np.concatenate([b["ids"] for b in batches], axis=1)
+        ids = np.concatenate([b["inputs"] for b in batches], axis=1)
         np.testing.assert_array_equal(ids[:, 1:], targets[:, :-1])
         stream, first = source._epoch(epoch)
         np.testing.assert_array_equal(targets.ravel(), stream.read(first + 1, targets.size))
         assert len(stream) - 1 - targets.size < 3 * 8
-    assert any((source[0]["ids"] != source[k * source.steps_per_epoch]["ids"]).any() for k in (1, 2))
+    assert any((source[0]["inputs"] != source[k * source.steps_per_epoch]["inputs"]).any() for k in (1, 2))
 
 
 def test_windows_are_pieces_of_the_text_and_reach_both_ends():
@@ -90,7 +90,7 @@ def test_windows_are_pieces_of_the_text_and_reach_both_ends():
     for step in range(60):
         batch = source[step]
         assert batch["start"].all()
-        for ids, targets in zip(batch["ids"].tolist(), batch["targets"].tolist(), strict=True):
+        for ids, targets in zip(batch["inputs"].tolist(), batch["targets"].tolist(), strict=True):
             begin = next(i for i in range(38) if whole[i:i + 4] == ids)
             assert targets == whole[begin + 1:begin + 5]
             begins.add(begin)
@@ -103,7 +103,7 @@ def test_a_visit_is_contiguous_and_rows_jump_at_different_times():
     jumps = []
     for step in range(12):
         now, after = source[step], source[step + 1]
-        continued = now["targets"][:, -1] == after["ids"][:, 0]
+        continued = now["targets"][:, -1] == after["inputs"][:, 0]
         np.testing.assert_array_equal(continued | after["start"], True)
         jumps.append(after["start"])
     assert source[0]["start"].all()
@@ -113,7 +113,7 @@ def test_a_visit_is_contiguous_and_rows_jump_at_different_times():
 
 def test_first_byte_is_predicted_from_a_newline(text_file):
     batch = data.open_eval(config(text_file), 1)[0]
-    assert batch["ids"][0, 0] == 0x0A and batch["targets"][0, 0] == data.eval_text(config(text_file))[0]
+    assert batch["inputs"][0, 0] == 0x0A and batch["targets"][0, 0] == data.eval_text(config(text_file))[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,13 +125,13 @@ def test_every_held_out_byte_is_scored_once(sizes, batch, sequence):
     rows: dict[tuple[int, int], list[int]] = {}
     for one in batches:
         real = np.arange(sequence) < one["length"][:, None]
-        assert ((one["targets"] >= 0) == real).all() and (one["ids"][~real] == 0).all()
+        assert ((one["targets"] >= 0) == real).all() and (one["inputs"][~real] == 0).all()
         assert ((one["document"] >= 0) == (one["length"] > 0)).all()
         for b in np.flatnonzero(one["length"]):
             n, key = one["length"][b], (int(one["document"][b]), int(b))
             assert one["start"][b] == (key not in rows)
-            before = rows.get(key, [one["ids"][b, 0]])
-            assert one["ids"][b, :n].tolist() == [before[-1], *one["targets"][b, :n - 1].tolist()]
+            before = rows.get(key, [one["inputs"][b, 0]])
+            assert one["inputs"][b, :n].tolist() == [before[-1], *one["targets"][b, :n - 1].tolist()]
             rows[key] = rows.get(key, []) + one["targets"][b, :n].tolist()
     for index, expected in enumerate(documents):
         parts = [rows[key] for key in sorted(rows) if key[0] == index]
@@ -182,7 +182,7 @@ def test_state_is_the_same_for_every_process_count(text_file):
     one, two = data.open_train(cfg, 4), data.open_train(cfg, 4, 1, 2)
     take(one, 5)
     two.set_state(one.get_state())
-    np.testing.assert_array_equal(next(two)["ids"], next(one)["ids"][2:])
+    np.testing.assert_array_equal(next(two)["inputs"], next(one)["inputs"][2:])
 
 
 def test_numpy_reader_equals_grain_reader(text_file, monkeypatch):
@@ -212,7 +212,7 @@ def test_foreign_states_are_refused(text_file):
 def test_seeds_change_the_training_data_and_not_the_held_out_data(text_file):
     for cfg in all_configs(text_file):
         other = data.DataConfig(**{**cfg.__dict__, "seed": 1})
-        same = [(a["ids"] == b["ids"]).all() for a, b in
+        same = [(a["inputs"] == b["inputs"]).all() for a, b in
                 zip(take(data.open_train(cfg, 4), 3), take(data.open_train(other, 4), 3), strict=True)]
         assert not all(same)
         for a, b in zip(data.open_eval(cfg, 4), data.open_eval(other, 4), strict=True):
@@ -224,7 +224,7 @@ def test_held_out_samples_do_not_depend_on_the_batch_and_are_not_trained_on(sour
     cfg = data.DataConfig(source=source, sequence=32, eval_samples=10)
     samples = {}
     for batch in (1, 3, 10, 16):
-        rows = [(one["ids"][b], one["targets"][b]) for one in data.open_eval(cfg, batch)
+        rows = [(one["inputs"][b], one["targets"][b]) for one in data.open_eval(cfg, batch)
                 for b in np.flatnonzero(one["length"])]
         assert len(rows) == 10
         samples[batch] = rows
@@ -232,7 +232,7 @@ def test_held_out_samples_do_not_depend_on_the_batch_and_are_not_trained_on(sour
     last = data.open_eval(cfg, 16)[0]
     assert last["start"].tolist() == [True] * 10 + [False] * 6
     assert (last["targets"][10:] == -100).all() and (last["document"] == [*range(10), *[-1] * 6]).all()
-    trained = {row.tobytes() for b in take(data.open_train(cfg, 50), 20) for row in b["ids"]}
+    trained = {row.tobytes() for b in take(data.open_train(cfg, 50), 20) for row in b["inputs"]}
     assert len(trained) == 1000 and not trained & {ids.tobytes() for ids, _ in samples[1]}
 
 
@@ -242,7 +242,7 @@ def test_task_baselines_and_names():
     assert stated["chance"] == 1 / 32 and stated["majority"] < 0.06
     assert abs(stated["no_memory"] - 1 / 32) < 1e-12  # every pair lies further back than the window
     assert data.task_baselines(cfg, window=64)["no_memory"] == 1.0
-    ids = next(data.open_train(cfg, 1))["ids"][0]
+    ids = next(data.open_train(cfg, 1))["inputs"][0]
     assert data.decode(cfg, ids).split()[0] == f"k{ids[0]}" and data.vocabulary(cfg) == 80
     assert data.describe(cfg).count("\n") == 0
 

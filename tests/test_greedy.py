@@ -47,7 +47,7 @@ FUNCTIONS = sys.modules[__name__]
 
 def batch(samples: int = 4):
     ids, labels, _ = copy.sample(COPY, 9, samples, 0)
-    return {"ids": ids, "targets": labels, "length": np.full(samples, 9, np.int32)}
+    return {"inputs": ids, "targets": labels, "length": np.full(samples, 9, np.int32)}
 
 
 @pytest.mark.parametrize("wrong_at, rule, accuracy, exact", [

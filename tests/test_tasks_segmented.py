@@ -131,7 +131,7 @@ def test_keys_are_written_lowest_symbol_first_and_run_out():
 def test_length_of_a_batch_is_drawn_evenly_and_alike_in_all_processes():
     cfg = DataConfig("task:associative", sequence=24, lengths=(8, 12, 24))
     reader = lambda index: open_train(cfg, 4, index, 2)
-    drawn = [(next(a)["ids"], next(b)["ids"]) for a, b in [(reader(0), reader(1))] for _ in range(300)]
+    drawn = [(next(a)["inputs"], next(b)["inputs"]) for a, b in [(reader(0), reader(1))] for _ in range(300)]
     assert all(a.shape == b.shape == (2, a.shape[1]) for a, b in drawn)
     counts = {tokens: sum(a.shape[1] == tokens for a, _ in drawn) for tokens in (8, 12, 24)}
     assert sum(counts.values()) == 300 and all(75 < n < 125 for n in counts.values()), counts
@@ -224,7 +224,7 @@ def test_tasks_are_data_sources(name):
     lengths = {"copy": 72, "reverse": 48, "retrieval": 12, "equations": 180, "associative": 24}
     cfg = DataConfig(source=f"task:{name}", sequence=lengths[name], eval_samples=8)
     train, held = next(open_train(cfg, 4)), open_eval(cfg, 8)[0]
-    assert train["ids"].shape == (4, lengths[name]) and (train["ids"] != held["ids"][:4]).any()
-    assert train["ids"].max() < vocabulary(cfg) and train["start"].all()
+    assert train["inputs"].shape == (4, lengths[name]) and (train["inputs"] != held["inputs"][:4]).any()
+    assert train["inputs"].max() < vocabulary(cfg) and train["start"].all()
     free = task_baselines(cfg, 12)
     assert all(0 < value <= 1 for value in free.values()) and "majority" in free

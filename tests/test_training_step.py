@@ -69,7 +69,7 @@ def test_gradient_is_that_of_the_mean_loss():
     batch = make_batch(exp)
 
     def mean_loss(p):
-        logits, _ = toy.apply(p, toy.init_state(p, exp.model, 8), batch.ids, exp.model)
+        logits, _ = toy.apply(p, toy.init_state(p, exp.model, 8), batch.inputs, exp.model)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.targets, 0))
         scored = batch.targets != losses.IGNORE
         return (each * scored).sum() / scored.sum()
@@ -102,7 +102,7 @@ def test_the_models_own_loss_is_added_and_told_apart(cut, sizes):
 
     def own(params):
         state, total = toy.init_state(params, exp.model, 8), 0.0
-        for ids in jnp.split(batch.ids, 3, axis=1):
+        for ids in jnp.split(batch.inputs, 3, axis=1):
             _, state = toy.apply(params, state, ids, exp.model)
             total += 0.3 * jnp.square(state.sum).mean() / 3
         return total
@@ -139,8 +139,8 @@ def test_detach_cuts_the_gradient_and_nothing_else():
     params, carry = setup(free)
     batch = make_batch(free)
     # Token 15 stands in segment 0 only; only the last segment is scored.
-    ids = jnp.where(batch.ids == 15, 0, batch.ids).at[:, 0].set(15)
-    batch = batch._replace(ids=ids, targets=batch.targets.at[:, :8].set(losses.IGNORE))
+    ids = jnp.where(batch.inputs == 15, 0, batch.inputs).at[:, 0].set(15)
+    batch = batch._replace(inputs=ids, targets=batch.targets.at[:, :8].set(losses.IGNORE))
     (g_free, c_free, s_free), (g_cut, c_cut, s_cut) = (gradient(e, params, carry, batch) for e in (free, cut))
     assert np.abs(g_free["embed"][15]).max() > 1e-6 and np.all(g_cut["embed"][15] == 0)
     close(c_free, c_cut, 1e-6)

@@ -1,1 +1,1 @@
-"""Analysis: figures of what a run did."""
+"""Analysis: figures of what a run did, and what the tokens of a vision model do (`registers`, one command)."""

@@ -1,29 +1,62 @@
-"""Text and generated tasks as host arrays: see `DataConfig` for the sources, docs/architecture.md for a batch."""
+"""Text, generated tasks and images as host arrays.
+
+Sources: `DataConfig` and `ImagesConfig`; what a batch is: docs/architecture.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from memtok_jax.data import corpus as _corpus
+from memtok_jax.data import images
 from memtok_jax.data.config import DataConfig, is_task, task_config, task_module
 from memtok_jax.data.documents import total
 from memtok_jax.data.errors import DataError, DataNotFoundError
+from memtok_jax.data.images.config import ImagesConfig
 from memtok_jax.data.iterators import NumpyIterator, open_iterator
 from memtok_jax.data.streams import Batch, ContiguousBatches, EvalBatches, WindowBatches, identity, rows_of
 from memtok_jax.data.task_batches import TaskBatches, TaskEvalBatches
 from memtok_jax.data.tasks.scoring import majority
 
-__all__ = ["Batch", "DataConfig", "DataError", "DataNotFoundError", "decode", "describe", "eval_text", "is_task",
-           "open_eval", "open_train", "reference_words", "task_baselines", "train_text", "vocabulary"]
+__all__ = ["Batch", "DataConfig", "DataError", "DataNotFoundError", "ImagesConfig", "decode", "describe", "eval_text", "images",
+           "input_shape", "is_images", "is_task", "is_text", "open_eval", "open_train", "reference_words", "task_baselines",
+           "train_text", "unit", "vocabulary"]
+
+AnyConfig = DataConfig | ImagesConfig
 
 
-def open_train(cfg: DataConfig, batch: int, process_index: int = 0, process_count: int = 1) -> NumpyIterator:
-    """Endless training batches: `ids` int32[b, T], `targets` int32[b, T], `start` bool[b].
+def is_images(cfg: AnyConfig) -> bool:
+    """True where the data are images."""
+    return isinstance(cfg, ImagesConfig)
+
+
+def is_text(cfg: AnyConfig) -> bool:
+    """True where the data is text, judged by bits per byte; all other data is judged by accuracy."""
+    return not (is_images(cfg) or is_task(cfg))
+
+
+def unit(cfg: AnyConfig) -> str:
+    """What a sequence is made of."""
+    return "images" if is_images(cfg) else "tokens"
+
+
+def input_shape(cfg: AnyConfig) -> tuple[tuple[int, ...], type]:
+    """Shape and dtype of one row's `inputs`: int32[T] or uint8[1, rows, columns, C]."""
+    return ((1, *cfg.shape), np.uint8) if is_images(cfg) else ((cfg.sequence,), np.int32)
+
+
+def open_train(cfg: AnyConfig, batch: int, process_index: int = 0, process_count: int = 1) -> NumpyIterator:
+    """Endless training batches: `inputs` int32[b, T] (of images uint8[b, 1, rows, columns, C]), `targets` int32[b, T],
+    `start` bool[b].
 
     batch: B, rows of all processes together; a process reads b = B / process_count of them, so that the processes'
     batches one below the other are the batch of a single process. The iterator has `get_state`, `set_state` and
     `close`; its state is the same for every process count. Raises DataError for data that cannot be used.
     """
+    if is_images(cfg):
+        return images.open_train(cfg, batch, process_index, process_count)
     rows = rows_of(process_index, process_count, batch)
     if is_task(cfg):
         for tokens in (cfg.sequence, *cfg.lengths):
@@ -38,12 +71,14 @@ def open_train(cfg: DataConfig, batch: int, process_index: int = 0, process_coun
     return open_iterator(source, identity(documents, cfg.contiguous, cfg.visit, batch, cfg.sequence, cfg.seed))
 
 
-def open_eval(cfg: DataConfig, batch: int, process_index: int = 0, process_count: int = 1) -> Sequence[Batch]:
-    """Held-out batches, a finite sequence: every held-out byte or sample exactly once, for any batch size.
+def open_eval(cfg: AnyConfig, batch: int, process_index: int = 0, process_count: int = 1) -> Sequence[Batch]:
+    """Held-out batches, a finite sequence: every held-out byte, sample or image exactly once, for any batch size.
 
     Beside the arrays of training: `length` int32[b], real tokens at the front of each row, and `document` int32[b].
     See `streams.EvalBatches` and `task_batches.TaskEvalBatches`.
     """
+    if is_images(cfg):
+        return images.open_eval(cfg, batch, process_index, process_count)
     rows = rows_of(process_index, process_count, batch)
     if is_task(cfg):
         task_module(cfg).check(task_config(cfg), cfg.sequence)
@@ -82,8 +117,10 @@ def task_baselines(cfg: DataConfig, window: int) -> dict[str, float]:
     return {**free, "majority": majority(held_out["targets"])}
 
 
-def vocabulary(cfg: DataConfig) -> int:
-    """Number of tokens: 256 for text."""
+def vocabulary(cfg: AnyConfig) -> int:
+    """Number of tokens, 256 for text; of images the number of classes."""
+    if is_images(cfg):
+        return len(images.classes(cfg))
     return task_module(cfg).vocabulary(task_config(cfg)) if is_task(cfg) else 256
 
 
@@ -95,8 +132,10 @@ def decode(cfg: DataConfig, ids) -> str:
     return bytes(int(i) for i in ids).decode(errors="replace")
 
 
-def describe(cfg: DataConfig) -> str:
+def describe(cfg: AnyConfig) -> str:
     """One line: data set, sizes of its splits, where it lies."""
+    if is_images(cfg):
+        return images.describe(cfg)
     if is_task(cfg):
         return (f"{cfg.source}: {task_config(cfg)}, {cfg.sequence} tokens, fresh samples for training, "
                 f"{cfg.eval_samples} held-out samples")

@@ -90,9 +90,9 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "scoring"))
 
 
-def is_task(cfg: DataConfig) -> bool:
-    """True where the source is a generator of samples, False where it is text."""
-    return cfg.source.startswith(TASK)
+def is_task(cfg) -> bool:
+    """True where the source is a generator of samples, False where it is text or images."""
+    return isinstance(cfg, DataConfig) and cfg.source.startswith(TASK)
 
 
 def task_module(cfg: DataConfig) -> ModuleType:

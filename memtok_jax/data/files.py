@@ -19,6 +19,7 @@ REAL = {
     "tinyshakespeare": "https://github.com/karpathy/char-rnn",
     "wikitext2": "https://github.com/pytorch/examples (word_language_model/data/wikitext-2)",
 }
+IMAGES = {"fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist", "coco_permissive": "https://cocodataset.org"}
 PROBE = 65536  # a file is taken for text if its first bytes hold no NUL
 
 
@@ -77,7 +78,7 @@ def real_folder(name: str, data_dir: str) -> Path:
     root = data_dir or os.environ.get("MEMTOK_DATA_DIR", "")
     folder = Path(root, name).expanduser() if root else Path(name)
     if not root or not folder.is_dir():
-        raise _absent(folder, name)
+        raise absent(folder, name)
     return folder
 
 
@@ -100,9 +101,10 @@ def verify(name: str, data_dir: str) -> int:
     return len(rows)
 
 
-def _absent(path: Path, name: str) -> DataNotFoundError:
+def absent(path: Path, name: str) -> DataNotFoundError:
+    """The error for a local data set, or a file of one, that is not there."""
     return DataNotFoundError(f"real data not found: {path}; set MEMTOK_DATA_DIR or pass --data_dir; "
-                             f"public address: {REAL[name]}")
+                             f"public address: {(REAL | IMAGES).get(name, name)}")
 
 
 def _packed_or_plain(path: Path, name: str) -> Document:
@@ -110,7 +112,7 @@ def _packed_or_plain(path: Path, name: str) -> Document:
     for found in (path, path.with_name(path.name + ".gz")):
         if found.is_file():
             return read_file(found, path.name)
-    raise _absent(path, name)
+    raise absent(path, name)
 
 
 def _wikitext2(folder: Path) -> Corpus:
@@ -132,5 +134,5 @@ def _books(folder: Path) -> Corpus:
         if names:
             splits[split] = tuple(_packed_or_plain(folder / split / n, "gutenberg_books") for n in names)
         elif split != "pg19_test":
-            raise _absent(folder / split, "gutenberg_books")
+            raise absent(folder / split, "gutenberg_books")
     return Corpus(splits, str(folder), separate=True)

@@ -1,6 +1,8 @@
-"""Text of a data set that TensorFlow Datasets knows and has prepared on this machine; TensorFlow is not needed."""
+"""Data sets that TensorFlow Datasets knows and has prepared on this machine; TensorFlow is not needed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from memtok_jax.data.documents import Corpus, split_by_document
 from memtok_jax.data.errors import DataError, DataNotFoundError
@@ -17,14 +19,14 @@ def load(name: str, data_dir: str, held_out: float) -> Corpus:
     Raises DataError where tensorflow_datasets is missing or the name or format does not fit, DataNotFoundError where
     the data set is not prepared.
     """
-    builder = _builder(name, data_dir)
+    builder = open_builder(name, data_dir, text_key)
     key, splits = text_key(builder), {}
     if "train" not in builder.info.splits:
         raise DataError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
     for ours, theirs in {"train": ("train",), **HELD_OUT_NAMES}.items():
         found = [s for s in theirs if s in builder.info.splits]
         if found:
-            splits[ours] = _read(builder, name, found[0], key)
+            splits[ours] = read_split(open_split(builder, name, found[0]), builder, found[0], key, "")
     if len(splits) == 1:
         splits = split_by_document(list(splits["train"]), held_out)
     elif "valid" not in splits:
@@ -32,7 +34,8 @@ def load(name: str, data_dir: str, held_out: float) -> Corpus:
     return Corpus(splits, str(builder.data_path))
 
 
-def _builder(name: str, data_dir: str):
+def open_builder(name: str, data_dir: str, check: Callable):
+    """The TFDS builder of a prepared data set. check: called with it first, raises DataError where its features do not fit."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -41,7 +44,7 @@ def _builder(name: str, data_dir: str):
         builder = tfds.builder(name, data_dir=data_dir or None)
     except Exception as error:  # unknown names, versions and settings each raise a class of their own
         raise DataError(f"tensorflow_datasets cannot open '{name}': {_first_line(error)}") from error
-    text_key(builder)
+    check(builder)
     if not builder.is_prepared():
         where = f", data_dir={data_dir!r}" if data_dir else ""
         raise DataNotFoundError(
@@ -61,9 +64,10 @@ def text_key(builder) -> tuple[str, ...]:
     return ("text",) if "text" in names else (names[0],)
 
 
-def _read(builder, name: str, split: str, key: tuple[str, ...]):
+def open_split(builder, name: str, split: str):
+    """The records of a split by number. Raises DataError where their format needs TensorFlow."""
     try:
-        return read_split(builder, split, key, "")
+        return builder.as_data_source(split=split)
     except (NotImplementedError, ImportError) as error:
         raise DataError(f"tfds:{name} was prepared in a format that needs TensorFlow; prepare it again with "
                         f"file_format='array_record' ({_first_line(error)})") from error

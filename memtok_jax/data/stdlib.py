@@ -181,16 +181,16 @@ def read(folder: Path) -> dict[str, tuple[Document, ...]]:
 
     (prepared,) = folder.glob("memtok_stdlib/*")
     builder = tfds.builder_from_directory(str(prepared))
-    return {name: read_split(builder, name, ("text",), "name") for name in ("train", "valid")}
+    return {name: read_split(builder.as_data_source(split=name), builder, name, ("text",), "name") for name in ("train", "valid")}
 
 
-def read_split(builder, split: str, text_path: tuple[str, ...], name_key: str) -> tuple[Document, ...]:
+def read_split(source, builder, split: str, text_path: tuple[str, ...], name_key: str) -> tuple[Document, ...]:
     """All documents of one split of a TFDS builder, in its order.
 
-    text_path: keys down to the text feature. name_key: key of the documents' names, "" to number them.
+    source: its records by number. text_path: keys down to the text feature. name_key: key of the documents' names, "" to
+    number them.
     Raises DataError where the number of records is not the declared one.
     """
-    source = builder.as_data_source(split=split)
     declared = builder.info.splits[split].num_examples
     if len(source) != declared:
         raise DataError(f"split '{split}' of {builder.data_path} has {len(source)} records, declared are {declared}")

@@ -61,7 +61,7 @@ def rows_of(process_index: int, process_count: int, batch: int) -> range:
 def _shifted(rows: np.ndarray, start: np.ndarray) -> Batch:
     """Inputs and next-token targets from uint8[B, T + 1]."""
     rows = rows.astype(np.int32)
-    return {"ids": rows[:, :-1].copy(), "targets": rows[:, 1:].copy(), "start": start}
+    return {"inputs": rows[:, :-1].copy(), "targets": rows[:, 1:].copy(), "start": start}
 
 
 def _check_length(documents: Sequence[Document], batch: int, sequence: int) -> None:
@@ -145,8 +145,8 @@ class EvalBatches(Sequence):
     """Batches that cover every held-out byte exactly once.
 
     One text is cut into B rows that go on from batch to batch; several texts are given to the rows whole, the longest
-    first, and each starts from a fresh state. Beside `ids`, `targets` and `start` (int32[B, T] twice, bool[B]) a batch
-    holds `length` int32[B], the real tokens at the front of the row (0 where a row has ended; behind them ids are 0 and
+    first, and each starts from a fresh state. Beside `inputs`, `targets` and `start` (int32[B, T] twice, bool[B]) a batch
+    holds `length` int32[B], the real tokens at the front of the row (0 where a row has ended; behind them inputs are 0 and
     targets -100), and `document` int32[B], the index of the text (-1 where a row has ended).
     """
 
@@ -164,7 +164,7 @@ class EvalBatches(Sequence):
         if not 0 <= step < self._steps:
             raise IndexError(step)
         B, T = len(self._plans), self._sequence
-        batch = {"ids": np.zeros((B, T), np.int32), "targets": np.full((B, T), IGNORED, np.int32),
+        batch = {"inputs": np.zeros((B, T), np.int32), "targets": np.full((B, T), IGNORED, np.int32),
                  "start": np.zeros(B, bool), "length": np.zeros(B, np.int32), "document": np.full(B, -1, np.int32)}
         for b, plan in enumerate(self._plans):
             if step < len(plan):
@@ -176,8 +176,8 @@ class EvalBatches(Sequence):
         end = min(begin + self._sequence, span.end)
         n = end - begin
         batch["targets"][b, :n] = data[begin:end]
-        batch["ids"][b, 0] = data[begin - 1] if begin else START
-        batch["ids"][b, 1:n] = data[begin:end - 1]
+        batch["inputs"][b, 0] = data[begin - 1] if begin else START
+        batch["inputs"][b, 1:n] = data[begin:end - 1]
         batch["start"][b], batch["length"][b], batch["document"][b] = begin == span.begin, n, span.document
 
 

@@ -26,7 +26,7 @@ class TaskBatches:
         seed = cfg.seed * STEPS + step
         ids, labels, _ = task_module(cfg).sample(task_config(cfg), _length(cfg, seed), self._batch, seed)
         ids, labels = ids[self._rows], labels[self._rows]
-        return {"ids": ids, "targets": labels, "start": np.ones(len(ids), bool)}
+        return {"inputs": ids, "targets": labels, "start": np.ones(len(ids), bool)}
 
 
 def _length(cfg: DataConfig, seed: int) -> int:
@@ -55,7 +55,7 @@ class TaskEvalBatches(Sequence):
         real = numbers < self._cfg.eval_samples
         ids, labels, distance = (np.stack(parts) for parts in zip(*map(self._one, numbers), strict=True))
         ids[~real], labels[~real], distance[~real] = 0, IGNORED, 0
-        return {"ids": ids, "targets": labels, "start": real, "length": (real * ids.shape[1]).astype(np.int32),
+        return {"inputs": ids, "targets": labels, "start": real, "length": (real * ids.shape[1]).astype(np.int32),
                 "document": np.where(real, numbers, -1).astype(np.int32), "distance": distance}
 
     def _one(self, number: int) -> tuple[np.ndarray, ...]:

@@ -59,8 +59,8 @@ def generated(params: pr.Tree, batches: Iterable[dict[str, np.ndarray]], segment
     said, labels = [], []
     for batch in batches:
         real = batch["length"] > 0
-        back = fed_back(batch["ids"], batch["targets"], segment, rule)
-        said.append(np.asarray(answer(params, batch["ids"], back, functions=functions, model=model))[real])
+        back = fed_back(batch["inputs"], batch["targets"], segment, rule)
+        said.append(np.asarray(answer(params, batch["inputs"], back, functions=functions, model=model))[real])
         labels.append(batch["targets"][real])
     said, labels = np.concatenate(said), np.concatenate(labels)
     return {"accuracy": accuracy(said, labels), "exact_match": exact_match(said, labels)}

@@ -18,6 +18,7 @@ from memtok_jax.analysis import figures
 from memtok_jax.config import UserError
 from memtok_jax.evaluation import greedy
 from memtok_jax.evaluation.baselines import bits_per_byte, text_baselines, word_perplexity
+from memtok_jax.evaluation.image_baselines import image_baselines
 from memtok_jax.evaluation.score import Score, score
 from memtok_jax.training.checkpoint import Checkpoints, read_config
 from memtok_jax.training.experiment import Experiment, functions_of
@@ -46,12 +47,18 @@ def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str],
         say(f"data   {data.describe(experiment.data)}")
         say(f"model  {pr.count(functions_of(experiment.model).specs(experiment.model)):,} parameters after "
             f"{meta['step']} steps, from {checkpoints.folder / str(meta['step'])}")
-        evaluate = evaluate_task if data.is_task(experiment.data) else evaluate_text
+        evaluate = _suite(experiment.data)
         result = {"workdir": str(workdir), "step": meta["step"], "source": experiment.data.source,
                   **evaluate(experiment, params, mesh, workdir, say)}
     (workdir / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n")
     say(f"written to {workdir}: {RESULT_FILE}" + (" and figures" if figures.available() else ""))
     return result
+
+
+def _suite(cfg: Any) -> Callable:
+    if data.is_images(cfg):
+        return evaluate_images
+    return evaluate_task if data.is_task(cfg) else evaluate_text
 
 
 def abstract_params(experiment: Experiment, mesh: Mesh) -> pr.Tree:
@@ -103,7 +110,7 @@ def written_answers(experiment: Experiment, params: pr.Tree, say: Callable[[str]
     questions. At most GENERATED held-out samples are answered, one token at a time."""
     rows = experiment.evaluation.batch
     batches = list(islice(data.open_eval(experiment.data, rows), -(-GENERATED // rows)))
-    if not any(greedy.fed_back(b["ids"], b["targets"], experiment.segment, "strict").any() for b in batches):
+    if not any(greedy.fed_back(b["inputs"], b["targets"], experiment.segment, "strict").any() for b in batches):
         return {}
     out = {}
     for rule in greedy.RULES:
@@ -136,3 +143,14 @@ def evaluate_task(experiment: Experiment, params: pr.Tree, mesh: Mesh, workdir: 
         figures.by_length(workdir / "accuracy_by_length.png", lengths, accuracy, levels, trained,
                           f"{experiment.data.source}: held-out accuracy by length")
     return out | {f"eval/accuracy_at_{length}": value for length, value in zip(lengths, accuracy, strict=True)}
+
+
+def evaluate_images(experiment: Experiment, params: pr.Tree, mesh: Mesh, workdir: Path,
+                    say: Callable[[str], None]) -> dict[str, Any]:
+    """Accuracy and loss on held-out images, beside what costs nothing."""
+    cfg = experiment.data
+    result, free = _score(experiment, params, mesh, cfg, experiment.evaluation.batch), image_baselines(cfg)
+    say(f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f} on {result.count:,} images ({cfg.eval_split}); on the same images "
+        + ", ".join(f"{name} {value:.4f}" for name, value in free.items()))
+    return {"split": cfg.eval_split, "eval/loss": result.loss, "eval/accuracy": result.accuracy, "eval/images": result.count,
+            **{f"baseline/{name}": value for name, value in free.items()}}

@@ -44,25 +44,25 @@ class Score(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("functions", "model", "segment"), donate_argnames=("carry",))
-def score_batch(params: pr.Tree, carry: pr.Tree, ids_BT: jax.Array, targets_BT: jax.Array, start_B: jax.Array,
+def score_batch(params: pr.Tree, carry: pr.Tree, inputs: jax.Array, targets_BT: jax.Array, start_B: jax.Array,
                 length_B: jax.Array, *, functions: ModuleType, model: Any, segment: int):
-    """Score one batch in segments.
+    """Score one batch in segments. inputs: [B, T, ...].
 
     Returns (carry, nats[B, T], correct[B, T]); padding and targets of -100 give 0 and False.
     """
-    rows, total = ids_BT.shape
+    rows, total = targets_BT.shape
     initial = functions.init_state(params, model, rows)
     carry = pr.reset(carry, start_B, initial, functions.state_specs(model, rows))
-    cut = lambda x: jnp.moveaxis(x.reshape(rows, total // segment, segment), 1, 0)  # noqa: E731
+    cut = lambda x: jnp.moveaxis(x.reshape(rows, total // segment, segment, *x.shape[2:]), 1, 0)  # noqa: E731
 
     def one(carry, x):
-        ids, targets, begin = x
-        logits, carry = functions.apply(params, carry, ids, model, jnp.clip(length_B - begin, 0, segment))
+        some, targets, begin = x
+        logits, carry = functions.apply(params, carry, some, model, jnp.clip(length_B - begin, 0, segment))
         nats, correct, _ = losses.token_scores(logits, targets)
         return carry, (nats, correct)
 
     begins = jnp.arange(0, total, segment)
-    carry, scores = jax.lax.scan(one, carry, (cut(ids_BT), cut(targets_BT), begins))
+    carry, scores = jax.lax.scan(one, carry, (cut(inputs), cut(targets_BT), begins))
     join = lambda x: sharding.everywhere(jnp.moveaxis(x, 0, 1).reshape(rows, total))  # noqa: E731
     return carry, *map(join, scores)
 
@@ -77,11 +77,11 @@ def score(params: pr.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh,
     """
     carry, age, tallies = None, None, _Tallies()
     for batch in batches:
-        rows, total = batch["ids"].shape
+        rows, total = batch["targets"].shape
         if carry is None:
             carry, age = _fresh_carry(params, functions=functions, model=model, rows=rows), np.zeros(rows, np.int64)
         age = np.where(batch["start"], 0, age)
-        arrays = [sharding.place_rows(mesh, batch[name]) for name in ("ids", "targets", "start", "length")]
+        arrays = [sharding.place_rows(mesh, batch[name]) for name in ("inputs", "targets", "start", "length")]
         carry, nats, correct = score_batch(params, carry, *arrays, functions=functions, model=model, segment=segment)
         tallies.add(batch["targets"], np.asarray(nats), np.asarray(correct), age)
         age = age + total
@@ -94,11 +94,11 @@ def _fresh_carry(params: pr.Tree, *, functions: ModuleType, model: Any, rows: in
 
 
 @partial(jax.jit, static_argnames=("functions", "model"))
-def memory_statistics(params: pr.Tree, ids_BT: jax.Array, length_B: jax.Array, *, functions: ModuleType,
+def memory_statistics(params: pr.Tree, inputs: jax.Array, length_B: jax.Array, *, functions: ModuleType,
                       model: Any) -> dict[str, jax.Array]:
     """What the memories do with one segment from a fresh carry: name -> f32[], such as step sizes and forgetting."""
-    state = functions.init_state(params, model, ids_BT.shape[0])
-    return functions.statistics(params, state, ids_BT, model, length_B)
+    state = functions.init_state(params, model, inputs.shape[0])
+    return functions.statistics(params, state, inputs, model, length_B)
 
 
 class _Tallies:

@@ -22,8 +22,9 @@ def stages(experiment: Experiment, workdir: Path) -> list[tuple[Experiment, Path
         last = tokens == experiment.data.sequence
         folder = workdir if last else workdir.with_name(f"{workdir.name}-{tokens}")
         lengths = tuple(n for n in experiment.data.lengths if n <= tokens)
-        out.append((replace(experiment, data=replace(experiment.data, sequence=tokens, lengths=lengths),
-                            training=replace(experiment.training, curriculum=(), start_from=before)), folder))
+        data = experiment.data if last else replace(experiment.data, sequence=tokens, lengths=lengths)
+        training = replace(experiment.training, curriculum=(), start_from=before)
+        out.append((replace(experiment, data=data, training=training), folder))
         before = str(folder)
     return out
 

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from memtok_jax.config import UserError
-from memtok_jax.data.config import DataConfig, is_task
+from memtok_jax.data import DataConfig, ImagesConfig, is_text
 from memtok_jax.training import backpropagation
 
 
@@ -133,7 +133,7 @@ class Experiment:
     """Everything that decides what a run computes. `model` is the config of a module in `memtok_jax/models`."""
 
     model: Any
-    data: DataConfig
+    data: DataConfig | ImagesConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -146,8 +146,8 @@ class Experiment:
         if self.training.curriculum and self.training.curriculum[-1] >= self.data.sequence:
             raise UserError(f"training.curriculum ends with {self.training.curriculum[-1]}; its lengths must be below "
                             f"data.sequence {self.data.sequence}")
-        if self.training.stop_at and not is_task(self.data):
-            raise UserError(f"training.stop_at is {self.training.stop_at}; only a task has an accuracy to reach, "
+        if self.training.stop_at and is_text(self.data):
+            raise UserError(f"training.stop_at is {self.training.stop_at}; only tasks and images have an accuracy to reach, "
                             f"not {self.data.source}")
 
     @property

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from memtok_jax import config, sharding
+from memtok_jax import config, data, sharding
 from memtok_jax.config import StoppedError
 from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.experiment import Experiment
@@ -135,15 +135,15 @@ def _report(run: Run, step: int, numbers: dict[str, jax.Array]) -> None:
     steps, every = run.experiment.optimizer.steps, run.experiment.training.log_every
     if not (_due(step, every) or step == steps):
         return
-    rate = run.progress.tokens_per_second(step)
+    rate, unit = run.progress.rate(step), data.unit(run.experiment.data)
     run.metrics.write(step, {f"train/{name}": value for name, value in values.items()}
-                      | {"train/tokens_per_second": rate, "train/tokens_seen": float(step * tokens_per_step(run))})
+                      | {f"train/{unit}_per_second": rate, f"train/{unit}_seen": float(step * per_step(run.experiment))})
     run.progress.show(step, values["loss"], rate)
 
 
-def tokens_per_step(run: Run) -> int:
-    """Tokens read by one update, over all devices."""
-    return run.experiment.training.batch * run.experiment.data.sequence
+def per_step(experiment: Experiment) -> int:
+    """Tokens or images read by one update, over all devices."""
+    return experiment.training.batch * experiment.data.sequence
 
 
 def _not_finite(run: Run, step: int, values: dict[str, float]) -> str:

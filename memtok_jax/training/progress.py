@@ -20,13 +20,14 @@ def duration(seconds: float) -> str:
 class Progress:
     """Speed, loss and time left of a run of `steps` updates that begins at `first`.
 
-    tokens_per_step: over all devices. Time spent outside training (`pause`, `resume`) does not count as speed.
+    per_step: tokens or images (`unit`) of one update, over all devices. Time spent outside training (`pause`, `resume`) does
+    not count as speed.
     """
 
-    def __init__(self, first: int, steps: int, tokens_per_step: int, quiet: bool, out: TextIO | None = None):
+    def __init__(self, first: int, steps: int, per_step: int, quiet: bool, out: TextIO | None = None, unit: str = "tokens"):
         self._out = sys.stdout if out is None else out
         self._terminal, self._quiet = self._out.isatty(), quiet
-        self._first, self._steps, self._tokens = first, steps, tokens_per_step
+        self._first, self._steps, self._per_step, self._unit = first, steps, per_step, unit
         self._begun = self._mark = time.monotonic()
         self._mark_step, self._idle, self._printed, self._open_line = first, 0.0, -PLAIN_SECONDS, False
         self._paused = 0.0
@@ -52,10 +53,10 @@ class Progress:
         lost = time.monotonic() - self._paused
         self._mark, self._idle = self._mark + lost, self._idle + lost
 
-    def tokens_per_second(self, step: int) -> float:
-        """Tokens per second since this was last asked."""
+    def rate(self, step: int) -> float:
+        """Tokens or images per second since this was last asked."""
         now = time.monotonic()
-        rate = (step - self._mark_step) * self._tokens / max(now - self._mark, 1e-9)
+        rate = (step - self._mark_step) * self._per_step / max(now - self._mark, 1e-9)
         self._mark, self._mark_step = now, step
         return rate
 
@@ -67,7 +68,7 @@ class Progress:
             return
         done = max(step - self._first - 1, 1)
         left = (now - self._begun - self._idle) / done * (self._steps - step)
-        text = f"step {step}/{self._steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {duration(left)} left"
+        text = f"step {step}/{self._steps}  loss {loss:.4f}  {rate:,.0f} {self._unit}/s  {duration(left)} left"
         if self._terminal:
             full = BAR * step // self._steps
             self._out.write(f"\r\x1b[K[{'#' * full}{'.' * (BAR - full)}] {text}")

@@ -15,6 +15,7 @@ from memtok_jax import data, sharding
 from memtok_jax.analysis import figures
 from memtok_jax.data.config import DataConfig
 from memtok_jax.evaluation.baselines import bits_per_byte, text_baselines
+from memtok_jax.evaluation.image_baselines import image_baselines
 from memtok_jax.evaluation.score import Score, memory_statistics, score
 from memtok_jax.training import metrics as mx
 from memtok_jax.training.experiment import Experiment, functions_of
@@ -23,10 +24,10 @@ PROMPT_TOKENS = 64
 
 
 def headline(cfg: DataConfig, result: Score) -> dict[str, float]:
-    """The number by which a run is judged: bits per byte of text (one token is one byte), accuracy of a task."""
-    if data.is_task(cfg):
-        return {"eval/accuracy": result.accuracy}
-    return {"eval/bits_per_byte": bits_per_byte(result.nats, result.count)}
+    """The number by which a run is judged: bits per byte of text (one token is one byte), accuracy of tasks and images."""
+    if data.is_text(cfg):
+        return {"eval/bits_per_byte": bits_per_byte(result.nats, result.count)}
+    return {"eval/accuracy": result.accuracy}
 
 
 def held_out(experiment: Experiment, params: Any, mesh: Mesh, most: int) -> tuple[Score, dict[str, float]]:
@@ -39,19 +40,21 @@ def held_out(experiment: Experiment, params: Any, mesh: Mesh, most: int) -> tupl
     result = score(params, islice(batches, most or None), mesh, functions=functions, model=model,
                    segment=experiment.segment)
     first = next(iter(batches))
-    ids = first["ids"][:, :experiment.segment]
+    inputs = first["inputs"][:, :experiment.segment]
     length = np.minimum(first["length"], experiment.segment)
-    seen = memory_statistics(params, sharding.place_rows(mesh, ids), sharding.place_rows(mesh, length),
+    seen = memory_statistics(params, sharding.place_rows(mesh, inputs), sharding.place_rows(mesh, length),
                              functions=functions, model=model)
     memory = {f"memory/{name}": float(value) for name, value in seen.items()}
     return result, {"eval/loss": result.loss, **headline(experiment.data, result), **memory}
 
 
 def baselines(cfg: DataConfig, model: Any) -> dict[str, float]:
-    """What costs nothing on the same held-out data: bits per byte by name, or accuracies of a task.
+    """What costs nothing on the same held-out data: bits per byte by name, or accuracies of a task or of images.
 
     For a task one of them is a perfect reader of the tokens that one layer of attention sees.
     """
+    if data.is_images(cfg):
+        return image_baselines(cfg)
     if data.is_task(cfg):
         return data.task_baselines(cfg, max(model.window, model.segment))
     return text_baselines(data.train_text(cfg), data.eval_text(cfg))
@@ -73,7 +76,7 @@ def final(experiment: Experiment, params: Any, step: int, mesh: Mesh, workdir: P
     memory = {name.removeprefix("memory/"): value for name, value in values.items() if name.startswith("memory/")}
     if memory:
         say("memory: " + ", ".join(f"{name} {value:.4g}" for name, value in memory.items()))
-    if experiment.training.sample_tokens and not data.is_task(cfg) and jax.process_count() == 1:
+    if experiment.training.sample_tokens and data.is_text(cfg) and jax.process_count() == 1:
         say("sample of generated text (the prompt is held-out text and ends at the bar):")
         say("  " + sample_text(experiment, params, mesh).replace("\n", "\n  "))
     draw_curve(experiment, workdir, free, say)
@@ -86,7 +89,7 @@ def sample_text(experiment: Experiment, params: Any, mesh: Mesh) -> str:
     from memtok_jax.inference.sample import generate
 
     first = next(iter(data.open_eval(experiment.data, 1)))
-    prompt = np.asarray(first["ids"][:1, :min(PROMPT_TOKENS, int(first["length"][0]))])
+    prompt = np.asarray(first["inputs"][:1, :min(PROMPT_TOKENS, int(first["length"][0]))])
     # As many equal rows as the mesh divides a batch into; one of them is shown.
     rows = np.repeat(prompt, sharding.row_groups(mesh), axis=0)
     ids = generate(params, experiment.model, rows, experiment.training.sample_tokens,
@@ -100,12 +103,12 @@ def draw_curve(experiment: Experiment, workdir: Path, free: dict[str, float], sa
         say("matplotlib is not installed: no figure is drawn")
         return
     records = mx.read(workdir)
-    per_step, task = experiment.training.batch * experiment.data.sequence, data.is_task(experiment.data)
-    train_name, eval_name = ("train/accuracy", "eval/accuracy") if task else ("train/loss", "eval/bits_per_byte")
+    per_step, text = experiment.training.batch * experiment.data.sequence, data.is_text(experiment.data)
+    train_name, eval_name = ("train/loss", "eval/bits_per_byte") if text else ("train/accuracy", "eval/accuracy")
     lines = {}
     for label, column in (("training batches", train_name), ("held out", eval_name)):
         steps, values = mx.column(records, column)
         scale = 1 / np.log(2) if column == "train/loss" else 1.0
         lines[label] = ([s * per_step for s in steps], [v * scale for v in values])
-    figures.curves(workdir / "loss_curve.png", lines, free, "tokens read", "accuracy" if task else "bits per byte",
-                   f"{experiment.data.source}, {type(experiment.model).__name__}")
+    figures.curves(workdir / "loss_curve.png", lines, free, f"{data.unit(experiment.data)} read",
+                   "bits per byte" if text else "accuracy", f"{experiment.data.source}, {type(experiment.model).__name__}")

@@ -14,7 +14,7 @@ from memtok_jax.config import UserError
 from memtok_jax.training import report
 from memtok_jax.training.checkpoint import Checkpoints, open_workdir, read_config
 from memtok_jax.training.experiment import Experiment, functions_of
-from memtok_jax.training.loop import Run, run_loop
+from memtok_jax.training.loop import Run, per_step, run_loop
 from memtok_jax.training.metrics import Metrics, NoMetrics
 from memtok_jax.training.progress import Progress, duration
 from memtok_jax.training.step import TrainState, abstract_state, init_train_state, state_shardings
@@ -34,7 +34,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     with jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
         state, first, finished = start(experiment, mesh, checkpoints, batches)
         steps = first if finished else experiment.optimizer.steps
-        progress = Progress(first, steps, experiment.training.batch * experiment.data.sequence, quiet)
+        progress = Progress(first, steps, per_step(experiment), quiet, unit=data.unit(experiment.data))
         _announce(experiment, mesh, workdir, first, progress)
         metrics = NoMetrics() if quiet else Metrics(workdir, first)
         run = Run(experiment, mesh, batches, checkpoints, metrics, progress,
@@ -81,9 +81,10 @@ def check(experiment: Experiment, mesh: Mesh) -> None:
         if rows % groups:
             raise UserError(f"{name} {rows} rows do not divide over {groups} parts of the mesh "
                             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
-    symbols = data.vocabulary(experiment.data)
-    if symbols > experiment.model.vocabulary:
-        raise UserError(f"the data has {symbols} symbols, model.vocabulary is {experiment.model.vocabulary}")
+    symbols, kinds = data.vocabulary(experiment.data), experiment.model.vocabulary
+    if symbols > kinds:
+        what, field = ("classes", "classes") if data.is_images(experiment.data) else ("symbols", "vocabulary")
+        raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
     state_shardings(experiment, mesh)
 
 
@@ -132,4 +133,4 @@ def _announce(experiment: Experiment, mesh: Mesh, workdir: Path, first: int, pro
     progress.say(f"mesh   {sizes} ({mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es))")
     where = f"continuing after step {first}" if first else "from the start"
     progress.say(f"run    {workdir}, {where}, {experiment.optimizer.steps} steps of {experiment.training.batch} x "
-                 f"{experiment.data.sequence} tokens")
+                 f"{experiment.data.sequence} {data.unit(experiment.data)}")

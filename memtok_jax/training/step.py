@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from memtok_jax import data, sharding
 from memtok_jax import params as pr
-from memtok_jax import sharding
 from memtok_jax.compiler import options
 from memtok_jax.training import backpropagation, losses
 from memtok_jax.training.experiment import Experiment, functions_of
@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
     """One batch on the devices."""
 
-    ids: jax.Array        # i32[B, T]
+    inputs: jax.Array     # [B, T, ...]: token ids i32[B, T], or images u8[B, 1, rows, columns, C], a sequence of one
     targets: jax.Array    # i32[B, T], -100 where nothing is scored
     start: jax.Array      # bool[B], the row begins a new stream
 
@@ -80,9 +80,11 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
 def abstract_batch(experiment: Experiment, mesh: Mesh) -> Batch:
     """Shapes, dtypes and shardings of one batch."""
-    b, t, where = experiment.training.batch, experiment.data.sequence, sharding.rows(mesh)
-    tokens = jax.ShapeDtypeStruct((b, t), jnp.int32, sharding=where)
-    return Batch(tokens, tokens, jax.ShapeDtypeStruct((b,), jnp.bool_, sharding=where))
+    def rows(shape, dtype):
+        return jax.ShapeDtypeStruct((experiment.training.batch, *shape), dtype, sharding=sharding.rows(mesh))
+
+    shape, dtype = data.input_shape(experiment.data)
+    return Batch(rows(shape, dtype), rows((experiment.data.sequence,), jnp.int32), rows((), jnp.bool_))
 
 
 # -------------------------------------------------------------------------------------------------- cut and join
@@ -102,9 +104,9 @@ def join_rows(x: jax.Array, axis: int) -> jax.Array:
     return x.reshape(x.shape[:axis] + (x.shape[axis] * x.shape[axis + 1],) + x.shape[axis + 2:])
 
 
-def split_time(x_BT: jax.Array, segments: int) -> jax.Array:
-    """[B, T] -> [segments, B, T / segments]."""
-    return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], segments, -1), 1, 0)
+def split_time(x: jax.Array, segments: int) -> jax.Array:
+    """[B, T, ...] -> [segments, B, T / segments, ...]."""
+    return jnp.moveaxis(x.reshape(x.shape[0], segments, x.shape[1] // segments, *x.shape[2:]), 1, 0)
 
 
 # ------------------------------------------------------------------------------------------------------ gradient
@@ -124,7 +126,7 @@ def cut_gradient(params: Tree, carry: Tree, cut: jax.Array, experiment: Experime
     return jax.tree.map(lambda a, b: jnp.where(cut, a, b), stopped, carry)
 
 
-def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array, targets_NBT: jax.Array,
+def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Array, targets_NBT: jax.Array,
                scored_N: jax.Array, cut_N: jax.Array | None, total: jax.Array, share: float,
                experiment: Experiment) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
     """Loss of N segments through which the gradient flows, but where it is cut.
@@ -140,25 +142,26 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array
     model = functions.for_training(experiment.model, experiment.segment)
 
     def segment(carry, x):
-        ids, targets, scored, cut = x
+        inputs, targets, scored, cut = x
         carry = carry if cut is None else cut_gradient(params, carry, cut, experiment)
-        logits, carry, seen = functions.run(params, carry, ids, model)
+        logits, carry, seen = functions.run(params, carry, inputs, model)
         own = losses.auxiliary_loss(seen) * jnp.where(scored, share, 0)
         return carry, losses.cross_entropy(logits, targets)._replace(auxiliary=own)
 
     segment = jax.checkpoint(segment, prevent_cse=False) if experiment.training.remat == "segment" else segment
     carry = begin(params, carry, start_B, experiment)
-    carry, sums = jax.lax.scan(segment, carry, (ids_NBT, targets_NBT, scored_N, cut_N))
+    carry, sums = jax.lax.scan(segment, carry, (inputs_NBT, targets_NBT, scored_N, cut_N))
     sums = jax.tree.map(lambda s: s.sum(), sums)
     return sums.nats / total + sums.auxiliary, (carry, sums)
 
 
-def carries_before(params: Tree, carry: Tree, start_B: jax.Array, ids_NBT: jax.Array, experiment: Experiment) -> tuple[Tree, Tree]:
+def carries_before(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Array,
+                   experiment: Experiment) -> tuple[Tree, Tree]:
     """A pass without gradient: (carry after the last segment, carries that enter each segment, stacked [N, ...])."""
     functions = functions_of(experiment.model)
     model = functions.for_training(experiment.model, experiment.segment)
     carry = begin(params, carry, start_B, experiment)
-    return jax.lax.scan(lambda c, ids: (functions.apply(params, c, ids, model)[1], c), carry, ids_NBT)
+    return jax.lax.scan(lambda c, x: (functions.apply(params, c, x, model)[1], c), carry, inputs_NBT)
 
 
 def scored_positions(batch: Batch) -> jax.Array:
@@ -207,15 +210,15 @@ def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
         return (sharding.constrain_tree(jax.tree.map(jnp.add, grads, more), specs), jax.tree.map(jnp.add, sums, s)), carry
 
     def microbatch(outer, x):
-        carry, ids, targets, start = x
-        ids, targets = (split_time(x, plan.scored.sum()) for x in (ids, targets))
+        carry, inputs, targets, start = x
+        inputs, targets = (split_time(x, plan.scored.sum()) for x in (inputs, targets))
         starts = start[None] & (plan.index[:, :1] == 0)
-        xs = (starts, ids[plan.index], jnp.where(plan.scored[..., None, None], targets[plan.index], losses.IGNORE),
+        xs = (starts, inputs[plan.index], jnp.where(plan.scored[..., None, None], targets[plan.index], losses.IGNORE),
               jnp.asarray(plan.scored), jnp.asarray(plan.cut) if plan.cut.any() else None)
         if plan.chained:
             (outer, carry), _ = jax.lax.scan(lambda both, x: (group(*both, x), None), (outer, carry), xs)
             return outer, carry
-        carry, before = carries_before(params, carry, start, ids, experiment)
+        carry, before = carries_before(params, carry, start, inputs, experiment)
         before = jax.tree.map(lambda c: c[plan.index[:, 0]], before)
         outer, _ = jax.lax.scan(lambda outer, x: (group(outer, *x)[0], None), outer, (before, xs))
         return outer, carry

@@ -1,0 +1,28 @@
+"""A vision transformer with registers, trained as an image classifier.
+
+Paper: Vision Transformers Need Registers, https://arxiv.org/abs/2309.16588
+Command: python train.py --config=vit_registers, then python -m memtok_jax.analysis.registers --checkpoint=runs/vit_registers
+    without registers: --config.model.vit.registers=0 (with one: 1); any folder of images: --data=FOLDER; TFDS: --data=tfds:cifar10
+Hardware, time: 2 CPU cores, minutes (the preset "laptop"; generated images, no download)
+Expected: see docs/results
+
+Presets: laptop; fashion_mnist (files under --data_dir); cifar10 and imagenet_s, _b, _l (through TFDS; sizes and what of the
+DeiT III recipe is here: LayerScale, stochastic depth, 3-Augment; AdamW instead of LAMB, cross-entropy instead of mixup, cutmix and
+binary cross-entropy); experiment_b (ViT-S on 64 x 64 composites, meant for one GPU). Of these only laptop has been run.
+On small models of a few minutes no artifact of the norm is to be expected, with or without registers; see docs/results.
+"""
+
+from __future__ import annotations
+
+from memtok_jax.training.experiment import Experiment
+from memtok_jax.training.image_recipes import cifar10, experiment_b, fashion_mnist, imagenet, laptop_images
+
+SIZES = {"imagenet_s": "S", "imagenet_b": "B", "imagenet_l": "L"}
+PRESETS = ("laptop", "fashion_mnist", "cifar10", *SIZES, "experiment_b")
+
+
+def config(preset: str) -> Experiment:
+    """The experiment of one preset."""
+    if preset in SIZES:
+        return imagenet(SIZES[preset])
+    return {"laptop": laptop_images, "fashion_mnist": fashion_mnist, "cifar10": cifar10, "experiment_b": experiment_b}[preset]()

@@ -1,0 +1,107 @@
+"""Run a vision transformer over images and keep what the measures need, as host arrays.
+
+Big things (attention, hidden states, keys) are reduced on the device, batch by batch; tokens and norms are kept.
+Letters: N images, n patches on a grid (h, w), L layers, H heads, M registers, c class tokens, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memtok_jax.analysis import attention, discovery
+from memtok_jax.models.vision import vit
+from memtok_jax.models.vision.config import VitConfig
+from memtok_jax.models.vision.edits import Edits
+from memtok_jax.models.vision.output import Counts, VitOutput, split
+
+CAPTURE = ("hidden", "norms", "attention", "qkv")
+
+
+class Collected(NamedTuple):
+    """Of N images; all but the last two fields have one row an image on the axis that is called N."""
+
+    norms: np.ndarray          # f32[L+1, N, T] of all tokens before the final norm
+    moments: np.ndarray        # f32[L+1, N, 4] of the residual stream's patch entries: means of x, x^2, x^3, x^4
+    largest: np.ndarray        # f32[L+1, N] the largest |x| of them
+    top_patch: np.ndarray      # f32[L, N, H] attention received by the patch that receives most
+    mass: np.ndarray           # f32[L, N, c + M + added] attention received by each token that is no patch
+    maps: np.ndarray           # f32[N, c + M + 1, h, w] last layer, mean of heads: of class token, registers, the middle patch
+    cls: np.ndarray            # f32[N, c, D] after the final norm, like the next two
+    registers: np.ndarray      # f32[N, M, D]
+    patches: np.ndarray        # f32[N, n, D]
+    embeddings: np.ndarray     # f32[N, n, D] projected patches before positions
+    boxes: np.ndarray          # i32[N, 4] LOST, in patches
+    attention_boxes: np.ndarray  # i32[N, 4] of the mean attention of the class token (of the middle patch without one)
+    valid: np.ndarray          # bool[N] LOST found an object
+    grid: tuple[int, int]
+    counts: Counts
+
+    @property
+    def patch_norms(self) -> np.ndarray:
+        """f32[L+1, N, n]."""
+        return np.asarray(split(self.norms, self.counts, axis=2)["patches"])
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return sum(self.counts)
+
+
+def collect(params, batches: Iterable[np.ndarray], cfg: VitConfig, edits: Edits = (), features: str = "k",
+            bias: float = 0.0) -> Collected:
+    """Everything about the images of all batches.
+
+    params: of `vit.py`. batches: normalised f32[B, rows, columns, C], all but the last of equal size. features: what LOST reads
+    of the last layer, "k" or "v" (the registers paper: keys of DINOv2, values of DeiT III and OpenCLIP); bias: of its Gram matrix.
+    """
+    parts = [jax.device_get(one_batch(params, jnp.asarray(images), cfg, edits, features, bias)) for images in batches]
+    axes = Collected(1, 1, 1, 1, 1, *[0] * 8, None, None)
+    joined = (np.concatenate(arrays, axis) for arrays, axis in zip(zip(*(p[:-2] for p in parts), strict=True), axes, strict=False))
+    return Collected(*joined, *_static(parts[0]))
+
+
+def _static(part: Collected) -> tuple[tuple[int, int], Counts]:
+    return tuple(int(n) for n in part.grid), Counts(*(int(n) for n in part.counts))
+
+
+@partial(jax.jit, static_argnames=("cfg", "features"))
+def one_batch(params, images: jax.Array, cfg: VitConfig, edits: Edits, features: str, bias: float) -> Collected:
+    """`Collected` of one batch, on the device."""
+    out = vit.features(params, images, cfg, capture=CAPTURE, edits=edits)
+    weights = out.captured["attention"]
+    received = jax.vmap(lambda a: attention.received(a, out.counts))(weights)
+    shares = split(received, out.counts, axis=3)
+    others = jnp.concatenate([shares[name] for name in ("cls", "registers", "added")], axis=3).mean(2)
+    hidden = split(out.captured["hidden"], out.counts, axis=2)["patches"].astype(jnp.float32)
+    moments = jnp.stack([(hidden**k).mean((2, 3)) for k in (1, 2, 3, 4)], -1)
+    maps = query_maps(out)
+    keys = split(out.captured[features][-1], out.counts)["patches"].astype(jnp.float32)
+    found = jax.vmap(lambda f: discovery.lost(f.reshape(f.shape[0], -1), out.grid, bias))(keys)
+    seen = jax.vmap(lambda a: discovery.attention_object(a.reshape(-1), out.grid))(maps[:, 0 if cfg.class_token else -1])
+    tokens = (x.astype(jnp.float32) for x in (out.cls, out.registers, out.patches, vit.patch_embeddings(params, images, cfg)))
+    return Collected(out.captured["norms"], moments, jnp.abs(hidden).max((2, 3)), shares["patches"].max(3), others, maps, *tokens,
+                     found.box, seen.box, found.valid, out.grid, out.counts)
+
+
+def query_maps(out: VitOutput) -> jax.Array:
+    """Attention of the last layer to the patches, mean of heads: of class token, registers, and the patch in the middle."""
+    rows = out.captured["attention"][-1].mean(1)
+    middle = out.counts.cls + out.counts.registers + (out.grid[0] // 2) * out.grid[1] + out.grid[1] // 2
+    asking = jnp.concatenate([rows[:, :out.counts.cls + out.counts.registers], rows[:, middle:middle + 1]], axis=1)
+    return split(asking, out.counts, axis=2)["patches"].reshape(*asking.shape[:2], *out.grid)
+
+
+def query_names(counts: Counts) -> list[str]:
+    """Names of the maps of `query_maps`."""
+    return ["class token"] * counts.cls + [f"register {m}" for m in range(counts.registers)] + ["middle patch"]
+
+
+def other_names(counts: Counts) -> list[str]:
+    """Names of the tokens of `Collected.mass`."""
+    return ["cls"] * counts.cls + [f"register {m}" for m in range(counts.registers)] + [f"added {a}" for a in range(counts.added)]

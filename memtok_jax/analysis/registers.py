@@ -1,0 +1,199 @@
+"""Does this vision transformer have artifacts, where, and what do registers do about them?
+
+    python -m memtok_jax.analysis.registers --checkpoint=runs/vit_registers --output=analysis
+    python -m memtok_jax.analysis.registers --checkpoint=dinov2_vits14_reg4_pretrain.pth --images=PHOTOS --output=analysis
+
+The checkpoint is a run directory of train.py or a file that `memtok_jax.convert` knows. Written to --output: measures.json and
+figures (norms by layer, measures by layer, maps of norms and attention, boxes). --repair=test_time does everything a second
+time with test-time registers (arXiv 2506.08010) and prints both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from memtok_jax import sharding
+from memtok_jax.analysis import figures, measures, register_figures, repair, subject
+from memtok_jax.analysis.collect import Collected, collect
+from memtok_jax.config import UserError
+from memtok_jax.evaluation.report import abstract_params
+from memtok_jax.models.vision.classifier import ClassifierConfig
+from memtok_jax.models.vision.edits import Edits
+from memtok_jax.training import cli
+from memtok_jax.training.checkpoint import CONFIG_FILE, Checkpoints, read_config
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory of train.py, or a checkpoint (DINOv2, DINOv3, timm).")
+IMAGES = flags.DEFINE_string("images", "", "Folder of images (sub-folders are classes; boxes.json beside them gives boxes), or "
+                             "composites, fashion_mnist, tfds:NAME. Default: the images held out from the run.")
+OUTPUT = flags.DEFINE_string("output", "analysis", "Folder for measures.json and the figures.")
+COUNT = flags.DEFINE_integer("count", 500, "At most so many images.")
+SIZE = flags.DEFINE_string("size", "", "ROWSxCOLUMNS of pixels, whole patches. Default: the size of training.")
+REPAIR = flags.DEFINE_enum("repair", "none", ["none", "test_time"], "Measure again with test-time registers.")
+CUTOFF = flags.DEFINE_float("cutoff", 0.0, "With --repair: norm above which a patch of the last layer is an outlier; 0: automatic.")
+TOP_K = flags.DEFINE_integer("top_k", 50, "With --repair: at most so many register neurons.")
+FEATURES = flags.DEFINE_enum("features", "k", ["k", "v"], "What LOST reads of the last layer: keys (DINOv2) or values (DeiT III).")
+BIAS = flags.DEFINE_float("bias", 0.0, "Added to LOST's Gram matrix.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the local data sets. Default: environment variable MEMTOK_DATA_DIR.")
+DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
+
+RESULT_FILE = "measures.json"
+PLAIN, REPAIRED = "as it is", "test-time registers"
+
+
+class Options(NamedTuple):
+    """The flags that decide what is computed."""
+
+    repair: str = "none"
+    cutoff: float = 0.0
+    top_k: int = 50
+    features: str = "k"
+    bias: float = 0.0
+
+
+def main(argv: list[str], overrides: tuple[str, ...]) -> int:
+    """Measure one checkpoint; returns the exit status."""
+    if len(argv) > 1 or overrides:
+        raise UserError(f"{(*argv[1:], *overrides)[0]!r} is not a flag of this command; see --help")
+    if not CHECKPOINT.value:
+        raise UserError("which model? give --checkpoint=RUN_DIRECTORY_OR_FILE")
+    model = load(CHECKPOINT.value)
+    shown = subject.pictures(model, IMAGES.value, parse_size(SIZE.value), COUNT.value, DATA_DIR.value)
+    analyse(model, shown, Options(REPAIR.value, CUTOFF.value, TOP_K.value, FEATURES.value, BIAS.value), Path(OUTPUT.value), print)
+    return 0
+
+
+def load(checkpoint: str) -> subject.Model:
+    """From a run directory of train.py, or a checkpoint that `memtok_jax.convert` knows. Raises UserError for anything else."""
+    path = Path(checkpoint).expanduser()
+    if not path.exists():
+        raise UserError(f"--checkpoint={checkpoint}: no such file or folder")
+    if not (path / CONFIG_FILE).exists():
+        return subject.from_file(path)
+    experiment = read_config(path)
+    if not isinstance(experiment.model, ClassifierConfig):
+        raise UserError(f"{path} holds a {type(experiment.model).__name__}; only vision transformers have registers to analyse")
+    with Checkpoints(path, experiment.training.keep) as checkpoints:
+        params, meta = checkpoints.restore_params(abstract_params(experiment, sharding.make_mesh(1, 1, 1)))
+    model = experiment.model
+    return subject.Model(params["vit"], model.vit, experiment.data, model.mean, model.std, f"{path.name}, step {meta['step']}")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(rows, columns) of "224x336" or "224"; (0, 0) of "". Raises UserError for anything else."""
+    if not text:
+        return 0, 0
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not found:
+        raise UserError(f"--size={text} must be ROWSxCOLUMNS, as in 224x336")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def analyse(model: subject.Model, shown: subject.Shown, options: Options, output: Path,
+            say: Callable[[str], None]) -> dict[str, Any]:
+    """Collect, measure, print, draw and write; returns what is written."""
+    output.mkdir(parents=True, exist_ok=True)
+    count, rows, columns, _ = shown.pixels.shape
+    say(f"model   {model.name}: {model.cfg.layers} layers of width {model.cfg.width}, {model.cfg.registers} registers, patches of "
+        f"{model.cfg.patch} x {model.cfg.patch}")
+    say(f"images  {count} of {rows} x {columns} pixels, {len(shown.classes)} classes, from {shown.origin}")
+
+    def look(edits: Edits) -> Collected:
+        return collect(model.params, subject.batches(model, shown), model.cfg, edits, options.features, options.bias)
+
+    collected = {PLAIN: look(())}
+    results = {PLAIN: measure(model, shown, collected[PLAIN])}
+    if options.repair == "test_time":
+        found = repair.test_time_registers(model.params, subject.batches(model, shown), model.cfg, results[PLAIN]["layers"],
+                                           options.cutoff, options.top_k)
+        say(f"repair  {len(found.neurons)} register neurons (layer, unit) from patches with a norm above {found.cutoff:.4g} after "
+            f"layer {found.state}: {', '.join(map(str, found.neurons[:5]))}, ...")
+        collected[REPAIRED] = look(found.edits)
+        results[REPAIRED] = measure(model, shown, collected[REPAIRED]) | {"neurons": found.neurons}
+    for line in table(results):
+        say(line)
+    record = {"checkpoint": model.name, "images": shown.origin, "count": count, "size": [rows, columns], **options._asdict(),
+              "results": results}
+    (output / RESULT_FILE).write_text(json.dumps(record, indent=1) + "\n")
+    drawn = draw(model, shown, collected, results, output) if figures.available() else ["no figure: matplotlib is not installed"]
+    say(f"written to {output}: {', '.join([RESULT_FILE, *drawn])}")
+    return record
+
+
+def measure(model: subject.Model, shown: subject.Shown, c: Collected) -> dict[str, Any]:
+    """All numbers of one model: by layer, and of the last layer."""
+    found = measures.outliers(c)
+    return {"layers": measures.by_layer(c), "special": found.name, "places": measures.places(c, found),
+            "local": measures.local_probes(c, found, subject.patch_pixels(model, shown)),
+            "global": measures.global_probes(c, found, shown.labels, len(shown.classes)),
+            "boxes": measures.boxes(c, shown.boxes, model.cfg.patch, shown.pixels.shape[1:3])}
+
+
+# ------------------------------------------------------------------------------------------------------------ on paper
+
+COLUMNS = (
+    ("layer", "layer", "{:d}"), ("median_norm", "median", "{:.4g}"), ("max_over_median", "max/med", "{:.2f}"),
+    ("cutoff", "cut-off", "{:.4g}"), ("outlier_share", "outliers", "{:.2%}"), ("share_above_3_medians", ">3 med", "{:.2%}"),
+    ("share_above_5_medians", ">5 med", "{:.2%}"), ("share_above_median_plus_6_mad", ">6 MAD", "{:.2%}"),
+    ("share_above_150", ">150", "{:.2%}"), ("kurtosis", "kurtosis", "{:.2f}"), ("sink_rate_0.3", "sink .3", "{:.1%}"),
+    ("sink_rate_10_over_T", "sink 10/T", "{:.1%}"), ("most_attended_over_uniform", "top/unif", "{:.2f}"),
+    ("mass_on_registers", "on regs", "{:.1%}"))
+
+
+def table(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines: a table by layer for each model, then the numbers of the last layer side by side."""
+    lines = []
+    for name, result in results.items():
+        lines += ["", f"{name}; attention on registers if uniform {result['layers'][-1]['uniform_mass_on_registers']:.1%}; "
+                  f"rule of the last layer: {result['layers'][-1]['rule']}",
+                  " ".join(f"{head:>9}" for _, head, _ in COLUMNS)]
+        lines += [" ".join(f"{_cell(row, key, form):>9}" for key, _, form in COLUMNS) for row in result["layers"]]
+    flat = {name: _scalars(result) for name, result in results.items()}
+    keys = list(dict.fromkeys(key for numbers in flat.values() for key in numbers))
+    lines += ["", f"{'last layer, after the final norm':<46}" + "".join(f"{name:>22}" for name in results)]
+    lines += [f"{key.replace('_', ' '):<46}" + "".join(f"{_number(flat[name].get(key)):>22}" for name in results) for key in keys]
+    return lines
+
+
+def _cell(row: dict[str, Any], key: str, form: str) -> str:
+    return form.format(row[key]) if row.get(key) is not None else "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _scalars(result: dict[str, Any]) -> dict[str, float]:
+    mass = {f"mass on {name}": share for name, share in result["layers"][-1]["mass"].items()}
+    groups = (mass, result["places"], result["local"], result["global"], result["boxes"])
+    return {key: value for group in groups for key, value in group.items() if isinstance(value, float)}
+
+
+def draw(model: subject.Model, shown: subject.Shown, collected: dict[str, Collected], results: dict[str, dict[str, Any]],
+         output: Path) -> list[str]:
+    """All figures; returns their names."""
+    names = []
+
+    def path(kind: str, name: str = "") -> Path:
+        names.append(f"{kind}{'_' if name else ''}{name.replace(' ', '_')}.png")
+        return output / names[-1]
+
+    register_figures.layer_curves(path("layers"), {name: r["layers"] for name, r in results.items()}, model.name)
+    for name, c in collected.items():
+        which = "" if name == PLAIN else name
+        title = f"{model.name}, {name}"
+        register_figures.norm_histograms(path("norms", which), c, results[name]["layers"], title)
+        register_figures.token_maps(path("maps", which), c, shown.pixels, title)
+        register_figures.boxes(path("boxes", which), c, shown.pixels, shown.boxes, model.cfg.patch, title)
+        register_figures.positions(path("positions", which), results[name]["places"], results[name]["special"])
+    return names
+
+
+if __name__ == "__main__":
+    cli.run(app, sys.argv, main, DEBUG)

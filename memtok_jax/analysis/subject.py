@@ -1,0 +1,92 @@
+"""What is analysed: a vision transformer, and images to show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from memtok_jax.config import UserError
+from memtok_jax.convert.vit import load_vit
+from memtok_jax.data import ImagesConfig, images
+from memtok_jax.data.images import folder
+from memtok_jax.data.images.pictures import Pictures
+from memtok_jax.models.vision.config import VitConfig
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, with which the published models were trained
+MOST_WEIGHTS = 2**27     # attention weights of one batch: half a gigabyte
+
+
+class Model(NamedTuple):
+    """Parameters of `vit.py`, their config, and what images they were trained on."""
+
+    params: Any
+    cfg: VitConfig
+    data: ImagesConfig
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+
+
+class Shown(NamedTuple):
+    """N images of one size. boxes: of each, f32[K, 4] in pixels."""
+
+    pixels: np.ndarray       # u8[N, rows, columns, C]
+    labels: np.ndarray       # i32[N]
+    boxes: list[np.ndarray]
+    classes: tuple[str, ...]
+    origin: str
+
+
+def from_file(path: Path) -> Model:
+    """A checkpoint that `convert.load_vit` knows. Raises UserError for a file that is none."""
+    params, cfg, *_ = load_vit(path)
+    size = (cfg.grid[0] * cfg.patch, cfg.grid[1] * cfg.patch)
+    return Model(params, cfg, ImagesConfig(size=size, channels=cfg.channels), MEAN[:cfg.channels], STD[:cfg.channels], path.name)
+
+
+def pictures(model: Model, source: str, size: tuple[int, int], count: int, data_dir: str) -> Shown:
+    """At most `count` images, in a fixed mixed order: of a folder, of the held-out split of another source, or ("") of the
+    images held out from the run.
+
+    size: (rows, columns) of whole patches; (0, 0) takes the size of training. Raises UserError where it does not fit.
+    """
+    size = tuple(n or own for n, own in zip(size, model.data.size, strict=True))
+    patch = model.cfg.patch
+    if min(size) < patch or any(n % patch for n in size):
+        raise UserError(f"images of {size[0]} x {size[1]} pixels are not whole patches of {patch} x {patch}; "
+                        "give --size=ROWSxCOLUMNS")
+    cfg = replace(model.data, size=size, data_dir=data_dir or model.data.data_dir, **({"source": source} if source else {}))
+    path = Path(source).expanduser()
+    found = folder.everything(path) if source and path.is_dir() else images.held_out(cfg)
+    order = np.random.default_rng(0).permutation(found.count)[:count]
+    mixed = Pictures(len(order), found.classes, lambda n: found.read(int(order[n])), found.origin)
+    seen = images.fitted(cfg, mixed, len(order))
+    return Shown(np.stack([p.pixels for p in seen]), np.array([p.label for p in seen], np.int32), [p.boxes for p in seen],
+                 found.classes, found.origin)
+
+
+def batches(model: Model, shown: Shown) -> Iterator[np.ndarray]:
+    """Normalised f32[B, rows, columns, C], as many images at a time as the attention of all layers has room for."""
+    n = shown.pixels.shape[1] // model.cfg.patch * (shown.pixels.shape[2] // model.cfg.patch)
+    weights = model.cfg.layers * model.cfg.heads * (n + model.cfg.prefix + 1) ** 2
+    rows = int(np.clip(MOST_WEIGHTS // weights, 1, 50))
+    for begin in range(0, len(shown.pixels), rows):
+        yield normalised(model, shown.pixels[begin:begin + rows])
+
+
+def normalised(model: Model, pixels: np.ndarray) -> np.ndarray:
+    """f32[N, rows, columns, C]."""
+    mean, std = np.asarray(model.mean, np.float32), np.asarray(model.std, np.float32)
+    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+
+
+def patch_pixels(model: Model, shown: Shown) -> np.ndarray:
+    """f32[N, n, P P C]: the normalised pixels of each patch."""
+    n, rows, columns, channels = shown.pixels.shape
+    p = model.cfg.patch
+    blocks = normalised(model, shown.pixels).reshape(n, rows // p, p, columns // p, p, channels)
+    return blocks.swapaxes(2, 3).reshape(n, -1, p * p * channels)

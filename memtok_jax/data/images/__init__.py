@@ -1,0 +1,108 @@
+"""Images as host arrays: see `ImagesConfig` for the sources; a batch is that of text with each image a sequence of one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from memtok_jax.data.errors import DataError, nearest
+from memtok_jax.data.images import coco, composites, folder, idx, prepared
+from memtok_jax.data.images.batches import EvalImages, TrainImages
+from memtok_jax.data.images.config import ImagesConfig
+from memtok_jax.data.images.pictures import Picture, Pictures, fit
+from memtok_jax.data.iterators import NumpyIterator, open_iterator
+from memtok_jax.data.streams import Batch, identity, rows_of
+
+TFDS = "tfds:"
+LOCAL = {"fashion_mnist": idx.load, "coco_permissive": coco.load}
+HELD_OUT = 1000                       # held-out composites
+TRAIN, VALID, TEST = 0, 2**62, 2**61  # where the numbers of composites of each split begin
+
+
+def open_train(cfg: ImagesConfig, batch: int, process_index: int, process_count: int) -> NumpyIterator:
+    """Endless training batches; see `data.open_train`."""
+    source = TrainImages(cfg, training(cfg), batch, rows_of(process_index, process_count, batch))
+    settings = (cfg.source, cfg.size, cfg.channels, cfg.composites, cfg.augment, batch, cfg.seed)
+    return open_iterator(source, identity((), *settings, source.count, classes(cfg)))
+
+
+def open_eval(cfg: ImagesConfig, batch: int, process_index: int, process_count: int) -> Sequence[Batch]:
+    """Held-out batches; see `data.open_eval`."""
+    return EvalImages(cfg, held_out(cfg), batch, rows_of(process_index, process_count, batch))
+
+
+def training(cfg: ImagesConfig) -> Pictures:
+    """The split that is trained on. Raises DataError where the source has none."""
+    splits = _splits(cfg)
+    if "train" not in splits:
+        raise DataError(f"{cfg.source} has no images to train on, only {', '.join(splits)} to look at")
+    return splits["train"]
+
+
+def held_out(cfg: ImagesConfig) -> Pictures:
+    """The split that is scored. Raises DataError naming those that the source has."""
+    splits = _splits(cfg)
+    if cfg.eval_split not in splits or cfg.eval_split == "train":
+        names = [s for s in splits if s != "train"]
+        raise DataError(f"{cfg.source} has no held-out split '{cfg.eval_split}', only {', '.join(names)}"
+                        f"{nearest(cfg.eval_split, names)}")
+    return splits[cfg.eval_split]
+
+
+def classes(cfg: ImagesConfig) -> tuple[str, ...]:
+    """Names of the labels."""
+    return training(cfg).classes
+
+
+def fitted(cfg: ImagesConfig, source: Pictures, count: int) -> list[Picture]:
+    """The first pictures of a split (all where there are fewer), brought to the size of the config."""
+    return [fit(source.read(n), cfg.size, cfg.channels) for n in range(min(count, source.count))]
+
+
+def arrays(cfg: ImagesConfig, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels uint8[N, rows, columns, C], labels int32[N]) of "train" or of the held-out split, without augmentation."""
+    found = fitted(cfg, training(cfg) if split == "train" else held_out(cfg), count)
+    return np.stack([one.pixels for one in found]), np.array([one.label for one in found], np.int32)
+
+
+def held_out_count(cfg: ImagesConfig) -> int:
+    """How many images are scored."""
+    return min(cfg.eval_samples or held_out(cfg).count, held_out(cfg).count)
+
+
+def describe(cfg: ImagesConfig) -> str:
+    """One line: data set, sizes of its splits, where it lies."""
+    train, scored = training(cfg), held_out(cfg)
+    return (f"{cfg.source}: {train.count:,} images of {len(train.classes)} classes to train on, {held_out_count(cfg):,} of "
+            f"{scored.count:,} held out ({cfg.eval_split}), {cfg.size[0]} x {cfg.size[1]} x {cfg.channels}; from {train.origin}")
+
+
+def _splits(cfg: ImagesConfig) -> dict[str, Pictures]:
+    if cfg.source == "composites":
+        return _composites(cfg)
+    return _load(cfg.source, cfg.data_dir, cfg.held_out)
+
+
+def _composites(cfg: ImagesConfig) -> dict[str, Pictures]:
+    def split(begin: int, count: int) -> Pictures:
+        return Pictures(count, composites.class_names(cfg.composites), lambda n: composites.picture(
+            cfg.composites, cfg.size, cfg.channels, begin + n), "memtok_jax/data/images/composites.py")
+
+    return {"train": split(TRAIN, cfg.composites.images), "valid": split(VALID, HELD_OUT), "test": split(TEST, HELD_OUT)}
+
+
+@functools.lru_cache(maxsize=2)
+def _load(source: str, data_dir: str, held_out: float) -> dict[str, Pictures]:
+    if source in LOCAL:
+        return LOCAL[source](source, data_dir)
+    if source.startswith(TFDS):
+        return prepared.load(source.removeprefix(TFDS), data_dir, held_out)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return folder.load(path, held_out)
+    names = ("composites", *LOCAL)
+    raise DataError(f"unknown image source '{source}': no such folder, and not one of {', '.join(names)}, {TFDS}NAME"
+                    f"{nearest(source, names)}")

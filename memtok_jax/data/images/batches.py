@@ -1,0 +1,70 @@
+"""Batches of images as pure index arithmetic: batch number -> arrays. Each image is a sequence of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from memtok_jax.data.images.augment import augment
+from memtok_jax.data.images.config import ImagesConfig
+from memtok_jax.data.images.pictures import Picture, Pictures, fit
+from memtok_jax.data.streams import Batch
+from memtok_jax.data.tasks.scoring import IGNORED
+
+
+class TrainImages:
+    """Training batches without an end: every image once in each epoch, each epoch in a new order.
+
+    Augmentation depends on (seed, step, row) alone. `start` is never True: what an image classifier carries from batch to
+    batch, its random keys, goes on.
+    """
+
+    def __init__(self, cfg: ImagesConfig, pictures: Pictures, batch: int, rows: range):
+        self._cfg, self._pictures, self._batch, self._rows = cfg, pictures, batch, rows
+        self._cached: tuple[int, np.ndarray] | None = None
+        self.count = pictures.count
+
+    def __getitem__(self, step: int) -> Batch:
+        numbers = [self._number(step * self._batch + row) for row in self._rows]
+        found = [fit(self._pictures.read(n), self._cfg.size, self._cfg.channels) for n in numbers]
+        pixels = [augment(one.pixels, self._cfg.augment, np.random.default_rng((self._cfg.seed, 1, step, row)))
+                  for one, row in zip(found, self._rows, strict=True)]
+        labels = np.array([[one.label] for one in found], np.int32)
+        return {"inputs": np.stack(pixels)[:, None], "targets": labels, "start": np.zeros(len(found), bool)}
+
+    def _number(self, place: int) -> int:
+        """The image at a place of the endless sequence of epochs."""
+        epoch, inner = divmod(place, self._pictures.count)
+        if self._cached is None or self._cached[0] != epoch:
+            order = np.random.default_rng((self._cfg.seed, 0, epoch)).permutation(self._pictures.count)
+            self._cached = (epoch, order)
+        return int(self._cached[1][inner])
+
+
+class EvalImages(Sequence):
+    """Held-out batches: every image exactly once, as it is; the last batch is filled up with rows of length 0.
+
+    A batch holds what evaluation batches of text hold; `document` is the number of the image.
+    """
+
+    def __init__(self, cfg: ImagesConfig, pictures: Pictures, batch: int, rows: range):
+        self._cfg, self._pictures, self._batch, self._rows = cfg, pictures, batch, np.arange(rows.start, rows.stop)
+        self._count = min(cfg.eval_samples or pictures.count, pictures.count)
+
+    def __len__(self) -> int:
+        return -(-self._count // self._batch)
+
+    def __getitem__(self, step: int) -> Batch:
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        numbers = step * self._batch + self._rows
+        real = numbers < self._count
+        found = [self._one(int(n)) if ok else None for n, ok in zip(numbers, real, strict=True)]
+        blank = np.zeros(self._cfg.shape, np.uint8)
+        return {"inputs": np.stack([blank if one is None else one.pixels for one in found])[:, None],
+                "targets": np.array([[IGNORED if one is None else one.label] for one in found], np.int32),
+                "start": real, "length": real.astype(np.int32), "document": np.where(real, numbers, -1).astype(np.int32)}
+
+    def _one(self, number: int) -> Picture:
+        return fit(self._pictures.read(number), self._cfg.size, self._cfg.channels)

@@ -1,0 +1,81 @@
+"""Labelled pictures by number, and how they are brought to one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from memtok_jax.data.errors import DataError
+
+GREY = np.array([0.299, 0.587, 0.114], np.float32)    # of red, green, blue (ITU-R BT.601)
+NO_BOXES = np.zeros((0, 4), np.float32)
+
+
+class Picture(NamedTuple):
+    """One image. boxes: x_min, y_min, x_max, y_max of its objects in pixels, none where they are not known."""
+
+    pixels: np.ndarray    # uint8[rows, columns, C]
+    label: int
+    boxes: np.ndarray     # float32[K, 4]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One split of a data set.
+
+    count: how many. classes: names of the labels. read: number -> Picture, the same one each time. origin: where they lie,
+    for the log.
+    """
+
+    count: int
+    classes: tuple[str, ...]
+    read: Callable[[int], Picture]
+    origin: str
+
+
+def pillow(what: str):
+    """The module PIL.Image. Raises DataError naming what needs it."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"{what} needs the package pillow ({error})") from error
+    return Image
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """uint8[rows, columns, channels]: grey is repeated, colours are weighed to grey."""
+    have = pixels.shape[-1]
+    if have == channels:
+        return pixels
+    if (have, channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=-1)
+    if (have, channels) == (3, 1):
+        return np.rint(pixels @ GREY).astype(np.uint8)[..., None]
+    raise DataError(f"an image has {have} channels; 1 (grey) or 3 (red, green, blue) can be used")
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int], window: tuple[float, float, float, float]) -> np.ndarray:
+    """A window of the picture (x_min, y_min, x_max, y_max, fractions of pixels allowed) scaled to (rows, columns), bicubic."""
+    image = pillow("scaling an image")
+    window = np.clip(window, 0, [pixels.shape[1], pixels.shape[0]] * 2)    # rounding may have left it by a hair
+    source = image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    out = np.asarray(source.resize(size[::-1], image.Resampling.BICUBIC, box=tuple(window)))
+    return out.reshape(*size, pixels.shape[-1])
+
+
+def fit(picture: Picture, size: tuple[int, int], channels: int) -> Picture:
+    """The picture scaled until it covers (rows, columns), cut around its middle, with so many channels; boxes follow."""
+    pixels = with_channels(picture.pixels, channels)
+    rows, columns = pixels.shape[:2]
+    if (rows, columns) == tuple(size):
+        return picture._replace(pixels=pixels)
+    scale = max(size[0] / rows, size[1] / columns)
+    height, width = size[0] / scale, size[1] / scale
+    x, y = (columns - width) / 2, (rows - height) / 2
+    boxes = (picture.boxes - np.array([x, y, x, y], np.float32)) * np.float32(scale)
+    boxes = np.clip(boxes, 0, np.array([size[1], size[0], size[1], size[0]], np.float32))
+    boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+    return Picture(resize(pixels, size, (x, y, x + width, y + height)), picture.label, boxes)

@@ -1,0 +1,175 @@
+"""A vision transformer with a linear head, as the trainer wants a model: an image is a sequence of one.
+
+    u8 or f32[B, 1, rows, columns, C] -> normalise -> vit.py -> pool -> logits f32[B, 1, classes]
+
+What the head reads (`pool`); registers never reach it but by name:
+
+    cls                 the class token
+    patch_mean          mean over patches
+    cls_patch           both, side by side (facebookresearch/dinov2, Hugging Face)
+    cls_register        class token and every register
+    cls_mean_register   class token and the mean register (arXiv 2501.04784)
+
+The carry holds a random key for every row, because stochastic depth has to draw something else in each update: it is state like
+any other, so a restored run draws what the uninterrupted one does, and a row draws the same wherever it lies.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from memtok_jax import params as P
+from memtok_jax.models.vision import output, vit
+from memtok_jax.models.vision.config import VitConfig
+from memtok_jax.models.vision.output import VitOutput
+from memtok_jax.numerics import affine_norm, dense
+
+POOLS = ("cls", "patch_mean", "cls_patch", "cls_register", "cls_mean_register")
+KEYS = "threefry2x32"     # the generator of the carried keys, whatever JAX's default is
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """vit: the transformer. classes: of the data. pool: what the head reads, see above. mean, std: of each channel, for pixels in
+    0 .. 1. training: whether stochastic depth draws; set by `for_training`, never by hand.
+    """
+
+    vit: VitConfig
+    classes: int
+    pool: str = "cls"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    training: bool = False
+
+    def __post_init__(self):
+        if self.classes < 2:
+            raise ValueError(f"classes={self.classes} must be at least 2")
+        if self.pool not in POOLS:
+            near = difflib.get_close_matches(self.pool, POOLS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"pool={self.pool!r} must be one of {', '.join(map(repr, POOLS))}{hint}")
+        if "cls" in self.pool and not self.vit.class_token:
+            raise ValueError(f"pool={self.pool!r} reads the class token, which vit.class_token=False leaves out; "
+                             "take pool='patch_mean'")
+        if "register" in self.pool and not self.vit.registers:
+            raise ValueError(f"pool={self.pool!r} reads registers, and vit.registers is 0; take pool='cls'")
+        if self.vit.final_norm == "pooled" and self.pool not in ("cls", "patch_mean"):
+            raise ValueError(f"vit.final_norm='pooled' normalises one pooled vector; pool={self.pool!r} has several")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.vit.channels:
+                raise ValueError(f"{name}={getattr(self, name)} must have one number for each of vit.channels={self.vit.channels}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std} must be above 0")
+
+    @property
+    def vocabulary(self) -> int:
+        """What a target can be: the classes."""
+        return self.classes
+
+    @property
+    def pooled(self) -> int:
+        """Size of what the head reads."""
+        return self.vit.width * {"cls_patch": 2, "cls_register": 1 + self.vit.registers, "cls_mean_register": 2}.get(self.pool, 1)
+
+
+class ClassifierState(NamedTuple):
+    """Random keys of the rows, as raw numbers: what a checkpoint can hold."""
+
+    key: jax.Array   # u32[B, 2]
+
+
+def specs(cfg: ClassifierConfig) -> dict:
+    """The transformer and the head."""
+    head = {"w": P.ParamSpec((cfg.pooled, cfg.classes), ("embed", None), P.truncated_normal(cfg.vit.std)),
+            "b": P.ParamSpec((cfg.classes,), (None,), P.zeros, decayed=False)}
+    return {"vit": vit.specs(cfg.vit), "head": head}
+
+
+def state_specs(cfg: ClassifierConfig, batch: int) -> ClassifierState:
+    """One key a row."""
+    return ClassifierState(P.StateSpec((batch, 2), ("batch", None), jnp.uint32))
+
+
+def init_state(params, cfg: ClassifierConfig, batch: int) -> ClassifierState:
+    """Row b starts with key 0 folded with b."""
+    rows = jax.vmap(lambda b: jax.random.fold_in(jax.random.key(0, impl=KEYS), b))(jnp.arange(batch))
+    return ClassifierState(jax.random.key_data(rows))
+
+
+def refresh(params, state: ClassifierState, cfg: ClassifierConfig) -> ClassifierState:
+    """Nothing in the carry is made from parameters."""
+    return state
+
+
+def for_training(cfg: ClassifierConfig, tokens: int) -> ClassifierConfig:
+    """The config of training, where stochastic depth draws. tokens: images a call, which must be 1."""
+    if tokens != 1:
+        raise ValueError(f"an image classifier reads one image a row and call, not {tokens}")
+    return replace(cfg, training=True)
+
+
+def apply(params, state: ClassifierState, images: jax.Array, cfg: ClassifierConfig, length=None):
+    """(logits f32[B, 1, classes], state) of images u8 or f32[B, 1, rows, columns, C]; see `run`."""
+    return run(params, state, images, cfg, length)[:2]
+
+
+def run(params, state: ClassifierState, images: jax.Array, cfg: ClassifierConfig, length=None):
+    """(logits, state, {}). length: i32[B], 0 where a row holds no image; its key stays as it is."""
+    state, keys = _advance(state, P.full_length(images) if length is None else length)
+    out = vit.features(params["vit"], normalise(_one(images), cfg), cfg.vit, key=keys if cfg.training else None)
+    return logits(params, out, cfg)[:, None], state, {}
+
+
+def _one(images: jax.Array) -> jax.Array:
+    if images.ndim != 5 or images.shape[1] != 1:
+        raise ValueError(f"images have shape {images.shape}; expected [batch, 1, rows, columns, channels]")
+    return images[:, 0]
+
+
+def _advance(state: ClassifierState, length_B: jax.Array) -> tuple[ClassifierState, jax.Array]:
+    """The keys of the next call, and one key a row to draw with now."""
+    pairs = jax.vmap(jax.random.split)(jax.random.wrap_key_data(state.key, impl=KEYS))
+    after = jnp.where((length_B > 0)[:, None], jax.random.key_data(pairs[:, 0]), state.key)
+    return ClassifierState(after), pairs[:, 1]
+
+
+def normalise(images: jax.Array, cfg: ClassifierConfig) -> jax.Array:
+    """f32[B, rows, columns, C]: pixels in 0 .. 1 (bytes are divided by 255), minus `mean`, over `std`."""
+    pixels = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+    if images.shape[-1] != cfg.vit.channels:
+        raise ValueError(f"images have {images.shape[-1]} channels, the model takes {cfg.vit.channels}; set data.channels and "
+                         "model.vit.channels to the same number")
+    mean, std = (jnp.asarray(values, jnp.float32)[None, None, None] for values in (cfg.mean, cfg.std))
+    return (pixels - mean) / std
+
+
+def pool(out: VitOutput, cfg: ClassifierConfig) -> jax.Array:
+    """What the head reads: [B, pooled]."""
+    flat = {"cls": out.cls.reshape(len(out.cls), -1), "patch": out.patches.mean(1),
+            "register": out.registers.reshape(len(out.registers), -1)}
+    parts = {"patch_mean": ("patch",), "cls_patch": ("cls", "patch"), "cls_register": ("cls", "register")}
+    if cfg.pool == "cls_mean_register":
+        return jnp.concatenate([flat["cls"], out.registers.mean(1)], -1)
+    return jnp.concatenate([flat[name] for name in parts.get(cfg.pool, ("cls",))], -1)
+
+
+def logits(params, out: VitOutput, cfg: ClassifierConfig) -> jax.Array:
+    """f32[B, classes] from the tokens of the transformer."""
+    read = pool(out, cfg).astype(jnp.float32)
+    if cfg.vit.final_norm == "pooled":
+        read = affine_norm(read, params["vit"]["norm"], cfg.vit.epsilon)
+    return dense(read, params["head"], "float32")
+
+
+def statistics(params, state: ClassifierState, images: jax.Array, cfg: ClassifierConfig, length=None) -> dict[str, jax.Array]:
+    """What the residual stream looks like before the final norm: artifacts show as a largest patch far above the median."""
+    out = vit.features(params["vit"], normalise(_one(images), cfg), cfg.vit)
+    norms = output.token_norms(out)
+    median = jnp.median(norms["patches"], axis=1)
+    seen = {"patch_norm": median.mean(), "largest_patch_over_median": (norms["patches"].max(1) / median).mean()}
+    return seen | ({"register_over_median": (norms["registers"].mean(1) / median).mean()} if cfg.vit.registers else {})
