@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import associative_scan, flops, measure
+from benchmarks import vit as vit_speed
 from memtok_jax import params as P
 from memtok_jax.memory import neural
 from memtok_jax.memory.neural import scan
+from memtok_jax.models.vision import vit
+from memtok_jax.models.vision.config import VitConfig
 
 
 def _wide(tree):
@@ -48,3 +51,14 @@ def test_measure_reports_medians_and_failures():
     assert result["repeats"] >= 3 and result["best_s"] <= result["seconds"] and measure.peak_mb() > 10
     assert measure.median_of([{"a": 1.0, "b": "x"}, {"a": 3.0, "b": "x"}, {"a": 2.0, "b": "x"}]) == {"a": 2.0, "b": "x"}
     assert measure.median_of([{"a": 1.0}, {"failed": "no"}]) == {"failed": "no"}
+
+
+def test_operations_of_a_vision_transformer_are_counted_right():
+    """Against the compiler's count of the same pass with its layers side by side (a loop would count once)."""
+    sizes = dict(width=128, layers=2, patch=8)
+    for registers in (0, 4):
+        cfg = VitConfig(**sizes, heads=2, hidden=512, grid=(8, 8), registers=registers, unroll=2)
+        x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        lowered = jax.jit(lambda p, x, cfg=cfg: vit.features(p, x, cfg).prenorm).lower(P.abstract(vit.specs(cfg)), x)
+        counted = vit_speed.forward_operations(registers, 64, **sizes)
+        assert 1.0 < lowered.compile().cost_analysis()["flops"] / counted < 1.05

@@ -24,6 +24,7 @@ from vit_cases import features
 
 from benchmarks import vit_random
 from memtok_jax.convert import VitCheckpoint, load_vit
+from memtok_jax.convert.vit import to_layout
 from memtok_jax.models.vision import block, positions, rope, vit
 from memtok_jax.numerics import affine_norm, dense
 
@@ -162,6 +163,18 @@ def test_configs_are_read_off_the_weights(stored):
     assert those(lambda c: c.interpolation == "size_noaa") == {"plain"}
     assert told["timm_rows_for_all"].table_rows == "all" and told["timm_registers"].table_rows == "patches"
     assert those(lambda c: not c.layerscale) == {"timm_rows_for_all", "timm_average", "timm_qk_norm", "timm_plain"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_written_back_it_is_what_the_peer_reads(stored, case):
+    """Theirs -> ours -> theirs: the names and shapes that their classes have, and every number."""
+    theirs = vit_random.weights(stored.settings["cases"][case]["shapes"], stored.settings["seed"])
+    theirs = {name.removeprefix("dinov2_with_registers."): array for name, array in theirs.items()}
+    checkpoint = model(stored, case)
+    back = to_layout(checkpoint, checkpoint.layout)
+    assert {name: array.shape for name, array in back.items()} == {name: array.shape for name, array in theirs.items()}
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
 # ------------------------------------------------------------------------------------------------------- negative controls

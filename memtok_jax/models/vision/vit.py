@@ -117,13 +117,13 @@ def features(params, images: jax.Array, cfg: VitConfig, *, mask: jax.Array | Non
     for name in capture:
         if name not in CAPTURES:
             raise ValueError(f"capture={name!r} must be one of {', '.join(map(repr, CAPTURES))}")
-    grid, added, batch = grid_of(images, cfg), E.added_tokens(edits), len(images)
+    grid, added = grid_of(images, cfg), E.added_tokens(edits)
     counts = Counts(cfg.class_tokens, cfg.registers, grid[0] * grid[1], added)
     plan = E.plan(edits, cfg)
     x = jnp.pad(embed(params, images, cfg, mask), ((0, 0), (0, added), (0, 0)))
     x = E.edit_registers(edits, jax.tree.map(lambda leaf: leaf[0], plan.replacements), x, counts)
     turn = rope.rotation(grid, cfg.prefix, added, cfg.head_dim, cfg.rope_base) if cfg.positions == "rope" else rope.NONE
-    keep = block.stochastic_depth(key, cfg, batch)
+    keep = block.stochastic_depth(key, cfg, len(images))
 
     def layer(x, tree):
         params, keep, neurons, replacements = tree
