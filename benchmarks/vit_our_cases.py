@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec  # noqa: E402
 
 from memtok_jax import params as P  # noqa: E402
 from memtok_jax import sharding  # noqa: E402
-from memtok_jax.compiler import options  # noqa: E402
 from memtok_jax.models.vision import vit  # noqa: E402
 from memtok_jax.models.vision.config import VitConfig  # noqa: E402
 from memtok_jax.numerics import dense  # noqa: E402
@@ -57,15 +56,14 @@ def run(case: dict) -> dict:
         return jax.lax.pmean(jax.grad(loss)(params, images, labels, cfg), AXES)
 
     divided = lambda f, ins, out: jax.shard_map(f, mesh=mesh, in_specs=ins, out_specs=out, check_vma=False)
-    compiled = lambda f, **keywords: jax.jit(f, compiler_options=options("cpu"), **keywords)
-    forward = compiled(divided(lambda params, images: logits(params, images, cfg), (whole, own_rows), own_rows))
+    forward = jax.jit(divided(lambda params, images: logits(params, images, cfg), (whole, own_rows), own_rows))
     gradients = divided(gradient, (whole, own_rows, own_rows), whole)
 
     def step(params, moments, images, labels):
         updates, moments = optimizer.update(gradients(params, images, labels), moments, params)
         return optax.apply_updates(params, updates), moments
 
-    step = compiled(step, donate_argnums=(0, 1))
+    step = jax.jit(step, donate_argnums=(0, 1))
     result = {"forward": measure.measure(lambda: forward(params, images).block_until_ready(), case["seconds"])}
     carry = [params, moments]
 
