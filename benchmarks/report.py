@@ -9,6 +9,8 @@ from pathlib import Path
 
 from benchmarks import measure
 
+VERSIONS = ("jax", "device", "torch", "titans-pytorch", "transformers", "timm")
+
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, padded so that it reads well as text."""
@@ -28,7 +30,7 @@ def command_line(module: str, arguments: list[str]) -> str:
 
 def machine(records: list[dict], load: float) -> str:
     """One line about where it was measured. load: the load average before the first case."""
-    versions = {name: r[name] for r in records for name in ("jax", "device", "torch", "titans-pytorch") if name in r}
+    versions = {name: r[name] for r in records for name in VERSIONS if name in r}
     shared = "" if load < 0.5 else " (others were using the machine: compare sides with each other only)"
     return (
         f"{measure.cores()} cores; load average before the start {load:.1f}{shared}; "

@@ -63,6 +63,13 @@ def _process(place: Path, core: int, overrides: tuple[str, ...]) -> None:
         raise SystemExit(f"error: {place.name} failed ({lines[-1]}); see {place / LOG}")
 
 
+def software() -> dict[str, str]:
+    """Version and device, for the line about the machine."""
+    import jax
+
+    return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+
+
 def main(place: Path, core: int, overrides: tuple[str, ...]) -> None:
     """Train the experiment of this folder, evaluate it, and write the result: the child of `_process`."""
     os.sched_setaffinity(0, {core})

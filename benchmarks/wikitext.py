@@ -113,13 +113,6 @@ def spread(values: list[float], digits: int) -> str:
     return f"{mean:,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
-def software() -> dict[str, str]:
-    """Version and device, for the line about the machine."""
-    import jax
-
-    return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
-
-
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
     from memtok_jax import params
@@ -144,7 +137,7 @@ def main(arguments: list[str]) -> None:
         "# WikiText-2, equal parameters and budget", f"`{report.command_line('benchmarks.wikitext', arguments)}`",
         f"{args.steps} updates of 8 x {SEGMENTS * SEGMENT} bytes at {args.learning_rate:g}, {args.seeds} seeds (mean, least to "
         f"most); first {first['eval/bytes']:,} bytes of the test split, {first['eval/words']:,} words. Bits per byte of what costs "
-        f"nothing, on the same bytes: {free}. {report.machine([software()], load)}", table(results, sizes)])
+        f"nothing, on the same bytes: {free}. {report.machine([sweep.software()], load)}", table(results, sizes)])
     print(text)
     report.write(args.output, text, {"arguments": arguments, "parameters": sizes, "results": results})
     print(json.dumps({name: statistics.mean(r["eval/bits_per_byte"] for r in runs) for name, runs in results.items()}))

@@ -171,10 +171,35 @@ def test_equal_modules_compile_once(case):
     assert len(traced) == 2
 
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "use_as_functions.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+def examples(name: str) -> list[str]:
+    """Python of a document."""
+    text = (Path(__file__).parent.parent / name).read_text()
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["functions", "linen", "nnx"])
-def test_examples_of_the_documentation_run(example):
-    exec(compile(example, "docs/use_as_functions.md", "exec"), {"__name__": "example"})
+def ran(example: str, names: dict) -> dict:
+    """The names that an example leaves behind."""
+    exec(compile(example, "example", "exec"), names)
+    return names
+
+
+def test_examples_of_the_readme_give_the_pure_call():
+    """Three ways to the same numbers, given the parameters that each of them drew."""
+    names: dict = {"__name__": "example"}
+    drawn = {"functions": lambda: names["params"], "linen": lambda: nn.unbox(names["variables"])["params"]["pure"],
+             "nnx": lambda: names["memory"].pure_params()}
+    for (kind, params), example in zip(drawn.items(), examples("README.md"), strict=True):
+        ran(example, names)
+        y, after = neural.apply(params(), names["state"], names["x"], names["cfg"])
+        np.testing.assert_array_equal(names["y"], y, err_msg=kind)
+        jax.tree.map(np.testing.assert_array_equal, names["after"], after)
+
+
+def test_longer_examples_do_what_they_say():
+    functions, linen, trained = (ran(e, {"__name__": "example"}) for e in examples("docs/use_as_functions.md"))
+    grown = jax.tree.map(lambda g: bool(np.abs(g).max() > 0), functions["gradient"])
+    assert any(jax.tree.leaves(grown)) and jax.tree.structure(grown) == jax.tree.structure(functions["params"])
+    twice = linen["layer"].apply(linen["variables"], *linen["layer"].apply(linen["variables"], linen["x"], method="begin")[1:],
+                                 linen["x"])[0]
+    np.testing.assert_allclose(linen["y"], twice, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(trained["value"]) and trained["step"] == 2

@@ -2,8 +2,7 @@
 
 `tests/data/vit_parity.npz` (made by `benchmarks/export_vit.py --small`) holds what they compute from random weights, which are
 drawn anew here: narrow models, two image sizes that are not the native one. It needs no torch. One test runs the peers with other
-numbers,
-wider models and all five sizes, and prints the largest errors, where a Python that has them is at hand:
+numbers, wider models and all five sizes, and prints the largest errors, where a Python that has them is at hand:
 
     MEMTOK_VIT_PYTHON=/path/to/python pytest -s tests/test_peer_vit.py
 """
@@ -11,8 +10,10 @@ wider models and all five sizes, and prints the largest errors, where a Python t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from peers import ROOT, export
 from vit_cases import features
 
 from benchmarks import vit_random
-from memtok_jax.convert import load_vit
+from memtok_jax.convert import VitCheckpoint, load_vit
 from memtok_jax.models.vision import block, positions, rope, vit
 from memtok_jax.numerics import affine_norm, dense
 
@@ -30,29 +31,36 @@ STORED = ROOT / "tests" / "data" / "vit_parity.npz"
 TOLERANCE = {"hidden": 2e-5, "last": 2e-5, "masked": 2e-5, "logits": 2e-5, "attention": 2e-6}
 
 
-class Peer:
-    """Results of the other implementations, and the same models as ours."""
+class Peer(NamedTuple):
+    """Results of the other implementations, and how they came about."""
 
-    def __init__(self, path: Path):
-        self.arrays = np.load(path)
-        self.settings = json.loads(str(self.arrays["settings"]))
+    arrays: Mapping[str, np.ndarray]
+    settings: dict
 
-    def model(self, case: str):
-        """Our checkpoint of a case, from weights drawn under the peer's names."""
-        told = self.settings["cases"][case]
-        heads = told["arguments"].get("num_attention_heads") or told["arguments"]["num_heads"]
-        return load_vit(vit_random.weights(told["shapes"], self.settings["seed"]), heads=heads)
 
-    def images(self, rows: int, columns: int) -> jax.Array:
-        return jnp.asarray(vit_random.images(self.settings["batch"], rows, columns, self.settings["seed"]))
-
-    def mask(self, grid: tuple[int, int]) -> jax.Array:
-        return jnp.asarray(vit_random.mask(self.settings["batch"], grid[0] * grid[1], self.settings["seed"]))
+def read(path: Path) -> Peer:
+    arrays = np.load(path)
+    return Peer(arrays, json.loads(str(arrays["settings"])))
 
 
 @pytest.fixture(scope="module")
 def stored() -> Peer:
-    return Peer(STORED)
+    return read(STORED)
+
+
+def model(peer: Peer, case: str) -> VitCheckpoint:
+    """Our checkpoint of a case, from weights drawn under the peer's names."""
+    told = peer.settings["cases"][case]
+    heads = told["arguments"].get("num_attention_heads") or told["arguments"]["num_heads"]
+    return load_vit(vit_random.weights(told["shapes"], peer.settings["seed"]), heads=heads)
+
+
+def some_images(peer: Peer, rows: int, columns: int) -> jax.Array:
+    return jnp.asarray(vit_random.images(peer.settings["batch"], rows, columns, peer.settings["seed"]))
+
+
+def some_mask(peer: Peer, grid: tuple[int, int]) -> jax.Array:
+    return jnp.asarray(vit_random.mask(peer.settings["batch"], grid[0] * grid[1], peer.settings["seed"]))
 
 
 def logits(checkpoint, out, case: str) -> jax.Array:
@@ -67,12 +75,12 @@ def logits(checkpoint, out, case: str) -> jax.Array:
 
 def ours(peer: Peer, case: str, rows: int, columns: int, checkpoint, names) -> dict[str, jax.Array]:
     """The same arrays from our model."""
-    params, cfg, x = checkpoint.params, checkpoint.config, peer.images(rows, columns)
+    params, cfg, x = checkpoint.params, checkpoint.config, some_images(peer, rows, columns)
     out = features(params, x, cfg, capture=("hidden", "attention"))
     together = lambda out: jnp.concatenate([out.cls, out.registers, out.patches], axis=1)
     found = {"hidden": out.captured["hidden"], "attention": out.captured["attention"], "last": together(out)}
     if "masked" in names:
-        found["masked"] = together(features(params, x, cfg, mask=peer.mask(out.grid)))
+        found["masked"] = together(features(params, x, cfg, mask=some_mask(peer, out.grid)))
     if "logits" in names:
         found["logits"] = logits(checkpoint, out, case)
     if "angles" in names:
@@ -102,7 +110,7 @@ def errors(peer: Peer, case: str, rows: int, columns: int, checkpoint) -> dict[s
 def assert_case(peer: Peer, case: str) -> dict[str, float]:
     """Every array of every size; returns the largest error of each name."""
     worst: dict[str, float] = {}
-    checkpoint = peer.model(case)
+    checkpoint = model(peer, case)
     for rows, columns in peer.settings["cases"][case]["sizes"]:
         for name, error in errors(peer, case, rows, columns, checkpoint).items():
             assert error <= TOLERANCE.get(name, 2e-6), f"{case} at {rows}x{columns}: {name} is off by {error:.2g}"
@@ -142,7 +150,7 @@ def test_resized_tables_equal_torch(stored):
 
 def test_configs_are_read_off_the_weights(stored):
     """What each case is called says what must have been found."""
-    found = {case: stored.model(case) for case in CASES}
+    found = {case: model(stored, case) for case in CASES}
     told = {case: checkpoint.config for case, checkpoint in found.items()}
     those = lambda rule: {case for case, cfg in told.items() if rule(cfg)}
     expected = dict.fromkeys(CASES, 4) | {"one_register": 1, "plain": 0, "timm_plain": 0}
@@ -177,22 +185,22 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_would_be_found(stored, mistake):
     """The usual mistakes are larger than the tolerance, so the comparison tells them apart."""
-    wrong = MISTAKES[mistake](stored.model("registers"))
+    wrong = MISTAKES[mistake](model(stored, "registers"))
     error = errors(stored, "registers", 84, 56, wrong)["last"]
     assert error > 1.5 * TOLERANCE["last"], error
 
 
 def test_the_tanh_form_of_gelu_would_be_found(stored, monkeypatch):
     monkeypatch.setattr(block, "gelu", lambda x: jax.nn.gelu(x, approximate=True))
-    checkpoint = stored.model("registers")
-    out = vit.features(checkpoint.params, stored.images(84, 56), checkpoint.config)
+    checkpoint = model(stored, "registers")
+    out = vit.features(checkpoint.params, some_images(stored, 84, 56), checkpoint.config)
     theirs = stored.arrays["registers/84x56/last"][:, 5:]
     assert 1e-4 < np.abs(np.asarray(out.patches) - theirs).max() < 1e-1
 
 
 def test_registers_in_the_patch_mean_would_be_found(stored):
-    checkpoint = stored.model("classifier")
-    out = features(checkpoint.params, stored.images(28, 28), checkpoint.config, capture=("hidden", "attention"))
+    checkpoint = model(stored, "classifier")
+    out = features(checkpoint.params, some_images(stored, 28, 28), checkpoint.config, capture=("hidden", "attention"))
     leaking = replace(out, patches=jnp.concatenate([out.registers, out.patches], axis=1))
     theirs = stored.arrays["classifier/28x28/logits"]
     error = lambda out: np.abs(np.asarray(logits(checkpoint, out, "classifier")) - theirs).max()
@@ -205,7 +213,7 @@ def test_equals_peers_run_now(tmp_path):
     path = tmp_path / "live.npz"
     export("export_vit", path, "--seed=7", variable="MEMTOK_VIT_PYTHON",
            imports=("torch", "transformers", "timm"), needs="torch, transformers==5.23.0 and timm==1.0.31")
-    peer = Peer(path)
+    peer = read(path)
     print("\n" + ", ".join(f"{name} {peer.settings[name]}" for name in ("torch", "transformers", "timm")))
     for case in CASES:
         worst = assert_case(peer, case)

@@ -13,6 +13,7 @@ from neural_cases import assert_close, jit
 from vit_cases import config, features, gradient, images, scrambled
 
 from memtok_jax import params as P
+from memtok_jax import sharding
 from memtok_jax.memory import tokens
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models import language_model
@@ -307,6 +308,21 @@ def test_weight_decay_leaves_tokens_positions_norms_and_biases_alone():
     mask = P.decay_mask(vit.specs(config(feed_forward="swiglu", qk_norm=True, attention="gate")))
     for path, decayed in jax.tree_util.tree_flatten_with_path(mask)[0]:
         assert decayed == (jax.tree_util.keystr(path).endswith("['w']")), jax.tree_util.keystr(path)
+
+
+def test_divided_over_devices_is_the_same_function():
+    """Rows over two mesh axes, heads and hidden units over the third; the absent mask token is an array of no rows."""
+    cfg = config(mask_token=False)
+    params, x = scrambled(vit.specs(cfg)), images(4)
+    alone = features(params, x, cfg, capture=("attention",))
+    mesh = sharding.make_mesh(2, 2, 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.shardings(mesh, vit.specs(cfg)))
+        run = jit(lambda p, x: vit.features(p, x, cfg, capture=("attention",)))
+        divided = run(placed, jax.device_put(x, sharding.rows(mesh)))
+    assert not divided.patches.sharding.is_fully_replicated
+    for got, want in zip(jax.tree.leaves(divided), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=5e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- stochastic depth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from memtok_jax import config, data, sharding
 from memtok_jax import params as pr
 from memtok_jax.analysis import figures
 from memtok_jax.config import UserError
+from memtok_jax.evaluation import greedy
 from memtok_jax.evaluation.baselines import bits_per_byte, text_baselines, word_perplexity
 from memtok_jax.evaluation.image_baselines import image_baselines
 from memtok_jax.evaluation.score import Score, score
 from memtok_jax.training.checkpoint import Checkpoints, read_config
 from memtok_jax.training.experiment import Experiment, functions_of
 
-RESULT_FILE = "eval.json"
+RESULT_FILE, GENERATED = "eval.json", 256
 
 
 def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
@@ -103,6 +105,22 @@ def evaluate_text(experiment: Experiment, params: pr.Tree, mesh: Mesh, workdir: 
     return out | {f"baseline/{name}": value for name, value in free.items()} | {"positions": result.positions}
 
 
+def written_answers(experiment: Experiment, params: pr.Tree, say: Callable[[str], None]) -> dict[str, float]:
+    """Scores of answers that the model writes by itself, by both rules of `greedy.py`; nothing for a task whose next inputs are
+    questions. At most GENERATED held-out samples are answered, one token at a time."""
+    rows = experiment.evaluation.batch
+    batches = list(islice(data.open_eval(experiment.data, rows), -(-GENERATED // rows)))
+    if not any(greedy.fed_back(b["inputs"], b["targets"], experiment.segment, "strict").any() for b in batches):
+        return {}
+    out = {}
+    for rule in greedy.RULES:
+        found = greedy.generated(params, batches, experiment.segment, rule, functions=functions_of(experiment.model),
+                                 model=experiment.model)
+        out |= {f"eval/{rule}_{name}": value for name, value in found.items()}
+        say(f"answers written by the model, {rule}: accuracy {found['accuracy']:.4f}, exact match {found['exact_match']:.4f}")
+    return out
+
+
 def evaluate_task(experiment: Experiment, params: pr.Tree, mesh: Mesh, workdir: Path,
                   say: Callable[[str], None]) -> dict[str, Any]:
     """Accuracy on held-out samples at the length of training and at multiples of it, beside what costs nothing."""
@@ -119,6 +137,7 @@ def evaluate_task(experiment: Experiment, params: pr.Tree, mesh: Mesh, workdir: 
         if length == trained:
             out = {"eval/loss": result.loss, "eval/accuracy": result.accuracy, "eval/targets": result.count,
                    **{f"baseline/{name}": value for name, value in free[-1].items()}}
+    out |= written_answers(experiment, params, say)
     levels = {name: [values[name] for values in free] for name in free[0]} if free else {}
     if figures.available() and lengths:
         figures.by_length(workdir / "accuracy_by_length.png", lengths, accuracy, levels, trained,

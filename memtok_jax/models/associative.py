@@ -23,7 +23,7 @@ from memtok_jax import params as P
 from memtok_jax.memory import associative as memory
 from memtok_jax.memory import tokens as learned_tokens
 from memtok_jax.memory.associative import AssociativeMemoryConfig, AssociativeState
-from memtok_jax.models import decoder, masks, segments
+from memtok_jax.models import decoder, masks, segments, wavefront
 from memtok_jax.models.decoder import View
 from memtok_jax.models.segments import SegmentedConfig
 from memtok_jax.numerics import affine_norm
@@ -114,20 +114,30 @@ def layer(params, state: AssociativeState, x: jax.Array, past: decoder.Past, vie
     return x, memory.write(params["memory"], state, x[:, x.shape[1] - cfg.tail:], cfg.memory, closes), new
 
 
+def view_of(call: segments.Call, cfg: AssociativeConfig) -> View:
+    """What the tokens of a call and the memory rows behind them see."""
+    t, slots = call.ids.shape[1], call.past.k.shape[2]
+    return View(masks.visible("causal", 0, t, cfg.tail, call.length, call.phase, slots),
+                *masks.positions(0, t, cfg.tail, call.length, call.phase, slots))
+
+
+def placed(params, call: segments.Call, view: View, cfg: AssociativeConfig) -> jax.Array:
+    """Tokens and memory rows of a call with their positions: [B, T+M, D]."""
+    x = decoder.embed(params["decoder"], call.ids, cfg.decoder)
+    rows = jnp.broadcast_to(params["memory"]["tokens"][:cfg.tail].astype(x.dtype)[None], (x.shape[0], cfg.tail, cfg.width))
+    return decoder.place(params["decoder"], jnp.concatenate([x, rows], axis=1), view, cfg.decoder)
+
+
 def step(params, state: AssociativeState, call: segments.Call, cfg: AssociativeConfig):
     """Tokens and memory rows once through the layers: (logits, memories, keys and values of the tokens)."""
-    x = decoder.embed(params["decoder"], call.ids, cfg.decoder)
-    t, slots = x.shape[1], call.past.k.shape[2]
-    rows = jnp.broadcast_to(params["memory"]["tokens"][:cfg.tail].astype(x.dtype)[None], (x.shape[0], cfg.tail, cfg.width))
-    view = View(masks.visible("causal", 0, t, cfg.tail, call.length, call.phase, slots),
-                *masks.positions(0, t, cfg.tail, call.length, call.phase, slots))
+    view, t = view_of(call, cfg), call.ids.shape[1]
 
     def one(x, tree):
         block, memory_params, state, past = tree
         x, state, new = layer({"block": block, "memory": memory_params}, state, x, past, view, call.closes, cfg)
         return x, (state, new)
 
-    x = decoder.place(params["decoder"], jnp.concatenate([x, rows], axis=1), view, cfg.decoder)
+    x = placed(params, call, view, cfg)
     trees = (params["decoder"]["layers"], params["associative"], state, call.past)
     x, (state, new) = decoder.scan_layers(one, x, trees, cfg.decoder)
     h = affine_norm(x[:, :t], params["decoder"]["norm"])
@@ -153,6 +163,32 @@ def apply(params, state: AssociativeModelState, ids: jax.Array, cfg: Associative
     Returns (logits f32[B, T, V], state). Raises ValueError where T does not suit `ends` or `aligned`.
     """
     return run(params, state, ids, cfg, length)[:2]
+
+
+def run_segments(params, state: AssociativeModelState, ids_NBT: jax.Array, cfg: AssociativeConfig):
+    """N whole segments at once along the diagonals of layers and segments: what a scan of `apply` over them gives.
+
+    ids_NBT: i32[N, B, T] with T = `segment`; no segment is open in `state`. Returns (logits f32[N, B, T, V], state).
+    Raises ValueError for another T.
+    """
+    n, b, t = ids_NBT.shape
+    if t != cfg.segment:
+        raise ValueError(f"segments of {t} tokens are not model.segment={cfg.segment} tokens long")
+    full, none, past = jnp.full((b,), t, jnp.int32), jnp.zeros((b,), jnp.int32), segments.no_past(cfg.decoder, b)
+    call = segments.Call(ids_NBT[0], full, full > 0, past, none)
+    view = view_of(call, cfg)
+    x = jax.vmap(lambda ids: placed(params, call._replace(ids=ids), view, cfg))(ids_NBT)
+
+    def one(tree, state, x):
+        blocks, memory_params, past = tree
+        x, state, _ = layer({"block": blocks, "memory": memory_params}, state, x, past, view, call.closes, cfg)
+        return x, state, {}
+
+    one = jax.checkpoint(one, prevent_cse=False) if cfg.remat == "block" else one
+    x, layers, _ = wavefront.run(one, (params["decoder"]["layers"], params["associative"], past), state.layers, x)
+    h = affine_norm(x[:, :, :t].reshape(n * b, t, cfg.width), params["decoder"]["norm"])
+    logits = decoder.output(params["decoder"], h, cfg.decoder)
+    return logits.reshape(n, b, t, cfg.vocabulary), state._replace(layers=layers)
 
 
 def extend(state: AssociativeModelState, cfg: AssociativeConfig, room: int) -> tuple[AssociativeModelState, AssociativeConfig]:

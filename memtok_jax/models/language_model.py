@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from memtok_jax import params as P
 from memtok_jax.memory import tokens
-from memtok_jax.models import block
+from memtok_jax.models import block, wavefront
 from memtok_jax.models.config import LanguageModelConfig, for_training
 from memtok_jax.numerics import matmul, rms_norm
 from memtok_jax.sharding import constrain, look_up
@@ -88,22 +88,28 @@ def init_state(params, cfg: LanguageModelConfig, batch: int) -> LanguageModelSta
     return refresh(params, P.zero_state(state_specs(cfg, batch)), cfg)
 
 
+def embed(params, ids: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
+    """Word embeddings [B, T, D] in the compute dtype."""
+    x = look_up(params["embedding"], ids) * cfg.width ** 0.5
+    return constrain(x.astype(x.dtype if x.dtype == jnp.float64 else jnp.dtype(cfg.dtype)), "batch", "length", "embed")
+
+
+def output(params, x: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
+    """Logits f32[B, T, V] of hidden states x[B, T, D] before the last norm."""
+    table = params["embedding"].T if cfg.tied else params["output"]
+    return constrain(matmul(rms_norm(x, params["norm"]), table, cfg.dtype), "batch", "length", "vocab")
+
+
 def run(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelConfig, length=None):
     """`apply` with the statistics of all memories, averaged over layers."""
-    table = params["embedding"]
-    x = look_up(table, ids) * cfg.width ** 0.5
-    x = constrain(x.astype(x.dtype if x.dtype == jnp.float64 else jnp.dtype(cfg.dtype)), "batch", "length", "embed")
-
     def body(x, tree, cfg_block):
         x, after, seen = block.run(*tree, x, cfg_block, length)
         return x, (after, seen)
 
     layers = tuple(zip(params["layers"], state.layers, strict=True))
-    x, outs = _scan_layers(body, x, layers, cfg)
-    x = rms_norm(x, params["norm"])
-    logits = matmul(x, table.T if cfg.tied else params["output"], cfg.dtype)
+    x, outs = _scan_layers(body, embed(params, ids, cfg), layers, cfg)
     state = LanguageModelState(tuple(after for after, _ in outs))
-    return constrain(logits, "batch", "length", "vocab"), state, [seen for _, seen in outs]
+    return output(params, x, cfg), state, [seen for _, seen in outs]
 
 
 def apply(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelConfig, length=None):
@@ -113,6 +119,28 @@ def apply(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelC
     Returns (logits f32[B, T, V], state). Raises ValueError where `aligned` is promised and T does not keep the promise.
     """
     return run(params, state, ids, cfg, length)[:2]
+
+
+def run_segments(params, state: LanguageModelState, ids_NBT: jax.Array, cfg: LanguageModelConfig):
+    """N segments at once along the diagonals of layers and segments: what a scan of `run` over them gives.
+
+    What runs side by side is one repeat of the pattern. ids_NBT: i32[N, B, T], all tokens real.
+    Returns (logits f32[N, B, T, V], state, statistics summed over segments).
+    """
+    n, b, t = ids_NBT.shape
+
+    def one(trees, states, x):
+        outs = []
+        for tree, old, cfg_block in zip(trees, states, cfg.blocks, strict=True):
+            x, after, seen = block.run(tree, old, x, cfg_block, None)
+            outs.append((after, seen))
+        return x, tuple(after for after, _ in outs), [seen for _, seen in outs]
+
+    one = jax.checkpoint(one, prevent_cse=False) if cfg.remat == "block" else one
+    x = embed(params, ids_NBT.reshape(n * b, t), cfg).reshape(n, b, t, cfg.width)
+    x, layers, seen = wavefront.run(one, params["layers"], state.layers, x)
+    logits = output(params, x.reshape(n * b, t, cfg.width), cfg)
+    return logits.reshape(n, b, t, cfg.vocabulary), LanguageModelState(layers), seen
 
 
 def statistics(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelConfig, length=None) -> dict[str, jax.Array]:

@@ -67,11 +67,13 @@ def run(params, x: jax.Array, turn: rope.Rotation, keep: jax.Array, edit_units: 
     return x, seen | {"mlp": a}
 
 
-def stochastic_depth(key: jax.Array, cfg: VitConfig, batch: int) -> jax.Array:
+def stochastic_depth(key: jax.Array | None, cfg: VitConfig, batch: int) -> jax.Array:
     """f32[L, 2, B]: 0 with probability `drop_path`, else 1 / (1 - drop_path), so that the mean is 1.
 
-    key: one typed key, or one for each image, which makes a row's draws independent of the batch it is in.
+    key: one typed key, or one for each image, which makes a row's draws independent of the batch it is in; None draws nothing.
     """
+    if key is None or cfg.drop_path == 0:
+        return jnp.ones((cfg.layers, 2, batch), jnp.float32)
     keys = key if key.ndim else jax.random.split(key, batch)
     kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - cfg.drop_path, (cfg.layers, 2)), out_axes=2)(keys)
     return kept.astype(jnp.float32) / (1 - cfg.drop_path)

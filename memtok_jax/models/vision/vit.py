@@ -123,8 +123,7 @@ def features(params, images: jax.Array, cfg: VitConfig, *, mask: jax.Array | Non
     x = jnp.pad(embed(params, images, cfg, mask), ((0, 0), (0, added), (0, 0)))
     x = E.edit_registers(edits, jax.tree.map(lambda leaf: leaf[0], plan.replacements), x, counts)
     turn = rope.rotation(grid, cfg.prefix, added, cfg.head_dim, cfg.rope_base) if cfg.positions == "rope" else rope.NONE
-    draws = cfg.drop_path > 0 and key is not None
-    keep = block.stochastic_depth(key, cfg, batch) if draws else jnp.ones((cfg.layers, 2, batch), jnp.float32)
+    keep = block.stochastic_depth(key, cfg, batch)
 
     def layer(x, tree):
         params, keep, neurons, replacements = tree

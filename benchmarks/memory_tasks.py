@@ -1,0 +1,131 @@
+"""Copy, reverse and retrieval in more and more segments: no memory, Transformer-XL, Compressive Transformer, RMT.
+
+    python -m benchmarks.memory_tasks --folder=runs/memory_tasks --output=docs/results/memory_tasks
+
+The tasks and segments of RMT (arXiv 2207.06881, section 4.1). All models have two layers of width 64 with two heads and relative
+positions. RMT has as many memory tokens as there are symbols to remember; Transformer-XL a cache of one segment; the Compressive
+Transformer half of one and as many slots of two rows. A run stops when 99.7 % of the held-out symbols are right, or after
+--steps. Accuracy counts single symbols with the right ones shown (as in training); "written" counts samples that the model
+writes without a mistake, nothing shown. Published numbers are per symbol, by the rule of the public code, after up to 900,000
+updates.
+Runs go on side by side, one to a core; the command given again does only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report, sweep
+
+# Segments of each task: tokens of a segment -> number of segments.
+SEGMENTS = {"copy": (24, 12, 8), "reverse": (24, 12, 8), "retrieval": (4,)}
+TOKENS = {"copy": (10, 72, 24), "reverse": (10, 48, 24), "retrieval": (37, 12, 4)}  # vocabulary, sequence, memory tokens
+# (task, segments) -> published accuracy without memory, of Transformer-XL (cache of one segment), of RMT.
+PUBLISHED = {
+    ("copy", 3): (".12", "1.0", "1.0"), ("copy", 6): (".10", ".90 to 1", "1.0"), ("copy", 9): (".10", ".19 to .45", "1.0"),
+    ("reverse", 2): (".10", ".39 to .96", "1.0"), ("reverse", 4): (".10", ".83 to .88", "1.0"),
+    ("reverse", 6): (".10", ".63 to .70", ".70 to 1"), ("retrieval", 3): (".10", ".67 to .97", ".99")}
+MODELS = ("none", "transformer_xl", "compressive", "rmt")
+COLUMN = {"none": 0, "transformer_xl": 1, "rmt": 2}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--tasks", nargs="+", default=list(SEGMENTS), choices=list(SEGMENTS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--segments", type=int, nargs="+", default=[], help="only these numbers of segments")
+    parser.add_argument("--steps", type=int, default=2000, help="updates of 32 samples at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/memory_tasks"), help="run directories")
+    parser.add_argument("--output", default="", help="write OUTPUT.md, OUTPUT.json and OUTPUT.png")
+    return parser.parse_args(arguments)
+
+
+def model_of(name: str, task: str, segment: int) -> Any:
+    """The model of one row of the table."""
+    from memtok_jax.memory.compressive import CompressiveConfig
+    from memtok_jax.memory.xl import XlConfig
+    from memtok_jax.models.recurrent import RecurrentConfig
+    from memtok_jax.models.transformer_xl import TransformerXlConfig
+
+    vocabulary, _, tokens = TOKENS[task]
+    shape = dict(vocabulary=vocabulary, width=64, layers=2, head_dim=32)
+    if name in ("none", "rmt"):
+        return RecurrentConfig(**shape, segment=segment, tokens=tokens if name == "rmt" else 0, position="relative")
+    half = segment // 2
+    memory = XlConfig(segment) if name == "transformer_xl" else CompressiveConfig(half, half, 2)
+    return TransformerXlConfig(**shape, heads=2, hidden=256, norm="pre", memory=memory)
+
+
+def experiment(name: str, task: str, segment: int, args: argparse.Namespace) -> Any:
+    """One run."""
+    from memtok_jax.data.config import DataConfig
+    from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+
+    return Experiment(
+        model=model_of(name, task, segment),
+        data=DataConfig(f"task:{task}", sequence=TOKENS[task][1], seed=args.seed, eval_samples=512),
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=args.steps, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
+        training=TrainingConfig(batch=32, segment=segment, seed=args.seed, log_every=50, eval_every=100, stop_at=0.997, data=1),
+        evaluation=EvaluationConfig(batch=128, lengths=(1,)),
+    )
+
+
+def rows_of(found: dict[str, dict], jobs: dict[str, tuple]) -> list[dict]:
+    """One record a run."""
+    return [{"task": task, "segments": TOKENS[task][1] // segment, "model": name, "updates": found[job]["step"],
+             "accuracy": found[job]["eval/accuracy"], "written": found[job].get("eval/strict_exact_match"),
+             "own_segment": found[job]["baseline/own_segment"], "seconds": found[job]["seconds"]}
+            for job, (task, segment, name) in jobs.items()]
+
+
+def table(records: list[dict]) -> str:
+    """All records beside the published numbers."""
+    lines = []
+    for r in sorted(records, key=lambda r: (r["task"], r["segments"], MODELS.index(r["model"]))):
+        published = PUBLISHED.get((r["task"], r["segments"]))
+        column = COLUMN.get(r["model"])
+        lines.append([r["task"], str(r["segments"]), r["model"], f"{r['accuracy']:.3f}",
+                      "" if r["written"] is None else f"{r['written']:.3f}", f"{r['own_segment']:.3f}", str(r["updates"]),
+                      f"{r['seconds']:.0f}", published[column] if published and column is not None else ""])
+    header = ["task", "segments", "model", "accuracy", "written", "own segment", "updates", "seconds", "published"]
+    return report.table(header, lines)
+
+
+def draw(path: str, records: list[dict]) -> None:
+    """Accuracy over the number of segments, one panel a task."""
+    from memtok_jax.analysis import figures
+
+    if not figures.available():
+        return
+    panels = {}
+    for task in dict.fromkeys(r["task"] for r in records):
+        mine = sorted((r for r in records if r["task"] == task), key=lambda r: r["segments"])
+        line = lambda number, runs: ([r["segments"] for r in runs], [r[number] for r in runs])
+        lines = {name: line("accuracy", [r for r in mine if r["model"] == name]) for name in MODELS}
+        first = [r for r in mine if r["model"] == mine[0]["model"]]
+        panels[task] = {name: xy for name, xy in lines.items() if xy[0]} | {"reader of its own segment": line("own_segment", first)}
+    figures.panels(Path(path + ".png"), panels, "segments", "accuracy", "held-out symbols that are right")
+
+
+def main(arguments: list[str]) -> None:
+    args, load = parse(arguments), report.load_average()
+    jobs = {f"{task}-{segment}-{name}-{args.seed}": (task, segment, name) for task in args.tasks for segment in SEGMENTS[task]
+            if not args.segments or TOKENS[task][1] // segment in args.segments for name in args.models}
+    found = sweep.run_all({job: experiment(name, task, segment, args) for job, (task, segment, name) in jobs.items()}, args.folder)
+    records = rows_of(found, jobs)
+    text = "\n\n".join(["# Copy, reverse, retrieval", f"`{report.command_line('benchmarks.memory_tasks', arguments)}`",
+                        f"Seed {args.seed}. {report.machine([sweep.software()], load)}", table(records)])
+    print(text)
+    report.write(args.output, text, {"arguments": arguments, "runs": records})
+    if args.output:
+        draw(args.output, records)
+    print(json.dumps({f"{r['task']}/{r['segments']}/{r['model']}": r["accuracy"] for r in records}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
