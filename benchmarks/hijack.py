@@ -277,6 +277,14 @@ def _holds(some: list[dict]) -> str:
     return f"{len(held)} of {len(some)} predictions hold, {', '.join(held)}" if held else "null, no prediction holds"
 
 
+def given_back(found: list[dict]) -> str:
+    """One sentence: how much of the rise in pixel error of the background the registers undo, whether or not that holds."""
+    by = {(e["arm"], e["base"]): e["difference"] for e in found if e["measure"] == "pixel_error_background"}
+    none, *others = ARMS
+    shares = [f"{-by[arm, none] / by[none, CONTROL]:.1%} ({arm})" for arm in others]
+    return f"Of the rise in pixel error of background tokens, registers undo {', '.join(shares)}."
+
+
 # ---------------------------------------------------------------------------------------------------------------- running
 
 def run_one(task: Task, arm: str, seed: int) -> dict:
@@ -337,6 +345,7 @@ def draw_figure(path: Path, runs: list[dict], task: Task) -> None:
         axes.set(title=title, xlabel="one dot a seed", xticks=range(len(ARMS) + 1))
         axes.set_xticklabels([*ARMS, CONTROL], rotation=20)
         axes.set_xlim(-0.5, len(ARMS) + 0.5)
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 
@@ -362,7 +371,7 @@ def main(arguments: list[str]) -> None:
 def write(output: Path, head: str, runs: list[dict], task: Task) -> None:
     """Print the report, and write hijack.md, hijack.json and hijack.png."""
     found = effects(runs)
-    text = "\n\n".join(["# Controlled hijack", head, f"**{verdict(found)}**", tables(runs, found)])
+    text = "\n\n".join(["# Controlled hijack", head, f"**{verdict(found)}** {given_back(found)}", tables(runs, found)])
     print(text)
     output.mkdir(parents=True, exist_ok=True)
     (output / "hijack.md").write_text(text + "\n\n![where the answer is](hijack.png)\n")

@@ -56,3 +56,5 @@ def test_hijack_without_relief():
     assert hijack.verdict(found) == (
         "Hijack (0 registers against the control): 1 of 3 predictions hold, pixel error of background tokens (0 registers). "
         "Relief (registers against none): null, no prediction holds.")
+    some = hijack.effects(runs_with({"pixel_error_background": [-0.05] * 3}, control=0.2))
+    assert hijack.given_back(some).endswith("registers undo 25.0% (1 register), -0.0% (4 registers).")

@@ -79,8 +79,7 @@ def layer_curves(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], 
             axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="registers, if attention were uniform")
         axes.set(title=words, xlabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
-        axes.margins(y=0.1)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
@@ -134,9 +133,8 @@ def positions(path: Path, place: Mapping[str, Any], name: str) -> None:
     figure = _figure(4.6, 4)
     axes = figure.add_subplot()
     shown = axes.imshow(place["position_map"], vmin=0, cmap="viridis")
-    axes.set(title=f"share of images with a patch of {name}" if name == "highest norm" else "share of images with an outlier",
-             xlabel="column", ylabel="row")
-    figure.colorbar(shown, ax=axes)
+    axes.set(title=f"where the {name} stands", xlabel="column", ylabel="row")
+    figure.colorbar(shown, ax=axes, label="share of images")
     _save(figure, path)
 
 
