@@ -271,7 +271,7 @@ def test_sixteen_images_are_learnt_by_heart(tmp_path):
 @pytest.mark.realdata
 @pytest.mark.parametrize("registers", [0, 4])
 def test_fashion_mnist_is_learnt_with_and_without_registers(tmp_path, registers):
-    """Measured: .710 with four registers (seed 0)."""
+    """Measured: .825 with four registers (seed 0)."""
     exp = config.load("vit_registers:fashion_mnist", (f"model.vit.registers={registers}",))
     run.train(exp, tmp_path / "run")
-    assert metrics.column(metrics.read(tmp_path / "run"), "eval/accuracy")[1][-1] >= 0.68
+    assert metrics.column(metrics.read(tmp_path / "run"), "eval/accuracy")[1][-1] >= 0.72

@@ -30,8 +30,12 @@ def laptop_images() -> Experiment:
 
 
 def fashion_mnist() -> Experiment:
-    """Fashion-MNIST at its own size, 49 patches, no augmentation: 400 steps show that training works, not more."""
-    vit = VitConfig(width=64, layers=4, heads=4, hidden=256, patch=4, grid=(7, 7), channels=1, registers=4, layerscale=0.1)
+    """Fashion-MNIST at its own size, 49 patches, no augmentation: 400 steps show that training works, not more.
+
+    Weights start with a deviation near one over the root of the width: with 0.02, made for wide models, 71 % instead.
+    """
+    vit = VitConfig(width=64, layers=4, heads=4, hidden=256, patch=4, grid=(7, 7), channels=1, registers=4, layerscale=0.1,
+                    std=0.1)
     return Experiment(
         model=ClassifierConfig(vit, classes=10, mean=(0.286,), std=(0.353,)),
         data=ImagesConfig(source="fashion_mnist", size=(28, 28), channels=1, eval_split="test"),
