@@ -10,6 +10,10 @@ from memtok_jax.training.experiment import EvaluationConfig, Experiment, Optimiz
 THREE_AUGMENT = AugmentConfig(crop="resized", flip=True, filters=("grey", "solarise", "blur"), jitter=0.3)
 GREY_LEVELS = dict(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))    # of generated images, roughly
 
+# The model of both small runs. Weights start with a deviation near one over the root of the width: with 0.02, made for wide models,
+# 400 steps of Fashion-MNIST end at 71 % instead of 82.5 %.
+SMALL = dict(width=64, layers=4, heads=4, hidden=256, patch=4, layerscale=0.1, std=0.1)
+
 # DeiT III (arXiv 2204.07118, README of facebookresearch/deit): width, layers, heads, stochastic depth, side, peak learning rate.
 DEIT_SIZES = {"S": (384, 12, 6, 0.05, 224, 4e-3), "B": (768, 12, 12, 0.2, 192, 3e-3), "L": (1024, 24, 16, 0.45, 192, 3e-3)}
 IMAGENET_IMAGES, DEIT_BATCH, DEIT_EPOCHS, DEIT_WARMUP = 1_281_167, 2048, 800, 5
@@ -17,8 +21,7 @@ IMAGENET_IMAGES, DEIT_BATCH, DEIT_EPOCHS, DEIT_WARMUP = 1_281_167, 2048, 800, 5
 
 def laptop_images() -> Experiment:
     """Generated composites of 32 x 32 pixels, 64 patches: minutes on two CPU cores."""
-    vit = VitConfig(width=64, layers=4, heads=4, hidden=256, patch=4, grid=(8, 8), registers=4, layerscale=0.1,
-                    drop_path=0.05)
+    vit = VitConfig(**SMALL, grid=(8, 8), registers=4, drop_path=0.05)
     return Experiment(
         model=ClassifierConfig(vit, classes=10, **GREY_LEVELS),
         data=ImagesConfig(source="composites", size=(32, 32), augment=AugmentConfig(flip=True, jitter=0.3)),
@@ -30,12 +33,8 @@ def laptop_images() -> Experiment:
 
 
 def fashion_mnist() -> Experiment:
-    """Fashion-MNIST at its own size, 49 patches, no augmentation: 400 steps show that training works, not more.
-
-    Weights start with a deviation near one over the root of the width: with 0.02, made for wide models, 71 % instead.
-    """
-    vit = VitConfig(width=64, layers=4, heads=4, hidden=256, patch=4, grid=(7, 7), channels=1, registers=4, layerscale=0.1,
-                    std=0.1)
+    """Fashion-MNIST at its own size, 49 patches, no augmentation: 400 steps show that training works, not more."""
+    vit = VitConfig(**SMALL, grid=(7, 7), channels=1, registers=4)
     return Experiment(
         model=ClassifierConfig(vit, classes=10, mean=(0.286,), std=(0.353,)),
         data=ImagesConfig(source="fashion_mnist", size=(28, 28), channels=1, eval_split="test"),
