@@ -63,9 +63,8 @@ def test_training_mode_and_recomputation_change_nothing():
                 jnp.square(x).sum() for x in jax.tree.leaves(end) if x.dtype == jnp.float32) / 1e3, logits
         return jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-    plain = gradients(cfg)
-    assert_close(gradients(for_training(cfg, 8)), plain, 2e-4)
-    assert_close(gradients(replace(for_training(cfg, 8), remat="block", unroll=2)), plain, 2e-4)
+    # All at once: a difference in any of them would show.
+    assert_close(gradients(replace(for_training(cfg, 8), remat="block", unroll=2)), gradients(cfg), 2e-4)
 
 
 def test_for_training_names_both_numbers():

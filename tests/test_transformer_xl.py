@@ -70,7 +70,11 @@ def reference_options(cfg: TransformerXlConfig) -> reference.Options:
                              reach=float("inf") if cfg.reach is None else cfg.reach)
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+# The others differ in one function of the compression, which tests/test_cached_memory.py proves alone.
+QUICK = ("xl", "conv", "conv-autoencoding", "most_used")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REFERENCES])
 def test_equals_the_literal_reference(name):
     """Logits, the auxiliary loss and all gradients of one stream in float64, memories empty at first."""
     memory, options, lengths = REFERENCES[name]
@@ -233,9 +237,7 @@ def test_training_mode_and_recomputation_change_nothing():
 
         return jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-    plain = gradients(cfg)
-    assert_close(gradients(for_training(cfg, 4)), plain, 1e-5)
-    assert_close(gradients(replace(for_training(cfg, 4), remat="block")), plain, 1e-5)
+    assert_close(gradients(replace(for_training(cfg, 4), remat="block")), gradients(cfg), 1e-5)
 
 
 def test_the_auxiliary_loss_reaches_the_compression_alone():
