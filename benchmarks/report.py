@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import measure
@@ -55,3 +56,16 @@ def write(path: str, text: str, numbers: dict) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path + ".md").write_text(text.rstrip() + "\n")
         Path(path + ".json").write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def main(module: str, arguments: list[str], parse: Callable, run_all: Callable, summary: Callable) -> None:
+    """Measure, print and write: what all benchmarks with one list of records do.
+
+    parse: arguments -> flags. run_all: flags -> records. summary: (records, flags, command, load average) -> Markdown.
+    """
+    args, load = parse(arguments), load_average()
+    command = command_line(module, arguments)
+    records = run_all(args)
+    text = summary(records, args, command, load)
+    print(text)
+    write(args.output, text, {"command": command, "load_average": load, "cases": records})

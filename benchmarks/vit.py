@@ -98,14 +98,5 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
     return "\n".join(parts)
 
 
-def main(arguments: list[str]) -> None:
-    args, load = parse(arguments), report.load_average()
-    command = report.command_line("benchmarks.vit", arguments)
-    records = run_all(args)
-    text = summary(records, args, command, load)
-    print(text)
-    report.write(args.output, text, {"command": command, "load_average": load, "cases": records})
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    report.main("benchmarks.vit", sys.argv[1:], parse, run_all, summary)
