@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from benchmarks import associative_scan, flops, measure
 from benchmarks import vit as vit_speed
@@ -19,6 +20,7 @@ def _wide(tree):
     return jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
 
 
+@pytest.mark.slow
 def test_associative_scan_is_the_chunked_form():
     cfg = neural.NeuralMemoryConfig(width=8, head_dim=4, expansion=2, chunk=4, step_max=0.3, aligned=True)
     with jax.enable_x64(True):

@@ -50,6 +50,7 @@ def test_logits_do_not_depend_on_later_tokens(pattern):
         assert np.all(np.abs(changed[0, t] - logits[0, t]).max() > 1e-6)
 
 
+@pytest.mark.slow
 def test_training_mode_and_recomputation_change_nothing():
     """`aligned`, recomputed blocks and unrolled layers: the same loss and gradients."""
     cfg = model("mac", layers=2)

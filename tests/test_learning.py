@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from memtok_jax import params as P
 from memtok_jax.data.tasks import recall
@@ -74,6 +75,7 @@ def test_one_layer_of_memory_learns_to_recall():
     assert accuracy >= 0.95, accuracy
 
 
+@pytest.mark.slow
 def test_a_frozen_memory_stays_at_chance():
     """The control: the same model and training with the step gate shut (chance is 1/32)."""
     shut = replace(MODEL, memory=replace(MODEL.memory, step_bias=-60.0))

@@ -85,7 +85,12 @@ THREE_VIEWS = {
 }
 
 
-@pytest.mark.parametrize("options", THREE_VIEWS.values(), ids=THREE_VIEWS)
+# The others run with --run_slow: each is a compilation of ten seconds and more.
+ALWAYS = ("depth2-default", "swiglu-zero-clip", "low_rank-before", "depth4-residual-before-no-forget", "depth1-norm-zero-before")
+
+
+@pytest.mark.parametrize("options", [pytest.param(o, id=name, marks=() if name in ALWAYS else pytest.mark.slow)
+                                     for name, o in THREE_VIEWS.items()])
 def test_chunks_equal_tokens_one_by_one(options):
     """Outputs, end state and gradients with respect to all parameters, the tokens and the incoming state."""
     cfg = config(**options)

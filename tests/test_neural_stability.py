@@ -70,6 +70,7 @@ def test_normed_memory_stays_finite_at_a_huge_step():
     assert np.isfinite(largest)
 
 
+@pytest.mark.slow
 def test_gradient_over_four_thousand_tokens_is_finite():
     """The longest span that training differentiates through, on all five kinds of input."""
     params = P.init_params(neural.specs(DEFAULT), jax.random.key(0))
@@ -130,6 +131,7 @@ def precision_errors(monkeypatch):
     return errors | {"float32 with bfloat16 gates": error(cfg)}
 
 
+@pytest.mark.slow
 def test_bfloat16_products_are_accurate_and_bfloat16_gates_are_not(monkeypatch):
     """The mixed mode rounds operands only; gates must stay in float32, which the last entry guards."""
     errors = precision_errors(monkeypatch)

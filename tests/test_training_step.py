@@ -247,6 +247,7 @@ def test_cuts_that_do_not_fit_name_both_numbers(training, message):
         experiment(**training)
 
 
+@pytest.mark.slow
 def test_language_model_sharded_equals_one_device():
     """The real model with neural memory, on data, fsdp and tensor axes at once."""
     memory = NeuralMemoryConfig(head_dim=8, chunk=4)

@@ -71,7 +71,7 @@ def reference_options(cfg: TransformerXlConfig) -> reference.Options:
 
 
 # The others differ in one function of the compression, which tests/test_cached_memory.py proves alone.
-QUICK = ("xl", "conv", "conv-autoencoding", "most_used")
+QUICK = ("xl", "conv-autoencoding")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REFERENCES])

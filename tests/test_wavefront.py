@@ -38,7 +38,8 @@ def test_every_layer_sees_every_segment_in_order(layers, segments):
     np.testing.assert_array_equal(seen["seen"], total)
 
 
-@pytest.mark.parametrize("memory, segments", [(XlConfig(5), 2), (CompressiveConfig(4, 3, 2), 5)], ids=["xl-2", "compressive-5"])
+@pytest.mark.parametrize("memory, segments", [pytest.param(XlConfig(5), 2, id="xl-2", marks=pytest.mark.slow),
+                                              pytest.param(CompressiveConfig(4, 3, 2), 5, id="compressive-5")])
 def test_diagonals_equal_a_scan_over_segments(memory, segments):
     """Three layers, fewer and more segments, from a state in the middle of a stream."""
     cfg = TransformerXlConfig(vocabulary=16, width=8, layers=3, heads=2, head_dim=3, hidden=6, memory=memory)
@@ -76,7 +77,7 @@ PER_LAYER = {
 }
 
 
-@pytest.mark.parametrize("name", PER_LAYER)
+@pytest.mark.parametrize("name", ["armt", pytest.param("mag", marks=pytest.mark.slow)])
 def test_diagonals_of_a_memory_in_each_layer(name):
     """Values, carry and gradient of three segments equal those of one after the other, from the middle of a stream."""
     functions, cfg = PER_LAYER[name]
