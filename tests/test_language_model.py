@@ -129,6 +129,7 @@ def test_prefix_is_never_written_into_the_memory():
         assert np.any(np.asarray(new.prefix.k) != np.asarray(old.prefix.k))
 
 
+@pytest.mark.slow
 def test_prefix_tokens_learn_through_refresh():
     """With a carry that comes from the batch before, only a refreshed prefix has a gradient."""
     cfg, params, state = with_prefix()

@@ -120,7 +120,8 @@ def centred_convolution(monkeypatch):
 LEAKS = (retrieved_fully_visible, read_at_the_end_of_the_segment, pooled_gates, centred_convolution)
 
 
-@pytest.mark.parametrize("leak", LEAKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("leak", [pytest.param(f, id=f.__name__, marks=() if n < 2 else pytest.mark.slow)
+                                  for n, f in enumerate(LEAKS)])
 def test_the_causality_test_sees_every_known_leak(leak, monkeypatch):
     """Each mistake that is easy to make in MAC must turn up in the part that has to be zero."""
     leak(monkeypatch)

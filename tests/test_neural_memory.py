@@ -352,6 +352,7 @@ def test_chunk_is_part_of_the_model():
 
 # ------------------------------------------------------------------------------------------- between two segments
 
+@pytest.mark.slow
 def test_detached_segments():
     """Cutting the carry stops every gradient to earlier segments, but not that of the initial weights."""
     cfg = config()

@@ -220,6 +220,7 @@ def test_identity_compression_is_a_cache_of_both_lengths():
     assert_close(in_calls(compressed, params, other, ids, (4,) * 5)[0], in_calls(plain, params, state, ids, (4,) * 5)[0], 1e-6)
 
 
+@pytest.mark.slow
 def test_training_mode_and_recomputation_change_nothing():
     """`aligned` and recomputed layers: the same loss, gradients and state, waiting rows aside."""
     cfg = model(CompressiveConfig(4, 4, 2, block=4))
