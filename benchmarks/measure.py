@@ -20,9 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def core_numbers() -> list[int]:
+    """The processor cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
-    """Number of processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many they are."""
+    return len(core_numbers())
 
 
 def peak_mb() -> float:
@@ -87,6 +92,13 @@ def median_of(results: list[dict]) -> dict:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             out[name] = statistics.median(r[name] for r in results)
     return out
+
+
+def read_case(doc: str) -> dict:
+    """The case that `run_case` gave to this process."""
+    one = parser(doc)
+    one.add_argument("--case", required=True, type=json.loads, help="the case as JSON")
+    return one.parse_args().case
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -69,7 +69,8 @@ def experiment(name: str, task: str, segment: int, args: argparse.Namespace) -> 
     return Experiment(
         model=model_of(name, task, segment),
         data=DataConfig(f"task:{task}", sequence=TOKENS[task][1], seed=args.seed, eval_samples=512),
-        optimizer=OptimizerConfig(learning_rate=2e-3, steps=args.steps, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=args.steps, warmup_steps=min(100, args.steps), weight_decay=0.01,
+                                  final_fraction=0.05),
         training=TrainingConfig(batch=32, segment=segment, seed=args.seed, log_every=50, eval_every=100, stop_at=0.997, data=1),
         evaluation=EvaluationConfig(batch=128, lengths=(1,)),
     )

@@ -264,9 +264,7 @@ def run_ceiling(case: dict) -> dict:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--case", required=True, type=json.loads, help="the case as JSON")
-    case = parser.parse_args().case
+    case = measure.read_case(__doc__)
     cases = {"memory": run_memory, "training": run_training, "sampling": run_sampling, "ceiling": run_ceiling,
              "segments": run_segments, "diagonal": run_diagonal}
     result = cases[case["what"]](case)

@@ -69,9 +69,7 @@ def run(case: dict) -> dict:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--case", required=True, type=json.loads, help="the case as JSON")
-    case = parser.parse_args().case
+    case = measure.read_case(__doc__)
     torch.manual_seed(0)
     torch.set_num_threads(measure.cores())
     result = run(case)

@@ -29,7 +29,7 @@ def run_all(experiments: dict[str, Any], folder: Path, overrides: tuple[str, ...
     from memtok_jax import config
 
     cores: Queue[int] = Queue()
-    for core in sorted(os.sched_getaffinity(0))[:at_once or measure.cores()]:
+    for core in measure.core_numbers()[:at_once or measure.cores()]:
         cores.put(core)
     done: list[str] = []
 
@@ -72,7 +72,8 @@ def software() -> dict[str, str]:
 
 def main(place: Path, core: int, overrides: tuple[str, ...]) -> None:
     """Train the experiment of this folder, evaluate it, and write the result: the child of `_process`."""
-    os.sched_setaffinity(0, {core})
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
     from memtok_jax import config
     from memtok_jax.evaluation.report import evaluate_run
     from memtok_jax.training.curriculum import train_stages

@@ -76,9 +76,7 @@ def run(case: dict) -> dict:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--case", required=True, type=json.loads, help="the case as JSON")
-    result = run(parser.parse_args().case)
+    result = run(measure.read_case(__doc__))
     about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "peak_mb": measure.peak_mb()}
     print(json.dumps(result | {"about": about}))
 

@@ -67,9 +67,7 @@ def run(case: dict) -> dict:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--case", required=True, type=json.loads, help="the case as JSON")
-    case = parser.parse_args().case
+    case = measure.read_case(__doc__)
     torch.set_num_threads(measure.cores())
     about = {"torch": torch.__version__, case["side"]: version(case["side"])}
     print(json.dumps(run(case) | {"about": about | {"peak_mb": measure.peak_mb()}}))
