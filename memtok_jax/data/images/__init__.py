@@ -10,7 +10,7 @@ import numpy as np
 
 from memtok_jax.data.errors import DataError, nearest
 from memtok_jax.data.images import coco, composites, folder, idx, prepared
-from memtok_jax.data.images.batches import EvalImages, TrainImages
+from memtok_jax.data.images.batches import EvalImages, TrainImages, scored
 from memtok_jax.data.images.config import ImagesConfig
 from memtok_jax.data.images.pictures import Picture, Pictures, fit
 from memtok_jax.data.iterators import NumpyIterator, open_iterator
@@ -70,14 +70,14 @@ def arrays(cfg: ImagesConfig, split: str, count: int) -> tuple[np.ndarray, np.nd
 
 def held_out_count(cfg: ImagesConfig) -> int:
     """How many images are scored."""
-    return min(cfg.eval_samples or held_out(cfg).count, held_out(cfg).count)
+    return scored(cfg, held_out(cfg))
 
 
 def describe(cfg: ImagesConfig) -> str:
     """One line: data set, sizes of its splits, where it lies."""
-    train, scored = training(cfg), held_out(cfg)
+    train, rest = training(cfg), held_out(cfg)
     return (f"{cfg.source}: {train.count:,} images of {len(train.classes)} classes to train on, {held_out_count(cfg):,} of "
-            f"{scored.count:,} held out ({cfg.eval_split}), {cfg.size[0]} x {cfg.size[1]} x {cfg.channels}; from {train.origin}")
+            f"{rest.count:,} held out ({cfg.eval_split}), {cfg.size[0]} x {cfg.size[1]} x {cfg.channels}; from {train.origin}")
 
 
 def _splits(cfg: ImagesConfig) -> dict[str, Pictures]:

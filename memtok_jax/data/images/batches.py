@@ -42,6 +42,11 @@ class TrainImages:
         return int(self._cached[1][inner])
 
 
+def scored(cfg: ImagesConfig, pictures: Pictures) -> int:
+    """How many images of a held-out split are scored."""
+    return min(cfg.eval_samples or pictures.count, pictures.count)
+
+
 class EvalImages(Sequence):
     """Held-out batches: every image exactly once, as it is; the last batch is filled up with rows of length 0.
 
@@ -50,7 +55,7 @@ class EvalImages(Sequence):
 
     def __init__(self, cfg: ImagesConfig, pictures: Pictures, batch: int, rows: range):
         self._cfg, self._pictures, self._batch, self._rows = cfg, pictures, batch, np.arange(rows.start, rows.stop)
-        self._count = min(cfg.eval_samples or pictures.count, pictures.count)
+        self._count = scored(cfg, pictures)
 
     def __len__(self) -> int:
         return -(-self._count // self._batch)
