@@ -65,6 +65,9 @@ def test_a_reached_goal_ends_the_run_and_its_continuation(tmp_path, capsys):
     assert "held-out accuracy has reached 0.02" in capsys.readouterr().out
     assert train(exp, tmp_path / "run") == 0
     assert metrics.column(metrics.read(tmp_path / "run"), "train/loss")[0][-1] == steps[-1]
+    higher = replace(exp, training=replace(exp.training, stop_at=1.0), optimizer=replace(exp.optimizer, steps=steps[-1] + 10))
+    assert train(higher, tmp_path / "run") == 0
+    assert metrics.column(metrics.read(tmp_path / "run"), "train/loss")[0][-1] == steps[-1] + 10, "a higher goal is not reached yet"
 
 
 @pytest.mark.parametrize("overrides, message", [

@@ -48,8 +48,8 @@ class Run:
     """What the loop works with, and what it has seen.
 
     evaluate: function params -> flat names and numbers. stopped_by: the signal that ended the loop. skipped: updates
-    in a row, up to the last one reported, that were not finite. first_done: the first update has been reported. finished: the
-    held-out accuracy has reached `training.stop_at`.
+    in a row, up to the last one reported, that were not finite. first_done: the first update has been reported. accuracy: the
+    last one measured on held-out data.
     """
 
     experiment: Experiment
@@ -62,7 +62,17 @@ class Run:
     stopped_by: str | None = None
     skipped: int = 0
     first_done: bool = False
-    finished: bool = False
+    accuracy: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the held-out accuracy has reached `training.stop_at`."""
+        return reached(self.experiment, self.accuracy)
+
+
+def reached(experiment: Experiment, accuracy: float) -> bool:
+    """Whether an accuracy is the goal of the run; a goal of 0 is never reached."""
+    return 0 < experiment.training.stop_at <= accuracy
 
 
 def run_loop(run: Run, state: TrainState, first: int) -> TrainState:
@@ -120,7 +130,7 @@ def _save(run: Run, state: TrainState, step: int) -> None:
 
 
 def _meta(run: Run, step: int) -> dict[str, Any]:
-    return {"step": step, "config": config.to_dict(run.experiment), "data": run.batches.get_state(), "finished": run.finished}
+    return {"step": step, "config": config.to_dict(run.experiment), "data": run.batches.get_state(), "accuracy": run.accuracy}
 
 
 def _report(run: Run, step: int, numbers: dict[str, jax.Array]) -> None:
@@ -163,8 +173,7 @@ def _evaluate(run: Run, state: TrainState, step: int) -> None:
     shown = [f"{name} {value:.4f}" for name, value in values.items() if name.startswith("eval/")]
     run.progress.say("  ".join([f"step {step}", *shown]))
     run.progress.resume()
-    goal = run.experiment.training.stop_at
-    run.finished = 0 < goal <= values.get("eval/accuracy", 0.0)
+    run.accuracy = values.get("eval/accuracy", 0.0)
 
 
 def _stop_agreed(signals: Signals, step: int, every: int) -> bool:

@@ -14,7 +14,7 @@ from memtok_jax.config import UserError
 from memtok_jax.training import report
 from memtok_jax.training.checkpoint import Checkpoints, open_workdir, read_config
 from memtok_jax.training.experiment import Experiment, functions_of
-from memtok_jax.training.loop import Run, per_step, run_loop
+from memtok_jax.training.loop import Run, per_step, reached, run_loop
 from memtok_jax.training.metrics import Metrics, NoMetrics
 from memtok_jax.training.progress import Progress, duration
 from memtok_jax.training.step import TrainState, abstract_state, init_train_state, state_shardings
@@ -99,7 +99,7 @@ def start(experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches)
     batches.set_state(meta["data"])
     if meta["step"] > experiment.optimizer.steps:
         raise UserError(f"the run has done {meta['step']} steps, optimizer.steps is {experiment.optimizer.steps}")
-    return state, meta["step"], meta.get("finished", False)
+    return state, meta["step"], reached(experiment, meta.get("accuracy", 0.0))
 
 
 def start_from(experiment: Experiment, state: TrainState) -> TrainState:
