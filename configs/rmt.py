@@ -39,7 +39,7 @@ def config(preset: str) -> Experiment:
     return Experiment(
         model=RecurrentConfig(**(shape | KINDS.get(kind, {}))),
         data=DataConfig(source=f"task:{task}", sequence=sequence, eval_samples=1024),
-        optimizer=OptimizerConfig(learning_rate=2e-3, steps=4000, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=2000, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
         training=TrainingConfig(batch=32, segment=segment, log_every=20, eval_every=100, stop_at=0.997),
         evaluation=EvaluationConfig(batch=128, lengths=(1,)),
     )
