@@ -77,10 +77,14 @@ def experiment(name: str, task: str, segment: int, args: argparse.Namespace) -> 
 
 
 def rows_of(found: dict[str, dict], jobs: dict[str, tuple]) -> list[dict]:
-    """One record a run."""
+    """One record a run. own_segment: accuracy of who reads the segment that asks and nothing else, whatever the model."""
+    from memtok_jax.data import DataConfig, task_baselines
+
+    own = {(task, segment): task_baselines(DataConfig(f"task:{task}", sequence=TOKENS[task][1]), segment)["own_segment"]
+           for task, segment, _ in jobs.values()}
     return [{"task": task, "segments": TOKENS[task][1] // segment, "model": name, "updates": found[job]["step"],
              "accuracy": found[job]["eval/accuracy"], "written": found[job].get("eval/strict_exact_match"),
-             "own_segment": found[job]["baseline/own_segment"], "seconds": found[job]["seconds"]}
+             "own_segment": own[task, segment], "seconds": found[job]["seconds"]}
             for job, (task, segment, name) in jobs.items()]
 
 
