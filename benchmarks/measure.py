@@ -1,4 +1,4 @@
-"""Time, processor use and peak memory of one piece of work in its own process. Standard library only.
+"""Time, processor use and peak memory of one piece of work in its own process. Nothing but the standard library is imported.
 
 Every case of every side runs in a fresh process that prints one line of JSON, so that peak memory is that of the case
 alone. The sides take turns, round after round, because the machine may be shared; the median over rounds is reported.
@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from memtok_jax.training.pages import wished
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,10 +72,13 @@ def measure(work: Callable[[], object], seconds: float, at_least: int = 3, at_mo
 
 
 def run_case(python: str, module: str, case: dict, timeout_s: float) -> dict:
-    """Run one case in a fresh process. Returns its JSON, or {"failed": one line} if it died or took too long."""
+    """Run one case in a fresh process, which asks for large pages whatever its side is.
+
+    Returns its JSON, or {"failed": one line} if it died or took too long."""
     command = [python, "-m", module, f"--case={json.dumps(case)}"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=wished(os.environ), capture_output=True, text=True, timeout=timeout_s,
+                              check=False)
     except subprocess.TimeoutExpired:
         return {"failed": f"took longer than {timeout_s:g} s"}
     if done.returncode != 0:

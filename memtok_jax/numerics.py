@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,24 @@ def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     out = wide(a, b)
     if dtype == "bfloat16" and out == jnp.float32:
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    if a.ndim > 2 and b.ndim == 2:
+        # As one product of two matrices: from more axes the gradient of b is a product with a transposed copy, which
+        # XLA's CPU compiler writes element by element (docs/log.md, 2026-11-26).
+        return jnp.matmul(a.reshape(-1, a.shape[-1]), b, preferred_element_type=out).reshape(*a.shape[:-1], b.shape[-1])
     return jnp.matmul(a, b, preferred_element_type=out)
+
+
+REMAT = ("pointwise", "block")
+
+
+def recompute(f, remat: str = "pointwise"):
+    """f, of which the backward pass computes something again instead of storing it; values and gradients are the same.
+
+    "pointwise": everything but matrix products; norms, activations and softmax cost less than storing and reading them.
+    "block": everything.
+    """
+    policies = {"pointwise": jax.checkpoint_policies.dots_saveable, "block": jax.checkpoint_policies.nothing_saveable}
+    return jax.checkpoint(f, policy=policies[remat], prevent_cse=False)
 
 
 HIDDEN = -1e30  # score of a key that a query may not see; finite, so that a row without keys has no NaN
@@ -27,19 +46,30 @@ def lift(weight: jax.Array, like: jax.Array) -> jax.Array:
     return weight.reshape((1,) * (like.ndim - weight.ndim) + weight.shape)
 
 
+def spread(weight: jax.Array, like: jax.Array) -> jax.Array:
+    """A weight for the last axes of `like`, repeated over its leading axes by a product with ones.
+
+    The compiler makes a mere repetition of it; the gradient, a sum over all rows, stays a product, which its CPU backend
+    computes ten times as fast as a sum over a leading axis (docs/log.md, 2026-11-26).
+    """
+    lead = like.shape[:like.ndim - weight.ndim]
+    ones = jnp.ones((math.prod(lead), 1), weight.dtype)
+    return jnp.matmul(ones, weight.reshape(1, -1), precision="highest").reshape(*lead, *weight.shape)
+
+
 def dense(x: jax.Array, params, dtype: str) -> jax.Array:
     """x[..., I] @ w[I, ...] + b[...] in x's dtype; no bias where params have no "b"."""
     w = params["w"]
     y = matmul(x, w.reshape(w.shape[0], -1), dtype)
     if "b" in params:
-        y = y + lift(params["b"].reshape(-1), y)
+        y = y + spread(params["b"].reshape(-1), y)
     return y.astype(x.dtype).reshape(*x.shape[:-1], *w.shape[1:])
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float = 1e-6) -> jax.Array:
     """x / rms(x) * weight over the last axis, computed in float32, returned in x's dtype."""
     h = x.astype(wide(x))
-    return (h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + eps) * lift(weight, h)).astype(x.dtype)
+    return (h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + eps) * spread(weight, h)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-5) -> jax.Array:
@@ -51,4 +81,4 @@ def layer_norm(x: jax.Array, eps: float = 1e-5) -> jax.Array:
 def affine_norm(x: jax.Array, params, eps: float = 1e-5) -> jax.Array:
     """LayerNorm with `scale` and `bias` [D] of params, computed in float32, returned in x's dtype."""
     y = layer_norm(x.astype(wide(x)), eps)
-    return (y * lift(params["scale"], y) + lift(params["bias"], y)).astype(x.dtype)
+    return (y * spread(params["scale"], y) + spread(params["bias"], y)).astype(x.dtype)

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
-from memtok_jax.numerics import lift, matmul, wide
+from memtok_jax.numerics import matmul, spread, wide
 
 
 class AssociativeState(NamedTuple):
@@ -128,7 +128,7 @@ def growth(state: AssociativeState, k: jax.Array, d: jax.Array, cfg: Associative
 def write(params, state: AssociativeState, m: jax.Array, cfg: AssociativeMemoryConfig, rows: jax.Array) -> AssociativeState:
     """Store the memory rows m[B, M, D]. rows: bool[B]; the others keep their memory."""
     k, v = features(m, params["w_key"], cfg), matmul(m, params["w_values"], cfg.dtype)
-    beta = jax.nn.sigmoid(matmul(m, params["w_beta"], cfg.dtype) + lift(params["b_beta"], m))
+    beta = jax.nn.sigmoid(matmul(m, params["w_beta"], cfg.dtype) + spread(params["b_beta"], m))
     found, d = find(state, k, cfg)
     error = v - jnp.where(state.started[:, None, None], found, 0.0)
     matrix = state.matrix + jnp.einsum("bmf,bmd->bfd", beta * k, error)

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from memtok_jax import params as P
 from memtok_jax.memory import xl
 from memtok_jax.memory.xl import XlState
-from memtok_jax.numerics import lift, matmul, wide
+from memtok_jax.numerics import matmul, spread, wide
 
 COMPRESSIONS = ("mean", "max", "conv", "most_used", "dilated")
 OBJECTIVES = ("attention", "autoencoding", "bptt", "none")
@@ -205,7 +205,7 @@ def compress(params, old: Evicted, cfg: CompressiveConfig) -> jax.Array:
 
 def _linear(params, x: jax.Array, cfg: CompressiveConfig) -> jax.Array:
     y = matmul(x, params["kernel"], cfg.dtype)
-    return y + lift(params["bias"], y)
+    return y + spread(params["bias"], y)
 
 
 def _most_used(blocks: jax.Array, usage: jax.Array, keep: int) -> jax.Array:

@@ -26,7 +26,7 @@ from memtok_jax.memory.associative import AssociativeMemoryConfig, AssociativeSt
 from memtok_jax.models import decoder, masks, segments, wavefront
 from memtok_jax.models.decoder import View
 from memtok_jax.models.segments import SegmentedConfig
-from memtok_jax.numerics import affine_norm
+from memtok_jax.numerics import affine_norm, recompute
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def run_segments(params, state: AssociativeModelState, ids_NBT: jax.Array, cfg: 
         x, state, _ = layer({"block": blocks, "memory": memory_params}, state, x, past, view, call.closes, cfg)
         return x, state, {}
 
-    one = jax.checkpoint(one, prevent_cse=False) if cfg.remat == "block" else one
+    one = recompute(one, cfg.remat)
     x, layers, _ = wavefront.run(one, (params["decoder"]["layers"], params["associative"], past), state.layers, x)
     h = affine_norm(x[:, :, :t].reshape(n * b, t, cfg.width), params["decoder"]["norm"])
     logits = decoder.output(params["decoder"], h, cfg.decoder)

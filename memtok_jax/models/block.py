@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 
 from memtok_jax import params as P
 from memtok_jax.models.config import BRANCHES, BlockConfig
 from memtok_jax.models.mixers import MIXERS
-from memtok_jax.numerics import matmul, rms_norm
+from memtok_jax.numerics import matmul, recompute, rms_norm
 from memtok_jax.sharding import constrain
 
 
@@ -85,7 +87,7 @@ def run(params, state: dict, x: jax.Array, cfg: BlockConfig, length=None) -> tup
             y, after[name], statistics = _mixer(name).run(params["mixers"][name], state[name], y, cfg, length)
             seen |= statistics
         x = constrain(x + y.astype(x.dtype), "batch", "length", "embed")
-    x = x + feed_forward(params["mlp"], x, cfg)
+    x = x + recompute(partial(feed_forward, cfg=cfg))(params["mlp"], x)
     return constrain(x, "batch", "length", "embed"), after, seen
 
 

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, field, replace
 
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.numerics import REMAT
 
 # How the residual branches of a block are made: each inner tuple is one branch, its mixers applied in turn.
 BRANCHES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -63,7 +64,7 @@ class LanguageModelConfig:
     head_dim: K of attention. hidden: F of the feed-forward; 0 takes 8/3 D rounded up to a multiple of 32.
     window: of window attention. segment: of MAC. prefix: M persistent tokens (Titans section 3.3).
     combine: "gate" (Titans, described below equation 28) or "sum". tied: the output layer is the embedding.
-    dtype: of activations and matrix operands, "float32" or "bfloat16". remat: recompute "nothing" or each "block".
+    dtype: of activations and matrix operands, "float32" or "bfloat16". remat: as in `numerics.recompute`.
     unroll: layers of the scan over layers that are compiled side by side.
     aligned: promise that every call starts at a border of segment and chunk and has no padding; see `for_training`.
     memory: of the neural memory; its width, dtype and aligned are filled in here.
@@ -82,7 +83,7 @@ class LanguageModelConfig:
     combine: str = "gate"
     tied: bool = True
     dtype: str = "float32"
-    remat: str = "nothing"
+    remat: str = "pointwise"
     unroll: int = 1
     aligned: bool = False
     memory: NeuralMemoryConfig = field(default_factory=lambda: NeuralMemoryConfig(head_dim=32, chunk=32))
@@ -107,8 +108,8 @@ class LanguageModelConfig:
             raise ValueError(f"combine={self.combine!r} must be 'gate' or 'sum'")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
-        if self.remat not in ("nothing", "block"):
-            raise ValueError(f"remat={self.remat!r} must be 'nothing' or 'block'")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat={self.remat!r} must be one of {', '.join(map(repr, REMAT))}")
         if self.prefix < 0 or self.hidden < 0:
             raise ValueError(f"prefix={self.prefix} and hidden={self.hidden} must not be negative")
         if self.prefix and not self.mixers & {"attention", "mac", "mag"}:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
-from memtok_jax.numerics import HIDDEN, affine_norm, dense, lift, matmul, wide
+from memtok_jax.numerics import HIDDEN, affine_norm, dense, matmul, recompute, spread, wide
 from memtok_jax.sharding import constrain, look_up
 
 RELATIVE_BASE = 10000.0
@@ -32,7 +32,7 @@ DISTANCE_STD = 3.0
 class DecoderConfig:
     """vocabulary: V. width: D. layers: L. head_dim: K. hidden: F. positions: rows of the table, or longest distance plus one.
     position: "learned" or "relative". scale: factor of the word embeddings (1 in GPT-2, sqrt(D) in Transformer-XL).
-    dtype: of activations and matrix operands. remat: recompute "nothing" or each "block". unroll: layers side by side.
+    dtype: of activations and matrix operands. remat: as in `numerics.recompute`. unroll: layers side by side.
     """
 
     vocabulary: int
@@ -44,7 +44,7 @@ class DecoderConfig:
     position: str = "learned"
     scale: float = 1.0
     dtype: str = "float32"
-    remat: str = "nothing"
+    remat: str = "pointwise"
     unroll: int = 1
 
     @property
@@ -142,10 +142,10 @@ def scores(params, q: jax.Array, k: jax.Array, view: View, cfg: DecoderConfig) -
     r = params["r"]
     feature = distance_features(cfg, dtype).astype(q.dtype)
     far = matmul(feature, r["w"].reshape(cfg.width, -1), cfg.dtype).astype(q.dtype).reshape(-1, cfg.heads, cfg.head_dim)
-    by_distance = jnp.einsum("bthk,phk->bhtp", q + lift(r["v"], q).astype(q.dtype), far, preferred_element_type=dtype)
+    by_distance = jnp.einsum("bthk,phk->bhtp", q + spread(r["v"], q).astype(q.dtype), far, preferred_element_type=dtype)
     index = view.query[:, :, None] - view.key[:, None, :] + cfg.positions - 1
     relative = jnp.take_along_axis(by_distance, index[:, None], axis=-1, mode="clip")
-    return (dot(q + lift(r["u"], q).astype(q.dtype), k) + relative) * cfg.head_dim ** -0.5
+    return (dot(q + spread(r["u"], q).astype(q.dtype), k) + relative) * cfg.head_dim ** -0.5
 
 
 def attention(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> tuple[jax.Array, Past]:
@@ -178,8 +178,7 @@ def place(params, x: jax.Array, view: View, cfg: DecoderConfig) -> jax.Array:
 
 def scan_layers(step, x: jax.Array, layers, cfg: DecoderConfig):
     """`step(x, one layer of the trees) -> (x, out)` through all layers."""
-    step = jax.checkpoint(step, prevent_cse=False) if cfg.remat == "block" else step
-    return jax.lax.scan(step, x, layers, unroll=cfg.unroll)
+    return jax.lax.scan(recompute(step, cfg.remat), x, layers, unroll=cfg.unroll)
 
 
 def run(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> tuple[jax.Array, Past]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from memtok_jax.numerics import HIDDEN, lift, matmul, wide
+from memtok_jax.numerics import HIDDEN, lift, matmul, spread, wide
 from memtok_jax.params import ParamSpec, normal
 
 
@@ -90,7 +90,7 @@ def attend(params, bias, columns_BSD: jax.Array, tokens: int, visible_BTS: jax.A
     """
     q = heads(columns_BSD[:, -tokens:], params["wq"], dtype)
     k, v = (heads(columns_BSD, params[name], dtype) for name in ("wk", "wv"))
-    plus = lambda name: q + lift(bias[name], q).astype(q.dtype)
+    plus = lambda name: q + spread(bias[name], q).astype(q.dtype)
     content = jnp.einsum("bthk,bshk->bhts", plus("u"), k, preferred_element_type=wide(q))
     score = content + by_shift(plus("w"), params["wr"], columns_BSD.shape[1], clamp, dtype)
     score = jnp.where(visible_BTS[:, None], score * q.shape[-1] ** -0.5, HIDDEN)

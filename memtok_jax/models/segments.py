@@ -17,10 +17,11 @@ import jax.numpy as jnp
 
 from memtok_jax.memory import pieces
 from memtok_jax.models import decoder
+from memtok_jax.numerics import REMAT
 from memtok_jax.params import StateSpec
 
 ENDS = ("full", "call", "never")
-CHOICES = {"ends": ENDS, "position": ("learned", "relative"), "dtype": ("float32", "bfloat16"), "remat": ("nothing", "block")}
+CHOICES = {"ends": ENDS, "position": ("learned", "relative"), "dtype": ("float32", "bfloat16"), "remat": REMAT}
 
 
 # ------------------------------------------------------------------------------------------------------ what configs share
@@ -59,7 +60,7 @@ class SegmentedConfig:
         `segment` tokens (an encoder can do nothing else); "never", see `extend`.
     position: "learned" or "relative". positions: rows of the learned table, or longest distance plus one; 0 takes what a
         segment and its memory need. scaled: word embeddings are multiplied by sqrt(D), so that they enter as large as a memory.
-    dtype: "float32" or "bfloat16", of activations. remat: recompute "nothing" or each "block". unroll: layers side by side.
+    dtype: "float32" or "bfloat16", of activations. remat: as in `numerics.recompute`. unroll: layers side by side.
     aligned: promise that each call is one whole segment; see `is_one`.
     """
 
@@ -75,7 +76,7 @@ class SegmentedConfig:
     positions: int = 0
     scaled: bool = True
     dtype: str = "float32"
-    remat: str = "nothing"
+    remat: str = "pointwise"
     unroll: int = 1
     aligned: bool = False
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from memtok_jax import params as P
 from memtok_jax.memory import compressive, xl
 from memtok_jax.models import relative, wavefront
-from memtok_jax.numerics import affine_norm, lift, matmul
+from memtok_jax.numerics import REMAT, affine_norm, matmul, recompute, spread
 from memtok_jax.sharding import constrain, look_up
 
 MEMORIES: dict[type, ModuleType] = {xl.XlConfig: xl, compressive.CompressiveConfig: compressive}
@@ -48,7 +48,8 @@ class TransformerXlConfig:
     same_length: columns a token sees. "off": the memory and all tokens of the call before it. "on": itself and as many before it as
         the memory has slots, so that the cut of a stream into calls changes nothing. "compat": one fewer, as in the released
         code, whose mask hides one column too many; published evaluations used that.
-    std, std_bias: of the initial weights. dtype: of activations and matrix operands. remat: recompute "nothing" or each "block".
+    std, std_bias: of the initial weights. dtype: of activations and matrix operands. remat: as in
+        `numerics.recompute`.
     """
 
     vocabulary: int
@@ -64,7 +65,7 @@ class TransformerXlConfig:
     same_length: str = "off"
     std: float = 0.02
     dtype: str = "float32"
-    remat: str = "nothing"
+    remat: str = "pointwise"
 
     def __post_init__(self):
         for name in ("vocabulary", "width", "layers", "heads", "head_dim", "hidden"):
@@ -75,7 +76,7 @@ class TransformerXlConfig:
         if self.clamp < 0:
             raise ValueError(f"clamp={self.clamp} must not be negative")
         for name, known in (("norm", ("post", "pre")), ("same_length", ("off", "on", "compat")),
-                            ("dtype", ("float32", "bfloat16")), ("remat", ("nothing", "block"))):
+                            ("dtype", ("float32", "bfloat16")), ("remat", REMAT)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(repr, known))}")
         if type(self.memory) not in MEMORIES:
@@ -141,9 +142,9 @@ def layer_specs(cfg: TransformerXlConfig) -> dict:
 def feed_forward(params, x: jax.Array, cfg: TransformerXlConfig) -> jax.Array:
     """W_2 relu(W_1 x + b_1) + b_2."""
     hidden = matmul(x, params["w1"], cfg.dtype)
-    hidden = jax.nn.relu(hidden + lift(params["b1"], hidden)).astype(x.dtype)
+    hidden = jax.nn.relu(hidden + spread(params["b1"], hidden)).astype(x.dtype)
     y = matmul(hidden, params["w2"], cfg.dtype)
-    return (y + lift(params["b2"], y)).astype(x.dtype)
+    return (y + spread(params["b2"], y)).astype(x.dtype)
 
 
 def visible_columns(real_BR: jax.Array, tokens: int, reach: int | None) -> jax.Array:
@@ -225,7 +226,7 @@ def embed(params, ids: jax.Array, cfg: TransformerXlConfig) -> jax.Array:
 def output(params, x: jax.Array, cfg: TransformerXlConfig) -> jax.Array:
     """[B, T, D] -> logits f32[B, T, V]."""
     logits = matmul(x, params["embedding"].T, cfg.dtype)
-    return constrain(logits + lift(params["output_bias"], logits), "batch", "length", "vocab")
+    return constrain(logits + spread(params["output_bias"], logits), "batch", "length", "vocab")
 
 
 def run(params, state: TransformerXlState, ids: jax.Array, cfg: TransformerXlConfig, length=None):
@@ -236,8 +237,7 @@ def run(params, state: TransformerXlState, ids: jax.Array, cfg: TransformerXlCon
         x, after, seen = layer(tree[0], params.get("position"), tree[1], x, cfg, length)
         return x, (after, seen)
 
-    body = jax.checkpoint(body, prevent_cse=False) if cfg.remat == "block" else body
-    x, (after, seen) = jax.lax.scan(body, embed(params, ids, cfg), (params["layers"], state.layers))
+    x, (after, seen) = jax.lax.scan(recompute(body, cfg.remat), embed(params, ids, cfg), (params["layers"], state.layers))
     return output(params, x, cfg), TransformerXlState(after), seen
 
 
@@ -261,7 +261,7 @@ def run_segments(params, state: TransformerXlState, ids_NBT: jax.Array, cfg: Tra
     def one(tree, state, x):
         return layer(tree, params.get("position"), state, x, cfg, full)
 
-    one = jax.checkpoint(one, prevent_cse=False) if cfg.remat == "block" else one
+    one = recompute(one, cfg.remat)
     x = embed(params, ids_NBT.reshape(n * b, t), cfg).reshape(n, b, t, cfg.width)
     x, after, seen = wavefront.run(one, params["layers"], state.layers, x)
     logits = output(params, x.reshape(n * b, t, cfg.width), cfg)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.numerics import lift, matmul, wide
+from memtok_jax.numerics import matmul, spread, wide
 from memtok_jax.params import ParamSpec, fan_in, normal, take_rows
 
 L2_EPS = 1e-6
@@ -66,7 +66,7 @@ def causal_conv(x: jax.Array, tail: jax.Array, kernel: jax.Array, length_B: jax.
     """
     width, tokens = kernel.shape[0], x.shape[1]
     stream = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
-    y = sum(stream[:, i:i + tokens] * lift(kernel[i], x).astype(x.dtype) for i in range(width))
+    y = sum(stream[:, i:i + tokens] * spread(kernel[i], x).astype(x.dtype) for i in range(width))
     index = length_B[:, None] + jnp.arange(width - 1)[None]
     return y, take_rows(stream, index).astype(tail.dtype)
 

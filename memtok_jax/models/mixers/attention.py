@@ -7,6 +7,7 @@ before it, and the prefix.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from memtok_jax import params as P
 from memtok_jax.models import attention as A
 from memtok_jax.models.config import BlockConfig
+from memtok_jax.numerics import recompute
 
 
 class WindowState(NamedTuple):
@@ -88,8 +90,8 @@ def window_attention(params, prefix: A.Prefix, state: WindowState, u: jax.Array,
     keys = A.rotate(keys, jnp.arange(window + size), cfg.rope_base)
     queries = pad(q).reshape(q.shape[0], n, size, *q.shape[2:])
     everywhere = A.Prefix(*(jnp.broadcast_to(p[:, None].astype(k.dtype), (p.shape[0], n, *p.shape[1:])) for p in prefix))
-    y = A.attend(queries, window + jnp.arange(size), keys, values, everywhere,
-                 visible_keys(state.count, n, window, size), cfg)
+    y = recompute(partial(A.attend, cfg=cfg))(queries, window + jnp.arange(size), keys, values, everywhere,
+                                              visible_keys(state.count, n, window, size))
     last = length[:, None] + jnp.arange(window)[None]
     k, v = (P.take_rows(s, last).astype(past.dtype) for s, past in zip(streams, (state.k, state.v), strict=True))
     y = y.reshape(u.shape[0], n * size, -1)[:, :tokens]

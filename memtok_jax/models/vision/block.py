@@ -15,7 +15,7 @@ from memtok_jax import params as P
 from memtok_jax.models.vision import attention, rope
 from memtok_jax.models.vision.attention import norm_specs
 from memtok_jax.models.vision.config import VitConfig
-from memtok_jax.numerics import affine_norm, dense, lift, wide
+from memtok_jax.numerics import affine_norm, dense, spread, wide
 from memtok_jax.sharding import constrain
 
 
@@ -51,7 +51,7 @@ def units(params, u: jax.Array, cfg: VitConfig) -> jax.Array:
 def add(x: jax.Array, y: jax.Array, params, scale: str, keep: jax.Array) -> jax.Array:
     """x + keep * scale * y: the residual sum. keep: f32[B], 0 where the branch is left out for an image."""
     if scale in params:
-        y = y * lift(params[scale].astype(y.dtype), y)
+        y = y * spread(params[scale].astype(y.dtype), y)
     return constrain(x + keep.astype(y.dtype)[:, None, None] * y, "batch", "length", "embed")
 
 

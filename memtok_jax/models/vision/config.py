@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from memtok_jax.memory.tokens import TokensConfig
+from memtok_jax.numerics import REMAT
 
 CHOICES = {
     "positions": ("table", "rope"),
@@ -15,7 +16,7 @@ CHOICES = {
     "attention": ("softmax", "zero", "logit", "kv", "gate"),
     "final_norm": ("tokens", "pooled"),
     "dtype": ("float32", "bfloat16"),
-    "remat": ("nothing", "block"),
+    "remat": REMAT,
 }
 
 
@@ -38,7 +39,7 @@ class VitConfig:
         every layer as in DeiT-III.
     final_norm: "tokens" normalises every token at the end; "pooled" leaves that to the head (timm's fc_norm).
     std: of the initial weights (truncated normal); token_std: of registers, class and mask token.
-    dtype: of activations and matrix operands. remat: recompute "nothing" or each "block". unroll: layers side by side in the
+    dtype: of activations and matrix operands. remat: as in `numerics.recompute`. unroll: layers side by side in the
     program.
     """
 
@@ -68,7 +69,7 @@ class VitConfig:
     std: float = 0.02
     token_std: float = 0.02
     dtype: str = "float32"
-    remat: str = "nothing"
+    remat: str = "pointwise"
     unroll: int = 1
 
     def __post_init__(self):

@@ -24,7 +24,7 @@ from memtok_jax.models.vision import edits as E
 from memtok_jax.models.vision.attention import norm_specs
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.models.vision.output import CAPTURES, Counts, VitOutput, norms, split
-from memtok_jax.numerics import affine_norm, dense
+from memtok_jax.numerics import affine_norm, dense, recompute
 from memtok_jax.sharding import constrain
 
 # ----------------------------------------------------------------------------------------------------------- parameters
@@ -131,9 +131,8 @@ def features(params, images: jax.Array, cfg: VitConfig, *, mask: jax.Array | Non
         x = E.edit_registers(edits, replacements, x, counts)
         return x, _wanted(seen | {"hidden": x, "norms": norms(x)}, capture)
 
-    layer = jax.checkpoint(layer, prevent_cse=False) if cfg.remat == "block" else layer
     after = jax.tree.map(lambda leaf: leaf[1:], plan.replacements)
-    last, seen = jax.lax.scan(layer, x, (params["layers"], keep, plan.neurons, after), unroll=cfg.unroll)
+    last, seen = jax.lax.scan(recompute(layer, cfg.remat), x, (params["layers"], keep, plan.neurons, after), unroll=cfg.unroll)
     first = _wanted({"hidden": x, "norms": norms(x)}, capture)
     seen |= {name: jnp.concatenate([first[name][None], seen[name]]) for name in first}
     return output(params, last, grid, counts, seen, cfg)
