@@ -12,9 +12,9 @@ from memtok_jax.data.tasks import associative, copy, equations, retrieval, rever
 from memtok_jax.data.tasks.scoring import IGNORED, accuracy, exact_match, majority
 
 CASES = {  # module, settings, length, shortest length
-    "copy": (copy, copy.CopyConfig(), 72, 72),
+    "copy": (copy, copy.CopyConfig(), 72, 3),
     "copy_small": (copy, copy.CopyConfig(length=3, symbols=4, repeats=3), 14, 12),
-    "reverse": (reverse, reverse.ReverseConfig(), 48, 48),
+    "reverse": (reverse, reverse.ReverseConfig(), 48, 2),
     "retrieval": (retrieval, retrieval.RetrievalConfig(), 12, 10),
     "equations": (equations, equations.EquationsConfig(), 180, 180),
     "remember": (associative, associative.AssociativeConfig(), 24, 8),
@@ -52,6 +52,15 @@ def test_labels_are_the_next_tokens_and_their_evidence_stands_where_stated(name)
             assert ids[b, evidence + 0] == labels[b, t] or ids[b, evidence] == ids[b, t - 1]
         else:
             assert ids[b, evidence + 1] == labels[b, t]
+
+
+@pytest.mark.parametrize("module, cfg", [(copy, copy.CopyConfig(length=8)), (reverse, reverse.ReverseConfig(length=8))])
+def test_as_many_symbols_as_fill_the_row(module, cfg):
+    """Length 0 is the length that fills the row; what does not divide is filled up."""
+    tokens = 8 * (3 if module is copy else 2)
+    for row in (tokens, tokens + 1):
+        for given, filling in zip(module.sample(cfg, row, 4, 1), module.sample(type(cfg)(), row, 4, 1), strict=True):
+            np.testing.assert_array_equal(given, filling)
 
 
 def test_copy_and_reverse_layout():

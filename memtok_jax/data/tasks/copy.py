@@ -2,7 +2,8 @@
 
     s1 ... sn 1 s1 ... sn s1 ... sn        the last 2n tokens are predicted
 
-The model reads all but the last token, 3n tokens, and predicts the next one. A longer row is filled up with 0, unscored.
+The model reads all but the last token, 3n tokens, and predicts the next one. n is a number, or a third of the row; a row
+longer than 3n is filled up with 0, unscored.
 
 Tokens: 0 filler, 1 start, 2 .. symbols + 1 the symbols.
 """
@@ -21,15 +22,16 @@ START, FIRST = 1, 2
 
 @dataclass(frozen=True)
 class CopyConfig:
-    """length: n, symbols to remember. symbols: size of their alphabet. repeats: how often they are written again."""
+    """length: n, symbols to remember; 0 takes as many as fill the row. symbols: size of their alphabet. repeats: how often they
+    are written again."""
 
-    length: int = 24
+    length: int = 0
     symbols: int = 8
     repeats: int = 2
 
     def __post_init__(self):
-        if min(self.length, self.symbols, self.repeats) < 1:
-            raise DataError(f"copy: length, symbols and repeats must be at least 1, got {self}")
+        if self.length < 0 or min(self.symbols, self.repeats) < 1:
+            raise DataError(f"copy: length must not be negative, symbols and repeats at least 1, got {self}")
 
 
 def vocabulary(cfg: CopyConfig) -> int:
@@ -44,24 +46,26 @@ def symbols(cfg: CopyConfig) -> tuple[str, ...]:
 
 def check(cfg: CopyConfig, sequence: int) -> None:
     """Raise DataError where `sequence` tokens cannot hold a sample."""
-    tokens = cfg.length * (1 + cfg.repeats)
+    tokens = max(cfg.length, 1) * (1 + cfg.repeats)
     if sequence < tokens:
-        raise DataError(f"copy: {cfg.length} symbols {1 + cfg.repeats} times need a sequence of at least {tokens}, got {sequence}")
+        raise DataError(f"copy: {max(cfg.length, 1)} symbols {1 + cfg.repeats} times need a sequence of at least {tokens}, "
+                        f"got {sequence}")
 
 
 def segment(cfg: CopyConfig, sequence: int) -> int:
     """The symbols fill the first segment."""
-    return cfg.length
+    return cfg.length or sequence // (1 + cfg.repeats)
 
 
 def sample(cfg: CopyConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
-    source = np.random.default_rng(seed).integers(cfg.symbols, size=(batch, cfg.length), dtype=np.int32) + np.int32(FIRST)
+    n = segment(cfg, sequence)
+    source = np.random.default_rng(seed).integers(cfg.symbols, size=(batch, n), dtype=np.int32) + np.int32(FIRST)
     # The nearest place where a symbol stands: its source, then the answer before.
-    first, later = cfg.length, cfg.length - 1
+    first, later = n, n - 1
     return join(source, np.tile(source, (1, cfg.repeats)), sequence,
-                np.repeat([first] + [later] * (cfg.repeats - 1), cfg.length))
+                np.repeat([first] + [later] * (cfg.repeats - 1), n))
 
 
 def join(source: np.ndarray, answer: np.ndarray, sequence: int, distance: np.ndarray) -> Sample:

@@ -2,7 +2,8 @@
 
     s1 ... sn 1 sn ... s1        the last n tokens are predicted
 
-The model reads all but the last token, 2n tokens, and predicts the next one. A longer row is filled up with 0, unscored.
+The model reads all but the last token, 2n tokens, and predicts the next one. n is a number, or half of the row; a row longer
+than 2n is filled up with 0, unscored.
 Unlike `copy`, the distance back to a symbol grows through the answer.
 
 Tokens: 0 filler, 1 start, 2 .. symbols + 1 the symbols.
@@ -21,14 +22,14 @@ from memtok_jax.data.tasks.scoring import Sample
 
 @dataclass(frozen=True)
 class ReverseConfig:
-    """length: n, symbols to remember. symbols: size of their alphabet."""
+    """length: n, symbols to remember; 0 takes as many as fill the row. symbols: size of their alphabet."""
 
-    length: int = 24
+    length: int = 0
     symbols: int = 8
 
     def __post_init__(self):
-        if min(self.length, self.symbols) < 1:
-            raise DataError(f"reverse: length and symbols must be at least 1, got {self}")
+        if self.length < 0 or self.symbols < 1:
+            raise DataError(f"reverse: length must not be negative, symbols at least 1, got {self}")
 
 
 def vocabulary(cfg: ReverseConfig) -> int:
@@ -43,20 +44,22 @@ def symbols(cfg: ReverseConfig) -> tuple[str, ...]:
 
 def check(cfg: ReverseConfig, sequence: int) -> None:
     """Raise DataError where `sequence` tokens cannot hold a sample."""
-    if sequence < 2 * cfg.length:
-        raise DataError(f"reverse: {cfg.length} symbols twice need a sequence of at least {2 * cfg.length}, got {sequence}")
+    tokens = 2 * max(cfg.length, 1)
+    if sequence < tokens:
+        raise DataError(f"reverse: {tokens // 2} symbols twice need a sequence of at least {tokens}, got {sequence}")
 
 
 def segment(cfg: ReverseConfig, sequence: int) -> int:
     """The symbols fill the first segment."""
-    return cfg.length
+    return cfg.length or sequence // 2
 
 
 def sample(cfg: ReverseConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
-    source = np.random.default_rng(seed).integers(cfg.symbols, size=(batch, cfg.length), dtype=np.int32) + np.int32(FIRST)
-    return join(source, source[:, ::-1], sequence, 2 * np.arange(cfg.length) + 1)
+    n = segment(cfg, sequence)
+    source = np.random.default_rng(seed).integers(cfg.symbols, size=(batch, n), dtype=np.int32) + np.int32(FIRST)
+    return join(source, source[:, ::-1], sequence, 2 * np.arange(n) + 1)
 
 
 def baselines(cfg: ReverseConfig, sequence: int, window: int) -> dict[str, float]:
