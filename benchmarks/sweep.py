@@ -16,6 +16,7 @@ from queue import Queue
 from typing import Any
 
 from benchmarks import measure, report
+from memtok_jax.training.pages import wished
 
 EXPERIMENT, RESULT, LOG = "experiment.json", "result.json", "log.txt"
 
@@ -57,7 +58,7 @@ def _process(place: Path, core: int, overrides: tuple[str, ...]) -> None:
     """One experiment in a process that uses one core."""
     with (place / LOG).open("w") as log:
         code = subprocess.run([sys.executable, "-m", "benchmarks.sweep", str(place), str(core), *overrides], stdout=log,
-                              stderr=subprocess.STDOUT).returncode
+                              stderr=subprocess.STDOUT, env=wished(os.environ)).returncode
     if code:
         lines = (place / LOG).read_text().strip().splitlines() or ["no output"]
         raise SystemExit(f"error: {place.name} failed ({lines[-1]}); see {place / LOG}")

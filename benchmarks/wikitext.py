@@ -49,7 +49,8 @@ def models() -> dict[str, Any]:
 
     shape = dict(vocabulary=256, width=WIDTH, layers=LAYERS, head_dim=HEAD)
     segmented = shape | dict(segment=SEGMENT, position="relative")
-    cached = shape | dict(heads=WIDTH // HEAD, hidden=1, norm="pre")
+    # The weights start as large as those of the others; 0.02 is made for wider models.
+    cached = shape | dict(heads=WIDTH // HEAD, hidden=1, norm="pre", std=WIDTH ** -0.5)
     titans = lambda *pattern, prefix=TOKENS: LanguageModelConfig(
         **shape, pattern=pattern, window=SEGMENT, segment=SEGMENT, prefix=prefix,
         memory=NeuralMemoryConfig(head_dim=HEAD, expansion=2, chunk=SEGMENT))

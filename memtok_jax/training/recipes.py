@@ -113,8 +113,12 @@ COMPRESSIVE_SIZES = {
 
 
 def laptop_cached(memory: XlConfig | CompressiveConfig) -> Experiment:
-    """`laptop_text` for a Transformer-XL of two layers that reads segments of 64 tokens, four to a row of a batch."""
-    exp = laptop_text(TransformerXlConfig(vocabulary=256, width=128, layers=2, heads=4, head_dim=32, hidden=512, memory=memory))
+    """`laptop_text` for a Transformer-XL of two layers that reads segments of 64 tokens, four to a row of a batch.
+
+    Weights start at 1 / sqrt(width); the published 0.02 is made for wider models.
+    """
+    exp = laptop_text(TransformerXlConfig(vocabulary=256, width=128, layers=2, heads=4, head_dim=32, hidden=512, std=128 ** -0.5,
+                                          memory=memory))
     return replace(exp, training=replace(exp.training, segment=64))
 
 
