@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +221,8 @@ def run_update(model, training: TrainingConfig, case: dict) -> dict:
 def run_sampling(case: dict) -> dict:
     """`new` tokens after a prompt of `length`; the prompt's own pass is timed apart."""
     cfg, batch = model_config(case), case["batch"]
+    # Layers side by side: a loop over layers copies the weights and the carry of each layer for each token.
+    cfg = replace(cfg, unroll=cfg.repeats)
     params = P.init_params(language_model.specs(cfg), jax.random.key(0))
     prompt = np.asarray(jax.random.randint(jax.random.key(1), (batch, case["length"]), 0, 256))
     start = time.perf_counter()
