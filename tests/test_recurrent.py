@@ -55,7 +55,7 @@ def test_equals_the_loops(form, position):
             total, outs = 0.0, []
             for b in range(2):
                 parts = [ids[b, n, :size] for n, size in enumerate(LENGTHS[b])]
-                got, m = reference.recurrent(params, parts, form, scale)
+                got, m, _ = reference.recurrent(params, parts, form, scale)
                 full = [n for n, size in enumerate(LENGTHS[b]) if size]
                 total += sum((y * r[b, n, :len(y)]).sum() for n, y in zip(full, got, strict=True)) + (m * r_memory[b]).sum()
                 outs.append((full, got, m))
