@@ -8,8 +8,8 @@ memory is taken after the last norm and enters again as an input embedding: N se
     form "encoder"   [m ; x], everything sees everything, the memory is written where it was read (2304.11062)
     form "prefix"    [m ; x] and never written: a Memory Transformer (2006.11527), no recurrence
 
-With `cache` rows each layer also sees its own inputs at the last tokens of earlier segments, as in Transformer-XL (section 4.2,
-"Transformer-XL with memory"; `memory/xl.py`). Columns stand in the order [cache m x m]; rows of m are never cached (the released
+With `cache` rows each layer also sees its own inputs at the last tokens of earlier segments, as in Transformer-XL (both together:
+table 5 of the paper; `memory/xl.py`). Columns stand in the order [cache m x m]; rows of m are never cached (the released
 code caches them too), and no gradient enters the cache, so that the memory alone can be trained across segments.
 
 No memory tokens and no cache give N independent segments, exactly. A trainer that scans `apply` over segments is the recurrence;
