@@ -26,18 +26,21 @@ def relative_score(q, k, p, h, distance, width):
     return (q + p["r"]["u"][h]) @ k + (q + p["r"]["v"][h]) @ r
 
 
-def layer(p, x, sees, position):
-    """One layer: x list of [D]; sees[i]: columns of row i; position[i]: of row i."""
-    u = [layer_norm(row, p["norm_attention"]) for row in x]
+def layer(p, x, sees, position, old=()):
+    """One layer: x list of [D]; old: inputs of earlier segments, columns in front of x, at positions down from -1.
+
+    sees[i]: columns of row i of x; position[i]: of that row.
+    """
+    u, place, first = [layer_norm(row, p["norm_attention"]) for row in [*old, *x]], [*range(-len(old), 0), *position], len(old)
     q, k, v = ([np.einsum("d,dhk->hk", row, p[n]["w"]) + p[n]["b"] for row in u] for n in "qkv")
     out = []
     for i, row in enumerate(x):
         heads = []
         for h in range(q[0].shape[0]):
             if "r" in p:
-                score = [relative_score(q[i][h], k[j][h], p, h, position[i] - position[j], len(row)) for j in sees[i]]
+                score = [relative_score(q[first + i][h], k[j][h], p, h, position[i] - place[j], len(row)) for j in sees[i]]
             else:
-                score = [q[i][h] @ k[j][h] for j in sees[i]]
+                score = [q[first + i][h] @ k[j][h] for j in sees[i]]
             weight = np.exp(np.array(score) / np.sqrt(q[0].shape[1]))
             heads.append(sum(w * v[j][h] for w, j in zip(weight / weight.sum(), sees[i], strict=True)))
         row = row + np.concatenate(heads) @ p["o"]["w"] + p["o"]["b"]
@@ -63,32 +66,42 @@ def columns(form, i, memory, tokens):
     return list(range(i + 1))
 
 
-def segment(params, m, ids, form, scale):
-    """One segment without padding: (logits [T, V], next memory [M, D])."""
+def segment(params, m, ids, form, scale, old, by_memory):
+    """One segment without padding: (logits [T, V], next memory [M, D], inputs of each layer at the tokens).
+
+    old: rows that each layer has cached; by_memory: the memory's rows see them too.
+    """
     d = params["decoder"]
     tail = list(m) if form in ("paper", "causal") else []
     x = list(m) + [d["embedding"][i] * scale for i in ids] + tail
-    position = list(range(len(x)))
+    position, token = list(range(len(x))), range(len(m), len(m) + len(ids))
     if "positions" in d:
         x = [row + d["positions"][i] for i, row in zip(position, x, strict=True)]
-    sees = [columns(form, i, len(m), len(ids)) for i in position]
-    for l in range(d["layers"]["o"]["b"].shape[0]):
-        x = layer(layer_of(d["layers"], l), x, sees, position)
+    inputs = []
+    for l, rows in enumerate(old):
+        far = [list(range(len(rows))) if by_memory or i in token else [] for i in position]
+        sees = [far[i] + [len(rows) + j for j in columns(form, i, len(m), len(ids))] for i in position]
+        inputs.append([x[i] for i in token])
+        x = layer(layer_of(d["layers"], l), x, sees, position, rows)
     x = [layer_norm(row, d["norm"]) for row in x]
-    logits = np.array([row @ d["embedding"].T for row in x[len(m):len(m) + len(ids)]])
+    logits = np.array([x[i] @ d["embedding"].T for i in token])
     written = {"prefix": list(m), "encoder": x[:len(m)]}.get(form, x[len(m) + len(ids):])
-    return logits, np.array(written).reshape(len(m), -1)
+    return logits, np.array(written).reshape(len(m), -1), inputs
 
 
-def recurrent(params, segments, form, scale):
-    """All segments of one row; an empty one leaves the memory as it is. Returns (list of logits, last memory)."""
-    m, out = params["memory"]["tokens"], []
-    for ids in segments:
-        if len(ids) == 0:
-            continue
-        logits, m = segment(params, m, ids, form, scale)
+def recurrent(params, segments, form, scale, size=0, by_memory=False, fixed=None):
+    """All segments of one row; an empty one leaves the memory as it is.
+
+    size: rows that each layer caches. fixed: what the caches shall hold before each segment, instead of what was computed: they
+    have no gradient. Returns (list of logits, last memory, what the caches held before each segment and at the end).
+    """
+    m, out, held = params["memory"]["tokens"], [], [[[] for _ in params["decoder"]["layers"]["o"]["b"]]]
+    for ids in (ids for ids in segments if len(ids)):
+        old = (fixed or held)[len(out)]
+        logits, m, inputs = segment(params, m, ids, form, scale, old, by_memory)
         out.append(logits)
-    return out, m
+        held.append([(before + new)[max(len(before + new) - size, 0):] for before, new in zip(old, inputs, strict=True)])
+    return out, m, held
 
 
 # -------------------------------------------------------------------------------------------------------- associative

@@ -12,6 +12,7 @@ import reference_recurrent as reference
 from neural_cases import assert_close, assert_equal, jit, random_params
 from test_recurrent import check_gradient
 
+from memtok_jax import params as P
 from memtok_jax.memory import associative as memory
 from memtok_jax.memory.associative import AssociativeMemoryConfig
 from memtok_jax.models import associative, decoder, masks, segments
@@ -133,6 +134,19 @@ def test_a_dead_key_is_harmless():
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(total, argnums=(0, 1))(params, zero)))
 
 
+def test_from_the_start_only_values_have_a_gradient():
+    """With W_V = 0 nothing is found, whatever the keys and queries; W_V itself learns, so the memory comes alive."""
+    cfg = AssociativeMemoryConfig(width=D, key_dim=3)
+    params = P.init_params(memory.specs(cfg), jax.random.key(0))
+    m, x = jnp.asarray(np.random.default_rng(4).standard_normal((2, 1, M, D)), jnp.float32)
+
+    def total(params):
+        return jnp.sin(memory.read(params, memory.write(params, fresh(params, cfg), m, cfg, EVERY), x, cfg)).sum()
+
+    size = {name: np.abs(g).max() for name, g in jax.grad(total)(params).items()}
+    assert size.pop("w_values") > 1e-3 and not any(size.values())
+
+
 def test_rows_of_a_write_are_interchangeable():
     """All of them see the old A and z."""
     cfg = AssociativeMemoryConfig(width=D, key_dim=3)
@@ -198,11 +212,12 @@ def test_equals_the_loops(correction):
             check_gradient(gradient, plain, total)
 
 
-def test_values_at_zero_leave_the_backbone_alone():
-    """As initialised: every segment as the bare decoder sees it, memory rows or not."""
+def test_as_initialised_the_backbone_is_alone():
+    """Memories as they are drawn: every segment as the bare decoder sees it, memory rows or not. Only W_V is zero."""
     cfg = replace(model(), aligned=True)
     params, state = setup(cfg, 2)
-    params["associative"]["w_values"] *= 0
+    params["associative"] = P.init_params(associative.specs(cfg), jax.random.key(0))["associative"]
+    assert {name for name, w in params["associative"].items() if not np.any(w)} == {"w_values", "b_beta"}
     ids = some_ids(2, 2 * T)
     first, state = call(params, state, ids[:, :T], cfg)
     second, _ = call(params, state, ids[:, T:], cfg)
@@ -223,7 +238,11 @@ def test_state_is_float32_under_bfloat16_and_segments_reach_each_other():
     """A and z keep their dtype; the second segment's logits depend on the first through them alone."""
     cfg = model(dtype="bfloat16")
     shapes = jax.eval_shape(lambda p: associative.init_state(p, cfg, 2), jax.eval_shape(lambda: setup(cfg, 2)[0]))
-    assert shapes.layers.matrix.dtype == shapes.layers.normaliser.dtype == np.float32
+    params = P.abstract(associative.specs(cfg))
+    _, later = jax.eval_shape(lambda p, s, ids: associative.apply(p, s, ids, cfg), params, shapes, some_ids(2, T + 1))
+    for state in (shapes, later):
+        assert state.layers.matrix.dtype == state.layers.normaliser.dtype == np.float32
+    assert later.open.past.k.dtype == jnp.bfloat16
     cfg = replace(model(), aligned=True)
     params, state = setup(cfg, 2)
     ids = some_ids(2, 2 * T)

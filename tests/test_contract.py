@@ -197,6 +197,9 @@ CASES = {
         xl_config(compressive.CompressiveConfig(0, 0, 2)), plain_transformer, exact=False),
     "models/recurrent": Case(recurrent, recurrent.RecurrentConfig(**SEGMENTED, tokens=2),
                              recurrent.RecurrentConfig(**SEGMENTED, tokens=0), plain_segments, exact=False, dead=KEY_BIAS),
+    "models/recurrent_cached": Case(
+        recurrent, recurrent.RecurrentConfig(**SEGMENTED, tokens=2, position="relative", cache=6, read_mem_from_cache=True),
+        recurrent.RecurrentConfig(**SEGMENTED, tokens=0, position="relative"), plain_segments, exact=False, dead=KEY_BIAS),
     "models/associative": Case(associative, associative.AssociativeConfig(**SEGMENTED, tokens=2, key_dim=3),
                                associative.AssociativeConfig(**SEGMENTED, tokens=2, key_dim=3), plain_segments, exact=False,
                                dead=KEY_BIAS),

@@ -60,6 +60,18 @@ def test_a_mistake_is_fed_back_unless_the_segment_begins_there(wrong_at, rule, a
     assert found == {"accuracy": pytest.approx(accuracy), "exact_match": exact}
 
 
+def test_share_of_right_answers_where_the_task_names_one():
+    """The answer is the last two symbols; one sample's first symbol and another's last one come out wrong."""
+    right = lambda said, labels: (said[:, -2:] == labels[:, -2:]).all(1)
+    one = batch(4)
+    one["targets"] = one["targets"].copy()
+    one["targets"][0, 3] += 1
+    one["targets"][1, 8] += 1
+    found = greedy.generated({}, [one], 5, "strict", functions=FUNCTIONS, model=Oracle(), answer_right=right)
+    assert found["answers"] == 0.75 and found["exact_match"] == 0.5
+    assert data.answer_right(DataConfig("task:copy")) is None and data.answer_right(DataConfig("task:equations", sequence=180))
+
+
 def test_inputs_that_are_replaced():
     ids, labels, _ = copy.sample(COPY, 9, 2, 0)
     places = lambda rule: np.flatnonzero(greedy.fed_back(ids, labels, 5, rule).all(0))

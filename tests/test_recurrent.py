@@ -13,6 +13,7 @@ import reference_recurrent as reference
 from neural_cases import assert_close, assert_equal, jit
 from recurrent_cases import M, T, V, call, model, setup, some_ids
 
+from memtok_jax import config, data
 from memtok_jax import params as P
 from memtok_jax.data import splitting
 from memtok_jax.models import decoder, masks, recurrent, segments
@@ -55,7 +56,7 @@ def test_equals_the_loops(form, position):
             total, outs = 0.0, []
             for b in range(2):
                 parts = [ids[b, n, :size] for n, size in enumerate(LENGTHS[b])]
-                got, m = reference.recurrent(params, parts, form, scale)
+                got, m, _ = reference.recurrent(params, parts, form, scale)
                 full = [n for n, size in enumerate(LENGTHS[b]) if size]
                 total += sum((y * r[b, n, :len(y)]).sum() for n, y in zip(full, got, strict=True)) + (m * r_memory[b]).sum()
                 outs.append((full, got, m))
@@ -271,6 +272,16 @@ def test_carry_in_bfloat16_keeps_the_compute_dtype():
                                  jax.ShapeDtypeStruct((3, 5), jnp.int32))
     assert logits.dtype == np.float32 and end.memory.tokens.dtype == jnp.bfloat16
     assert jax.tree.map(lambda s: (s.shape, s.dtype), end) == jax.tree.map(lambda s: (s.shape, s.dtype), state)
+
+
+@pytest.mark.parametrize("task", ["copy", "reverse", "retrieval", "equations"])
+@pytest.mark.parametrize("kind", ["", "_none", "_prefix", "_paper", "_cached"])
+def test_presets_fit_their_tasks(task, kind):
+    """Each segment of a task's row is one of the model, whose words are those of the task."""
+    experiment = config.load(f"rmt:{task}{kind}")
+    assert recurrent.for_training(experiment.model, experiment.segment).aligned
+    assert experiment.model.vocabulary == data.vocabulary(experiment.data)
+    assert (kind == "_none") == (experiment.model.tokens == 0) and (kind == "_cached") == (experiment.model.cache > 0)
 
 
 @pytest.mark.parametrize("options, message", [

@@ -5,7 +5,7 @@ Sources: `DataConfig` and `ImagesConfig`; what a batch is: docs/architecture.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,9 +20,9 @@ from memtok_jax.data.streams import Batch, ContiguousBatches, EvalBatches, Windo
 from memtok_jax.data.task_batches import TaskBatches, TaskEvalBatches
 from memtok_jax.data.tasks.scoring import majority
 
-__all__ = ["Batch", "DataConfig", "DataError", "DataNotFoundError", "ImagesConfig", "decode", "describe", "eval_text", "images",
-           "input_shape", "is_images", "is_task", "is_text", "open_eval", "open_train", "reference_words", "task_baselines",
-           "train_text", "unit", "vocabulary"]
+__all__ = ["Batch", "DataConfig", "DataError", "DataNotFoundError", "ImagesConfig", "answer_right", "decode", "describe",
+           "eval_text", "images", "input_shape", "is_images", "is_task", "is_text", "open_eval", "open_train", "reference_words",
+           "task_baselines", "train_text", "unit", "vocabulary"]
 
 AnyConfig = DataConfig | ImagesConfig
 
@@ -115,6 +115,11 @@ def task_baselines(cfg: DataConfig, window: int) -> dict[str, float]:
     (held_out,) = open_eval(cfg, cfg.eval_samples)
     free = task_module(cfg).baselines(task_config(cfg), cfg.sequence, window)
     return {**free, "majority": majority(held_out["targets"])}
+
+
+def answer_right(cfg: DataConfig) -> Callable | None:
+    """Of a task whose answer is a part of what it predicts: (predicted [B, T], labels [B, T]) -> bool[B]; else None."""
+    return getattr(task_module(cfg), "answer_right", None)
 
 
 def vocabulary(cfg: AnyConfig) -> int:

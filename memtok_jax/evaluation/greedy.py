@@ -11,7 +11,7 @@ A token is fed back where the next input is what was to be predicted; a question
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -54,8 +54,11 @@ def answer(params: pr.Tree, inputs: jax.Array, back: jax.Array, *, functions: Mo
 
 
 def generated(params: pr.Tree, batches: Iterable[dict[str, np.ndarray]], segment: int, rule: str, *, functions: ModuleType,
-              model: Any) -> dict[str, float]:
-    """Share of right symbols ("accuracy") and of samples without a wrong one ("exact_match"), over all rows of the batches."""
+              model: Any, answer_right: Callable | None = None) -> dict[str, float]:
+    """Share of right symbols ("accuracy") and of samples without a wrong one ("exact_match"), over all rows of the batches.
+
+    answer_right: of a task whose answer is a part of what it predicts, (said, labels) -> bool[B]; then also "answers", its share.
+    """
     said, labels = [], []
     for batch in batches:
         real = batch["length"] > 0
@@ -63,4 +66,5 @@ def generated(params: pr.Tree, batches: Iterable[dict[str, np.ndarray]], segment
         said.append(np.asarray(answer(params, batch["inputs"], back, functions=functions, model=model))[real])
         labels.append(batch["targets"][real])
     said, labels = np.concatenate(said), np.concatenate(labels)
-    return {"accuracy": accuracy(said, labels), "exact_match": exact_match(said, labels)}
+    found = {"accuracy": accuracy(said, labels), "exact_match": exact_match(said, labels)}
+    return found | ({"answers": float(answer_right(said, labels).mean())} if answer_right else {})

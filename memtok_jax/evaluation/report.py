@@ -115,9 +115,9 @@ def written_answers(experiment: Experiment, params: pr.Tree, say: Callable[[str]
     out = {}
     for rule in greedy.RULES:
         found = greedy.generated(params, batches, experiment.segment, rule, functions=functions_of(experiment.model),
-                                 model=experiment.model)
+                                 model=experiment.model, answer_right=data.answer_right(experiment.data))
         out |= {f"eval/{rule}_{name}": value for name, value in found.items()}
-        say(f"answers written by the model, {rule}: accuracy {found['accuracy']:.4f}, exact match {found['exact_match']:.4f}")
+        say(f"written by the model, {rule}: " + ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in found.items()))
     return out
 
 

@@ -87,6 +87,16 @@ def read(params, state: XlState, cfg: XlConfig) -> tuple[jax.Array, jax.Array]:
     return state.rows, real(state)
 
 
+def earlier(state: XlState, count: int, newest_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What `read` gave before the last newest_B[b] rows came: (rows [B, count, D], bool[B, count] which of them are real).
+
+    count + newest_B must not exceed the slots. So one queue serves both a cache and the segment that is still open behind it.
+    """
+    n = state.rows.shape[1]
+    index = n - count - newest_B[:, None] + jnp.arange(count)[None]
+    return P.take_rows(state.rows, index), index >= n - state.count[:, None]
+
+
 def push(state: XlState, x: jax.Array, length: jax.Array) -> XlState:
     """First in, first out: the last n_m rows of [rows ; the first length[b] rows of x[B, T, D]]."""
     n = state.rows.shape[1]

@@ -159,6 +159,12 @@ def attention(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) 
     return dense(y.reshape(x.shape), params["o"], cfg.dtype), Past(k, v)
 
 
+def past_of(params, rows: jax.Array, cfg: DecoderConfig) -> Past:
+    """Keys and values that one layer makes of inputs it had before, rows[B, S, D], with the parameters of now."""
+    u = affine_norm(rows, params["norm_attention"])
+    return Past(*(dense(u, params[name], cfg.dtype) for name in "kv"))
+
+
 def layer(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> tuple[jax.Array, Past]:
     """One layer: x[B, E, D] -> (x, keys and values of these rows). A pure function of one layer's arrays, so it can be mapped
     over layers that stand side by side."""

@@ -1,11 +1,12 @@
 """Which rows of a segment see which: read block R, tokens X, write block W.
 
-Rows are queries, columns are keys. `past` are earlier tokens of the same segment that an earlier call has seen.
+Rows are queries, columns are keys. `cache` are tokens of earlier segments; `past` are earlier tokens of the same segment that an
+earlier call has seen.
 
-    form "paper"   past  R     X       W          form "causal": the same rows and columns, lower triangular
-          R         0    1     0       0          form "prefix": [R X], lower triangular
-          X         1    1   j <= i    0          form "encoder": [R X], everything
-          W         1    1     1       1
+    form "paper"   cache  past  R     X       W       form "causal": the same rows and columns, lower triangular from R on
+          R        flag    0    1     0       0       form "prefix": [R X], lower triangular
+          X         1      1    1   j <= i    0       form "encoder": [R X], everything
+          W        flag    1    1     1       1       flag: `read_mem_from_cache` of the released code
 
 In every form but "encoder" X never sees W and R never sees X: logits do not depend on the write block, and the write block can
 be computed when the segment is full (arXiv 2207.06881, figure 2; "causal" is what a decoder with its ordinary mask does).
@@ -46,6 +47,13 @@ def visible(form: str, memory: int, tokens: int, tail: int, length_B: jax.Array,
     reads_past = (np.arange(len(mask)) >= memory)[None, :, None]
     before = jnp.asarray(reads_past) & (jnp.arange(slots)[None] < past_B[:, None])[:, None]
     return jnp.concatenate([before, here], axis=2)
+
+
+def visible_cache(real_BC: jax.Array, memory: int, tokens: int, tail: int, by_memory: bool) -> jax.Array:
+    """bool[B, E, C]: the columns of the cache, of which real_BC hold something. by_memory: R and W see them too, not X alone."""
+    row = np.arange(memory + tokens + tail)
+    sees = (row >= memory) & (row < memory + tokens) | by_memory
+    return real_BC[:, None] & jnp.asarray(sees)[None, :, None]
 
 
 def positions(memory: int, tokens: int, tail: int, length_B: jax.Array, past_B: jax.Array, slots: int):

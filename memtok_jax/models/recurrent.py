@@ -8,8 +8,12 @@ memory is taken after the last norm and enters again as an input embedding: N se
     form "encoder"   [m ; x], everything sees everything, the memory is written where it was read (2304.11062)
     form "prefix"    [m ; x] and never written: a Memory Transformer (2006.11527), no recurrence
 
-No memory tokens give N independent segments, exactly. A trainer that scans `apply` over segments is the recurrence; where the
-gradient is cut is the trainer's business (`training.gradient`). The published cache beside the memory is not built.
+With `cache` rows each layer also sees its own inputs at the last tokens of earlier segments, as in Transformer-XL (both together:
+table 5 of the paper; `memory/xl.py`). Columns stand in the order [cache m x m]; rows of m are never cached (the released
+code caches them too), and no gradient enters the cache, so that the memory alone can be trained across segments.
+
+No memory tokens and no cache give N independent segments, exactly. A trainer that scans `apply` over segments is the recurrence;
+where the gradient is cut is the trainer's business (`training.gradient`).
 """
 
 from __future__ import annotations
@@ -22,26 +26,43 @@ import jax.numpy as jnp
 
 from memtok_jax import params as P
 from memtok_jax.memory import recurrent as memory_tokens
+from memtok_jax.memory import xl
 from memtok_jax.memory.recurrent import RecurrentTokensConfig, RecurrentTokensState
 from memtok_jax.models import decoder, masks, segments
 from memtok_jax.models.decoder import View
 from memtok_jax.models.segments import SegmentedConfig
+from memtok_jax.numerics import affine_norm
+
+# What an evaluation may change of a trained model: the same parameters serve any length of the cache.
+EVALUATION_FIELDS = ("cache",)
 
 
 @dataclass(frozen=True)
 class RecurrentConfig(SegmentedConfig):
     """form: "causal", "paper", "encoder" or "prefix". init: of the first memory, "scaled", "shared" or "small". The other
     fields: `segments.SegmentedConfig`; the memory has the dtype of the activations.
+
+    cache: tokens of earlier segments that a layer sees beside the memory; 0 is none. read_mem_from_cache: the memory's rows see
+        them too, not the tokens alone.
     """
 
     form: str = "causal"
     init: str = "scaled"
+    cache: int = 0
+    read_mem_from_cache: bool = False
 
     def __post_init__(self):
         segments.choose("form", self.form, masks.FORMS)
         super().__post_init__()
         if self.form == "encoder" and self.ends != "call":
             raise ValueError(f"ends={self.ends!r}: a token of an encoder sees later ones, so a call is a segment; set ends='call'")
+        if self.cache < 0:
+            raise ValueError(f"cache={self.cache} must not be negative")
+        if self.cache and self.position != "relative":
+            raise ValueError(f"position={self.position!r}: no row of a table stands for earlier segments; "
+                             f"with cache={self.cache} set position='relative'")
+        if self.cache and self.form == "encoder":
+            raise ValueError(f"cache={self.cache}: form='encoder' has none; use a decoder or set cache=0")
         _ = self.memory
 
     @property
@@ -52,9 +73,19 @@ class RecurrentConfig(SegmentedConfig):
         return RecurrentTokensConfig(self.width, self.tokens, layout, self.init, std, self.dtype)
 
     @property
+    def queue(self) -> xl.XlConfig:
+        """Options of a layer's cache: behind it stand the tokens of the segment that is still open."""
+        return xl.XlConfig(self.cache + (0 if self.ends == "call" else self.segment), self.width, self.dtype)
+
+    @property
     def rows(self) -> int:
-        """E: rows of a full segment with its memory."""
-        return self.tokens + self.segment + self.tail
+        """Rows of a full segment with its memory and what is cached."""
+        return self.cache + self.tokens + self.segment + self.tail
+
+    @property
+    def window(self) -> int:
+        """Tokens that a token can see without memory."""
+        return self.cache + self.segment
 
     @property
     def tail(self) -> int:
@@ -67,6 +98,7 @@ class RecurrentState(NamedTuple):
 
     memory: RecurrentTokensState  # m_n
     open: Any                     # segments.Open, or () where each call is a segment
+    cache: Any                    # xl.XlState of every layer, leaves [L, B, ...], or () without a cache
 
 
 def specs(cfg: RecurrentConfig) -> dict:
@@ -75,13 +107,14 @@ def specs(cfg: RecurrentConfig) -> dict:
 
 
 def state_specs(cfg: RecurrentConfig, batch: int) -> RecurrentState:
-    """Memory tokens, and the open segment where a call may be a part of one."""
+    """Memory tokens, the open segment where a call may be a part of one, and the caches where there are any."""
     return RecurrentState(memory_tokens.state_specs(cfg.memory, batch),
-                          segments.open_specs(cfg.decoder, batch, cfg.segment, cfg.ends))
+                          segments.open_specs(cfg.decoder, batch, cfg.segment, cfg.ends),
+                          P.stack(xl.state_specs(cfg.queue, batch), cfg.layers) if cfg.cache else ())
 
 
 def init_state(params, cfg: RecurrentConfig, batch: int) -> RecurrentState:
-    """The first memory in every row, and an empty segment."""
+    """The first memory in every row, an empty segment and empty caches."""
     zero = P.zero_state(state_specs(cfg, batch))
     return zero._replace(memory=memory_tokens.init_state(params["memory"], cfg.memory, batch))
 
@@ -98,26 +131,57 @@ def for_training(cfg: RecurrentConfig, tokens: int) -> RecurrentConfig:
     return replace(cfg, aligned=segments.is_one(cfg, tokens))
 
 
-def step(params, memory: RecurrentTokensState, call: segments.Call, cfg: RecurrentConfig):
-    """Read block, tokens and write block once through the decoder: (logits, memory, keys and values of the tokens)."""
-    x = decoder.embed(params["decoder"], call.ids, cfg.decoder)
-    rows = memory_tokens.read(params["memory"], memory, x, cfg.memory)
-    m, t, tail, slots = cfg.tokens, x.shape[1], cfg.tail, call.past.k.shape[2]
-    view = View(masks.visible(cfg.form, m, t, tail, call.length, call.phase, slots),
-                *masks.positions(m, t, tail, call.length, call.phase, slots))
-    h, new = decoder.run(params["decoder"], rows, call.past, view, cfg.decoder)
-    h, written = memory_tokens.split(h, cfg.memory)
+def cached(params, cache, call: segments.Call, cfg: RecurrentConfig) -> tuple[decoder.Past, jax.Array]:
+    """(keys and values of what earlier segments left, [L, B, C, H, K], bool[B, C] which of them are real)."""
+    if not cfg.cache:
+        return segments.no_past(cfg.decoder, call.phase.shape[0]), jnp.ones((call.phase.shape[0], 0), bool)
+    rows, real = jax.vmap(lambda queue: xl.earlier(queue, cfg.cache, call.phase))(cache)
+    return jax.vmap(lambda p, rows: decoder.past_of(p, rows, cfg.decoder))(params["decoder"]["layers"], rows), real[0]
+
+
+def view_of(real: jax.Array, call: segments.Call, cfg: RecurrentConfig) -> View:
+    """Columns [cache, past, R, X, W] for the rows [R, X, W]; positions count from the first row of R, in the cache down from -1."""
+    m, t, tail, slots = cfg.tokens, call.ids.shape[1], cfg.tail, call.past.k.shape[2]
+    query, key = masks.positions(m, t, tail, call.length, call.phase, slots)
+    before = jnp.broadcast_to(jnp.arange(-cfg.cache, 0)[None], real.shape)
+    visible = [masks.visible_cache(real, m, t, tail, cfg.read_mem_from_cache),
+               masks.visible(cfg.form, m, t, tail, call.length, call.phase, slots)]
+    return View(jnp.concatenate(visible, axis=2), query, jnp.concatenate([before, key], axis=1))
+
+
+def step(params, carry: tuple[RecurrentTokensState, Any], call: segments.Call, cfg: RecurrentConfig):
+    """Read block, tokens and write block once through the decoder.
+
+    carry: (memory, caches). Returns (logits, carry, keys and values of the tokens).
+    """
+    memory, cache = carry
+    rows = memory_tokens.read(params["memory"], memory, decoder.embed(params["decoder"], call.ids, cfg.decoder), cfg.memory)
+    far, real = cached(params, cache, call, cfg)
+    view = view_of(real, call, cfg)
+    past = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=2), far, call.past)
+    own = lambda x: x[:, cfg.tokens:cfg.tokens + call.ids.shape[1]]
+
+    def one(x, tree):
+        y, new = decoder.layer(tree[0], x, tree[1], view, cfg.decoder)
+        return y, (jax.tree.map(own, new), own(x) if cfg.cache else ())
+
+    x = decoder.place(params["decoder"], rows, view, cfg.decoder)
+    x, (new, inputs) = decoder.scan_layers(one, x, (params["decoder"]["layers"], past), cfg.decoder)
+    h, written = memory_tokens.split(affine_norm(x, params["decoder"]["norm"]), cfg.memory)
     memory = memory_tokens.write(params["memory"], memory, written, cfg.memory, call.closes)
-    return decoder.output(params["decoder"], h, cfg.decoder), memory, jax.tree.map(lambda kv: kv[:, :, m:m + t], new)
+    if cfg.cache:
+        cache = jax.vmap(lambda queue, x: xl.write((), queue, x, cfg.queue, call.length))(cache, inputs)
+    return decoder.output(params["decoder"], h, cfg.decoder), (memory, cache), new
 
 
 def run(params, state: RecurrentState, ids: jax.Array, cfg: RecurrentConfig, length=None):
     """`apply` with statistics: the size of the memory afterwards, and how far it moved."""
     segments.check_call(cfg, ids.shape[1])
     length = P.full_length(ids) if length is None else length
-    logits, memory, opened = segments.walk(lambda memory, call: step(params, memory, call, cfg), state.memory, state.open, ids,
-                                           length, cfg)
-    return logits, RecurrentState(memory, opened), _seen(state.memory, memory, cfg)
+    carry = (state.memory, state.cache)
+    logits, (memory, cache), opened = segments.walk(lambda carry, call: step(params, carry, call, cfg), carry, state.open, ids,
+                                                    length, cfg)
+    return logits, RecurrentState(memory, opened, cache), _seen(state.memory, memory, cfg)
 
 
 def _seen(before: RecurrentTokensState, after: RecurrentTokensState, cfg: RecurrentConfig) -> dict[str, jax.Array]:
@@ -146,7 +210,10 @@ def extend(state: RecurrentState, cfg: RecurrentConfig, room: int) -> tuple[Recu
     Raises ValueError where the learned positions do not suffice, or a call cannot be a part of a segment.
     """
     opened, longer = segments.extend(state.open, cfg, room)
-    return state._replace(open=opened), longer
+    cache = state.cache
+    if cfg.cache:
+        cache = cache._replace(rows=jnp.pad(cache.rows, ((0, 0), (0, 0), (room, 0), (0, 0))))
+    return RecurrentState(state.memory, opened, cache), longer
 
 
 def statistics(params, state: RecurrentState, ids: jax.Array, cfg: RecurrentConfig, length=None) -> dict[str, jax.Array]:
