@@ -2,6 +2,9 @@
 
 Paper: Associative Recurrent Memory Transformer, section 4.1, https://arxiv.org/abs/2407.04841
 Command: python train.py --config=armt:remember, then python eval.py --workdir=runs/armt-remember for more pairs than trained
+Hardware, time: 2 CPU cores, 3 to 4 minutes
+Expected (one seed, 1,500 updates): remember 100 % of the held-out targets, also with 11 pairs; rewrite 96.5 % (93 % of the values)
+Paper's results: figures only
 Neighbour: rmt.
 
 "remember": keys are distinct. "rewrite": keys repeat and the last value counts. The _rmt presets are RMT of the same width, depth,
