@@ -77,12 +77,13 @@ PER_LAYER = {
 }
 
 
-@pytest.mark.parametrize("name", ["armt", pytest.param("mag", marks=pytest.mark.slow)])
-def test_diagonals_of_a_memory_in_each_layer(name):
-    """Values, carry and gradient of three segments equal those of one after the other, from the middle of a stream."""
+@pytest.mark.parametrize("name, segments", [("armt", 3), *(pytest.param(name, n, marks=pytest.mark.slow)
+                                                          for name, n in (("armt", 1), ("armt", 2), ("mag", 3)))])
+def test_diagonals_of_a_memory_in_each_layer(name, segments):
+    """Values, carry and gradient equal those of one segment after the other, from the middle of a stream."""
     functions, cfg = PER_LAYER[name]
     params = random_params(functions.specs(cfg), 0, np.float32)
-    ids = jnp.asarray(np.random.default_rng(0).integers(16, size=(4, 2, 4)), jnp.int32)
+    ids = jnp.asarray(np.random.default_rng(0).integers(16, size=(segments + 1, 2, 4)), jnp.int32)
     state = functions.apply(params, functions.init_state(params, cfg, 2), ids[-1], cfg)[1]
 
     def scanned(params):
