@@ -33,7 +33,8 @@ COLUMNS = {
     "share_above_5_medians": (">5 medians, worst", "{:.2%}"),
     "max_over_median": ("max/median, last", "{:.2f}"), "worst_max_over_median": ("worst", "{:.2f}"),
     "mass_on_registers": ("attention on registers", "{:.1%}"), "accuracy": ("accuracy", "{:.2%}"),
-    "class_from_cls": ("class from cls", "{:.2%}"), "corloc": ("CorLoc", "{:.2%}")}
+    "class_from_cls": ("class from cls", "{:.2%}"),
+    "corloc": ("CorLoc", "{:.2%}"), "corloc_native": ("CorLoc, own shape", "{:.2%}")}
 
 
 class Arm(NamedTuple):
@@ -110,7 +111,7 @@ def row(result: dict[str, Any]) -> dict[str, float]:
              "share_above_5_medians": worst["share_above_5_medians"], "max_over_median": last["max_over_median"],
              "worst_max_over_median": worst["max_over_median"], "mass_on_registers": last["mass_on_registers"],
              "accuracy": result["head"].get("accuracy"), "class_from_cls": result["global"].get("class_from_cls"),
-             "corloc": result["boxes"].get("corloc_lost")}
+             "corloc": result["boxes"].get("corloc_lost"), "corloc_native": result["boxes"].get("corloc_native")}
     return {name: value for name, value in known.items() if value is not None}
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 
 from memtok_jax import sharding
-from memtok_jax.analysis import comparison, figures, measures, register_figures, subject
+from memtok_jax.analysis import comparison, figures, measures, native, register_figures, subject
 from memtok_jax.analysis.collect import Collected, collect
 from memtok_jax.analysis.comparison import PLAIN, Arm
 from memtok_jax.config import UserError
@@ -44,6 +44,9 @@ BESIDE = flags.DEFINE_list("beside", [], "More checkpoints, separated by commas,
 CUTOFF = flags.DEFINE_float("cutoff", 0.0, "With --repair: norm above which a patch of the last layer is an outlier; 0: automatic.")
 TOP_K = flags.DEFINE_integer("top_k", 50, "With --repair: at most so many register neurons.")
 FEATURES = flags.DEFINE_enum("features", "k", ["k", "v"], "What LOST reads of the last layer: keys (DINOv2) or values (DeiT III).")
+NATIVE = flags.DEFINE_integer("native", 0, "LOST also on whole images of their own shape, scaled down to at most so many pixels a "
+                              "side; 0: only on those of one size.")
+PATCH = flags.DEFINE_string("patch", "", "ROW,COLUMN of a patch, from 0, whose attention is drawn. Default: the one in the middle.")
 BIAS = flags.DEFINE_float("bias", 0.0, "Added to LOST's Gram matrix.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the local data sets. Default: environment variable MEMTOK_DATA_DIR.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
@@ -59,6 +62,8 @@ class Options(NamedTuple):
     top_k: int = 50
     features: str = "k"
     bias: float = 0.0
+    native: int = 0
+    patch: tuple[int, int] | None = None
 
 
 def main(argv: list[str], overrides: tuple[str, ...]) -> int:
@@ -67,13 +72,14 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
         raise UserError(f"{(*argv[1:], *overrides)[0]!r} is not a flag of this command; see --help")
     if not CHECKPOINT.value:
         raise UserError("which model? give --checkpoint=RUN_DIRECTORY_OR_FILE")
-    for flag in (COUNT, TOP_K):
-        if flag.value < 1:
-            raise UserError(f"--{flag.name}={flag.value} must be at least 1")
+    for flag, least in ((COUNT, 1), (TOP_K, 1), (NATIVE, 0)):
+        if flag.value < least:
+            raise UserError(f"--{flag.name}={flag.value} must be at least {least}")
     model = load(CHECKPOINT.value)
     beside = [load(name) for name in BESIDE.value]
     shown = subject.pictures(model, IMAGES.value, parse_size(SIZE.value), COUNT.value, DATA_DIR.value)
-    options = Options(REPAIR.value, CUTOFF.value, TOP_K.value, FEATURES.value, BIAS.value)
+    options = Options(REPAIR.value, CUTOFF.value, TOP_K.value, FEATURES.value, BIAS.value, NATIVE.value,
+                      parse_patch(PATCH.value))
     analyse(model, shown, options, Path(OUTPUT.value), print, beside)
     return 0
 
@@ -106,6 +112,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
+def parse_patch(text: str) -> tuple[int, int] | None:
+    """(row, column) of "3,5"; None of "". Raises UserError for anything else."""
+    if text and not re.fullmatch(r"\d+,\d+", text):
+        raise UserError(f"--patch={text} must be ROW,COLUMN, as in 3,5")
+    return tuple(map(int, text.split(","))) if text else None
+
+
 def analyse(model: subject.Model, shown: subject.Shown, options: Options, output: Path, say: Callable[[str], None],
             beside: Sequence[subject.Model] = ()) -> dict[str, Any]:
     """Collect, measure, print, draw and write; returns what is written."""
@@ -115,14 +128,14 @@ def analyse(model: subject.Model, shown: subject.Shown, options: Options, output
     introduce(model, shown, say)
     first = Arm(PLAIN, model)
     collected = {PLAIN: look(first, shown, options)}
-    results = {PLAIN: measure(first, shown, collected[PLAIN])}
+    results = {PLAIN: measure(first, shown, collected[PLAIN], options)}
     arms, missing = comparison.arms(model, lambda: subject.batches(model, shown), results[PLAIN]["layers"], options.repair,
                                     options.cutoff, options.top_k, beside)
     for arm in arms:
         if arm.note:
             say(f"repair  {arm.note}")
         seen = look(arm, shown, options)
-        results[arm.name] = measure(arm, shown, seen)
+        results[arm.name] = measure(arm, shown, seen, options)
         collected |= {arm.name: seen} if arm.drawn else {}
     rows = {name: comparison.row(result) for name, result in results.items()}
     compared = comparison.table(rows, missing) if arms or missing else []
@@ -132,7 +145,7 @@ def analyse(model: subject.Model, shown: subject.Shown, options: Options, output
               **options._asdict(), "comparison": rows, "not_measured": missing, "results": results}
     written = write(record, compared, output)
     models = {PLAIN: model, **{arm.name: arm.model for arm in arms}}
-    drawn = draw(models, shown, collected, results, output) if figures.available() else ["no figure: matplotlib is not installed"]
+    drawn = draw(models, shown, collected, record, output) if figures.available() else ["no figure: matplotlib is not installed"]
     say(f"written to {output}: {', '.join([*written, *drawn])}")
     return record
 
@@ -147,10 +160,11 @@ def introduce(model: subject.Model, shown: subject.Shown, say: Callable[[str], N
 
 def look(arm: Arm, shown: subject.Shown, options: Options) -> Collected:
     """Everything about the images under one arm."""
-    return collect(arm.model.params, subject.batches(arm.model, shown), arm.model.cfg, arm.edits, options.features, options.bias)
+    return collect(arm.model.params, subject.batches(arm.model, shown), arm.model.cfg, arm.edits, options.features, options.bias,
+                   options.patch)
 
 
-def measure(arm: Arm, shown: subject.Shown, c: Collected) -> dict[str, Any]:
+def measure(arm: Arm, shown: subject.Shown, c: Collected, options: Options) -> dict[str, Any]:
     """All numbers of one arm: by layer, and of the last layer."""
     found, model, classes = measures.outliers(c), arm.model, len(shown.classes)
     numbers = {"layers": measures.by_layer(c), "special": found.name, "places": measures.places(c, found),
@@ -158,6 +172,8 @@ def measure(arm: Arm, shown: subject.Shown, c: Collected) -> dict[str, Any]:
                "global": measures.global_probes(c, found, shown.labels, classes),
                "head": measures.head(c, {"vit": model.params, "head": model.head}, model.classifier, shown.labels, classes),
                "boxes": measures.boxes(c, shown.boxes, model.cfg.patch, shown.pixels.shape[1:3])}
+    if options.native:
+        numbers["boxes"] |= native.boxes(model, shown.pictures, options.native, arm.edits, options.features, options.bias)
     return numbers | ({"neurons": arm.neurons} if arm.neurons else {})
 
 
@@ -211,10 +227,10 @@ def _scalars(result: dict[str, Any]) -> dict[str, float]:
     return {key: value for group in groups for key, value in group.items() if isinstance(value, float)}
 
 
-def draw(models: dict[str, subject.Model], shown: subject.Shown, collected: dict[str, Collected],
-         results: dict[str, dict[str, Any]], output: Path) -> list[str]:
+def draw(models: dict[str, subject.Model], shown: subject.Shown, collected: dict[str, Collected], record: dict[str, Any],
+         output: Path) -> list[str]:
     """All figures; returns their names. models: name of an arm -> its model, the first being the one as it is."""
-    names = []
+    names, results = [], record["results"]
 
     def path(kind: str, name: str = "") -> Path:
         names.append(re.sub(r"[^\w.-]+", "_", f"{kind}{'_' if name else ''}{name}") + ".png")
@@ -225,7 +241,7 @@ def draw(models: dict[str, subject.Model], shown: subject.Shown, collected: dict
         which, model = "" if name == PLAIN else name, models[name]
         title = f"{model.name}, {name}"
         register_figures.norm_histograms(path("norms", which), c, results[name]["layers"], title)
-        register_figures.token_maps(path("maps", which), c, shown.pixels, title)
+        register_figures.token_maps(path("maps", which), c, shown.pixels, title, record["patch"])
         register_figures.boxes(path("boxes", which), c, shown.pixels, shown.boxes, model.cfg.patch, title)
         register_figures.positions(path("positions", which), results[name]["places"], results[name]["special"])
     return names

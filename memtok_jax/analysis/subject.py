@@ -35,13 +35,14 @@ class Model(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """N images of one size. boxes: of each, f32[K, 4] in pixels."""
+    """N images of one size. boxes: of each, f32[K, 4] in pixels. pictures: the same images in the same order as they were found."""
 
     pixels: np.ndarray       # u8[N, rows, columns, C]
     labels: np.ndarray       # i32[N]
     boxes: list[np.ndarray]
     classes: tuple[str, ...]
     origin: str
+    pictures: Pictures | None = None
 
 
 def from_file(path: Path) -> Model:
@@ -75,7 +76,7 @@ def pictures(model: Model, source: str, size: tuple[int, int], count: int, data_
     mixed = Pictures(len(order), found.classes, lambda n: found.read(int(order[n])), found.origin)
     seen = images.fitted(cfg, mixed, len(order))
     return Shown(np.stack([p.pixels for p in seen]), np.array([p.label for p in seen], np.int32), [p.boxes for p in seen],
-                 found.classes, found.origin)
+                 found.classes, found.origin, mixed)
 
 
 def check_size(model: Model, size: tuple[int, int], channels: int) -> None:
