@@ -23,7 +23,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -141,14 +141,17 @@ def losses(params, sample: Sample, task: Task, registers: int) -> dict[str, jax.
     return {"position": position, "pixels": square, "answer": -(chosen * asked).sum(), "accuracy": (right * asked).sum()}
 
 
-def total(parts: dict[str, jax.Array], task: Task) -> jax.Array:
-    """What is trained."""
-    return parts["position"] + parts["pixels"] + task.answer * parts["answer"]
+def total(parts: dict[str, jax.Array], weight: float) -> jax.Array:
+    """What is trained. weight: of the global loss."""
+    return parts["position"] + parts["pixels"] + weight * parts["answer"]
 
 
 @partial(jax.jit, static_argnames=("task", "registers"), compiler_options=options("cpu"))
-def train(params, key: jax.Array, task: Task, registers: int):
-    """(parameters after all steps, losses of every BLOCK steps). key: typed; the images of every step follow from it."""
+def train(params, key: jax.Array, weight: float, task: Task, registers: int):
+    """(parameters after all steps, losses of every BLOCK steps). key: typed; the images of every step follow from it.
+
+    weight: of the global loss. It is data, so that the control shares the program of the arm without registers.
+    """
     schedule = optax.warmup_cosine_decay_schedule(0.0, task.rate, max(task.steps // 10, 1), task.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.0))
 
@@ -158,7 +161,7 @@ def train(params, key: jax.Array, task: Task, registers: int):
 
         def loss(p):
             parts = losses(p, sample, task, registers)
-            return total(parts, task), parts
+            return total(parts, weight), parts
 
         gradient, parts = jax.grad(loss, has_aux=True)(params)
         updates, moments = optimizer.update(gradient, moments, params)
@@ -189,14 +192,14 @@ def shuffled_accuracy(params, sample: Sample, task: Task, registers: int) -> jax
     return (right * sample.symbol).sum() / sample.symbol.sum()
 
 
-def measured(params, task: Task, registers: int, seed: int) -> dict[str, float]:
+def measured(params, weight: float, task: Task, registers: int, seed: int) -> dict[str, float]:
     """All numbers of one trained model on fresh images."""
     sample = draw(task, jax.random.fold_in(jax.random.key(10**6), seed), TEST_IMAGES)
     parts, out, mass = jax.device_get(look(params, sample, task, registers))
     symbol, answer = np.asarray(sample.symbol), np.asarray(sample.answer)
     patch_norms = np.asarray(token_norms(out)["patches"])
     record = {f"loss_{name}" if name != "accuracy" else "answer_accuracy": float(v) for name, v in parts.items()}
-    record["loss"] = float(total(parts, task))
+    record["loss"] = float(total(parts, weight))
     record |= _local(out.patches, symbol, np.asarray(sample.pixels), task)
     record |= {"max_over_median": norms.max_over_median(patch_norms), "kurtosis": norms.kurtosis(out.prenorm)}
     for layer, hidden in enumerate(out.captured["hidden"]):
@@ -290,12 +293,12 @@ def given_back(found: list[dict]) -> str:
 def run_one(task: Task, arm: str, seed: int) -> dict:
     """Train and measure one model."""
     begun, key, registers = time.monotonic(), jax.random.key(seed), ARMS.get(arm, 0)
-    task = replace(task, answer=0.0) if arm == CONTROL else task
+    weight = 0.0 if arm == CONTROL else task.answer
     params = P.init_params(specs(task, registers), jax.random.fold_in(key, 0))
-    params, seen = jax.block_until_ready(train(params, key, task, registers))
+    params, seen = jax.block_until_ready(train(params, key, weight, task, registers))
     record = {"arm": arm, "seed": seed, "seconds": time.monotonic() - begun}
     record["curve"] = {name: np.asarray(values).tolist() for name, values in seen.items()}
-    record |= measured(params, task, registers, seed)
+    record |= measured(params, weight, task, registers, seed)
     background = ", ".join(f"{name} {record[f'{field}_background']:.3f}" for name, field in
                            (("answer", "answer_from"), ("position", "position"), ("pixel error", "pixel_error")))
     report.progress(f"{arm}, seed {seed}: answer {record['answer_accuracy']:.3f}, loss {record['loss']:.3f}; "

@@ -7,10 +7,9 @@ Hardware, time: 2 CPU cores, 4 min 21 s (the preset "laptop"; generated images, 
 Expected: 52.8 % of 1,000 held-out images after 1,000 steps (one seed); chance 10.0 %, most frequent class 12.7 %, ridge on pixels
     11.7 %. fashion_mnist: 82.5 % of the test images after 400 steps in minutes (one seed); ridge on pixels 81.1 %
 
-Presets: laptop; fashion_mnist (files under --data_dir); cifar10 and imagenet_s, _b, _l (through TFDS; sizes and what of the
-DeiT III recipe is here: LayerScale, stochastic depth, 3-Augment; AdamW instead of LAMB, cross-entropy instead of mixup, cutmix and
-binary cross-entropy); experiment_b (ViT-S on 64 x 64 composites, meant for one GPU). Of these only laptop and
-fashion_mnist have been run.
+Presets: laptop; fashion_mnist (files under --data_dir); cifar10 and imagenet_s, _b, _l (through TFDS; sizes and recipe of DeiT III:
+LAMB, binary cross-entropy, mixup, cutmix, 3-Augment, LayerScale, stochastic depth; no repeated augmentation); experiment_b (ViT-S
+on 64 x 64 composites, meant for one GPU). Of these only laptop and fashion_mnist have been run.
 On small models of a few minutes no artifact of the norm is to be expected, with or without registers; see docs/results.
 """
 

@@ -16,12 +16,13 @@ import pytest
 
 from memtok_jax import params as P
 from memtok_jax.analysis import measures, norms, registers, subject
-from memtok_jax.analysis.collect import collect
+from memtok_jax.analysis.collect import collect, query_maps, query_names
 from memtok_jax.config import UserError
 from memtok_jax.convert import VitCheckpoint, save_vit
 from memtok_jax.data.images.config import CompositesConfig, ImagesConfig
 from memtok_jax.models.vision import vit
 from memtok_jax.models.vision.config import VitConfig
+from memtok_jax.models.vision.output import Counts, VitOutput, attention_maps
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = VitConfig(width=32, layers=2, heads=2, hidden=64, patch=4, grid=(4, 4), registers=3, layerscale=1.0, std=0.2, token_std=0.5)
@@ -45,10 +46,16 @@ def shown(model) -> subject.Shown:
 
 @pytest.fixture(scope="module")
 def written(model, shown, tmp_path_factory):
-    """(folder, record, lines) of the whole analysis with a repair."""
-    folder, lines = tmp_path_factory.mktemp("analysis"), []
-    record = registers.analyse(model, shown, registers.Options("test_time", cutoff=30.0, top_k=4), folder, lines.append)
+    """(folder, record, lines) of the whole analysis with a repair, and the same model without its artifact beside it."""
+    folder, lines, options = tmp_path_factory.mktemp("analysis"), [], registers.Options("test_time", cutoff=30.0, top_k=4)
+    record = registers.analyse(model, shown, options, folder, lines.append, [without(model)])
     return folder, record, lines
+
+
+def without(model: subject.Model) -> subject.Model:
+    """The same weights without the planted vector."""
+    table = model.params["positions"]["patches"].at[CELL // 4, CELL % 4].add(-40.0 * jnp.eye(32)[5])
+    return model._replace(params=model.params | {"positions": model.params["positions"] | {"patches": table}}, name="clean")
 
 
 def test_numbers_are_those_of_the_model(model, shown, written):
@@ -91,7 +98,10 @@ def test_batches_do_not_matter(model, shown):
 
 def test_everything_is_written_and_said(written):
     folder, record, lines = written
-    assert json.loads((folder / "measures.json").read_text())["results"].keys() == {"as it is", "test-time registers"}
+    beside = "softmax, 3 registers (clean)"
+    assert json.loads((folder / "measures.json").read_text())["results"].keys() == {"as it is", "test-time registers", beside}
+    shares = {name: row["worst_outlier_share"] for name, row in record["comparison"].items()}
+    assert shares["as it is"] == 1 / 16 and shares[beside] == 0.0 and beside in (folder / "comparison.md").read_text()
     repaired = record["results"]["test-time registers"]
     assert len(repaired["neurons"]) == 4 and "added_norm" in repaired["layers"][-1] and "added 0" in repaired["layers"][-1]["mass"]
     text = "\n".join(lines)
@@ -101,9 +111,26 @@ def test_everything_is_written_and_said(written):
         assert expected in text, text
     if "no figure" not in lines[-1]:
         for kind in ("norms", "maps", "boxes", "positions"):
-            for which in ("", "_test-time_registers"):
+            for which in ("", "_test-time_registers", "_softmax_3_registers_clean_"):
                 assert (folder / f"{kind}{which}.png").stat().st_size > 3000
         assert (folder / "layers.png").stat().st_size > 3000
+
+
+def test_maps_of_any_patch():
+    """Against `attention_maps`, on random attention of 2 x 3 patches behind a class token and a register."""
+    weights = jnp.asarray(np.random.default_rng(0).random((2, 4, 5, 8, 8)), jnp.float32)
+    empty = jnp.zeros((4, 0, 1))
+    out = VitOutput(empty, empty, empty, empty, (2, 3), Counts(1, 1, 6, 0), {"attention": weights})
+    for patch, place in (((0, 0), (0, 0)), ((1, 2), (1, 2)), (None, (1, 1))):
+        maps = query_maps(out, patch)
+        for n, query in enumerate(("cls", "reg0", place)):
+            np.testing.assert_allclose(maps[:, n], attention_maps(out, -1, query).mean(1), rtol=1e-6)
+    assert query_names(out.counts, (1, 2)) == ["class token", "register 0", "patch 1, 2"]
+    with pytest.raises(ValueError, match="the grid has 2 rows and 3 columns of patches, counted from 0"):
+        query_maps(out, (2, 0))
+    assert registers.parse_patch("3,5") == (3, 5) and registers.parse_patch("") is None
+    with pytest.raises(UserError, match="--patch=3x5 must be ROW,COLUMN"):
+        registers.parse_patch("3x5")
 
 
 def test_too_few_images_for_a_class_probe_are_none():
@@ -115,11 +142,9 @@ def test_too_few_images_for_a_class_probe_are_none():
 
 def test_nothing_to_repair_is_said(model, shown, tmp_path):
     """The same weights without the planted vector have one mode only."""
-    table = model.params["positions"]["patches"].at[CELL // 4, CELL % 4].add(-40.0 * jnp.eye(32)[5])
-    plain = model._replace(params=model.params | {"positions": model.params["positions"] | {"patches": table}})
     expected = "no layer has a second mode of patch norms, so there is nothing to repair; --cutoff=NORM"
     with pytest.raises(UserError, match=expected) as error:
-        registers.analyse(plain, shown, registers.Options("test_time"), tmp_path, lambda text: None)
+        registers.analyse(without(model), shown, registers.Options("test_time"), tmp_path, lambda text: None)
     assert "\n" not in str(error.value)
 
 

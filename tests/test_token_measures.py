@@ -24,8 +24,8 @@ def mixture(rng, size, share, main, spread, second):
 
 # ------------------------------------------------------------------------------------------------------------- cut-off
 
-@pytest.mark.parametrize("main, spread, second", [(45, 0.25, 450), (14, 0.15, 100), (50, 0.1, 260)],
-                         ids=["DINOv2-g-like", "DINOv2-L-like", "CLIP-like"])
+@pytest.mark.parametrize("main, spread, second", [(45, 0.25, 450), (14, 0.15, 100), (50, 0.1, 260), (10, 0.03, 60)],
+                         ids=["DINOv2-g-like", "DINOv2-L-like", "CLIP-like", "nothing-between"])
 @pytest.mark.parametrize("size", [1024, 20_000])
 def test_cutoff_lies_in_the_gap_and_counts_the_outliers(main, spread, second, size):
     for seed in range(5):

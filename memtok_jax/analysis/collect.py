@@ -18,7 +18,7 @@ from memtok_jax.analysis import attention, discovery
 from memtok_jax.models.vision import vit
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.models.vision.edits import Edits
-from memtok_jax.models.vision.output import Counts, VitOutput, split
+from memtok_jax.models.vision.output import Counts, VitOutput, query_index, split
 
 CAPTURE = ("hidden", "norms", "attention", "qkv")
 
@@ -31,13 +31,13 @@ class Collected(NamedTuple):
     largest: np.ndarray        # f32[L+1, N] the largest |x| of them
     top_patch: np.ndarray      # f32[L, N, H] attention received by the patch that receives most
     mass: np.ndarray           # f32[L, N, c + M + added] attention received by each token that is no patch
-    maps: np.ndarray           # f32[N, c + M + 1, h, w] last layer, mean of heads: of class token, registers, the middle patch
+    maps: np.ndarray           # f32[N, c + M + 1, h, w] last layer, mean of heads: of class token, registers, one patch
     cls: np.ndarray            # f32[N, c, D] after the final norm, like the next two
     registers: np.ndarray      # f32[N, M, D]
     patches: np.ndarray        # f32[N, n, D]
     embeddings: np.ndarray     # f32[N, n, D] projected patches before positions
     boxes: np.ndarray          # i32[N, 4] LOST, in patches
-    attention_boxes: np.ndarray  # i32[N, 4] of the mean attention of the class token (of the middle patch without one)
+    attention_boxes: np.ndarray  # i32[N, 4] of the mean attention of the class token (of the one patch without one)
     valid: np.ndarray          # bool[N] LOST found an object
     grid: tuple[int, int]
     counts: Counts
@@ -54,13 +54,14 @@ class Collected(NamedTuple):
 
 
 def collect(params, batches: Iterable[np.ndarray], cfg: VitConfig, edits: Edits = (), features: str = "k",
-            bias: float = 0.0) -> Collected:
+            bias: float = 0.0, patch: tuple[int, int] | None = None) -> Collected:
     """Everything about the images of all batches.
 
     params: of `vit.py`. batches: normalised f32[B, rows, columns, C], all but the last of equal size. features: what LOST reads
     of the last layer, "k" or "v" (the registers paper: keys of DINOv2, values of DeiT III and OpenCLIP); bias: of its Gram matrix.
+    patch: (row, column) of the patch whose attention is mapped, None for the one in the middle.
     """
-    parts = [jax.device_get(one_batch(params, jnp.asarray(images), cfg, edits, features, bias)) for images in batches]
+    parts = [jax.device_get(one_batch(params, jnp.asarray(images), cfg, edits, features, bias, patch)) for images in batches]
     axes = Collected(1, 1, 1, 1, 1, *[0] * 8, None, None)
     joined = (np.concatenate(arrays, axis) for arrays, axis in zip(zip(*(p[:-2] for p in parts), strict=True), axes, strict=False))
     return Collected(*joined, *_static(parts[0]))
@@ -70,8 +71,9 @@ def _static(part: Collected) -> tuple[tuple[int, int], Counts]:
     return tuple(int(n) for n in part.grid), Counts(*(int(n) for n in part.counts))
 
 
-@partial(jax.jit, static_argnames=("cfg", "features"))
-def one_batch(params, images: jax.Array, cfg: VitConfig, edits: Edits, features: str, bias: float) -> Collected:
+@partial(jax.jit, static_argnames=("cfg", "features", "patch"))
+def one_batch(params, images: jax.Array, cfg: VitConfig, edits: Edits, features: str, bias: float,
+              patch: tuple[int, int] | None = None) -> Collected:
     """`Collected` of one batch, on the device."""
     out = vit.features(params, images, cfg, capture=CAPTURE, edits=edits)
     weights = out.captured["attention"]
@@ -80,7 +82,7 @@ def one_batch(params, images: jax.Array, cfg: VitConfig, edits: Edits, features:
     others = jnp.concatenate([shares[name] for name in ("cls", "registers", "added")], axis=3).mean(2)
     hidden = split(out.captured["hidden"], out.counts, axis=2)["patches"].astype(jnp.float32)
     moments = jnp.stack([(hidden**k).mean((2, 3)) for k in (1, 2, 3, 4)], -1)
-    maps = query_maps(out)
+    maps = query_maps(out, patch)
     keys = split(out.captured[features][-1], out.counts)["patches"].astype(jnp.float32)
     found = jax.vmap(lambda f: discovery.lost(f.reshape(f.shape[0], -1), out.grid, bias))(keys)
     seen = jax.vmap(lambda a: discovery.attention_object(a.reshape(-1), out.grid))(maps[:, 0 if cfg.class_token else -1])
@@ -89,17 +91,21 @@ def one_batch(params, images: jax.Array, cfg: VitConfig, edits: Edits, features:
                      found.box, seen.box, found.valid, out.grid, out.counts)
 
 
-def query_maps(out: VitOutput) -> jax.Array:
-    """Attention of the last layer to the patches, mean of heads: of class token, registers, and the patch in the middle."""
+def query_maps(out: VitOutput, patch: tuple[int, int] | None = None) -> jax.Array:
+    """Attention of the last layer to the patches, mean of heads: of class token, registers, and one patch (the middle one).
+
+    Raises ValueError where the grid has no such patch.
+    """
     rows = out.captured["attention"][-1].mean(1)
-    middle = out.counts.cls + out.counts.registers + (out.grid[0] // 2) * out.grid[1] + out.grid[1] // 2
-    asking = jnp.concatenate([rows[:, :out.counts.cls + out.counts.registers], rows[:, middle:middle + 1]], axis=1)
+    one = query_index(patch or (out.grid[0] // 2, out.grid[1] // 2), out.grid, out.counts)
+    asking = jnp.concatenate([rows[:, :out.counts.cls + out.counts.registers], rows[:, one:one + 1]], axis=1)
     return split(asking, out.counts, axis=2)["patches"].reshape(*asking.shape[:2], *out.grid)
 
 
-def query_names(counts: Counts) -> list[str]:
+def query_names(counts: Counts, patch: tuple[int, int] | None = None) -> list[str]:
     """Names of the maps of `query_maps`."""
-    return ["class token"] * counts.cls + [f"register {m}" for m in range(counts.registers)] + ["middle patch"]
+    one = f"patch {patch[0]}, {patch[1]}" if patch else "middle patch"
+    return ["class token"] * counts.cls + [f"register {m}" for m in range(counts.registers)] + [one]
 
 
 def other_names(counts: Counts) -> list[str]:

@@ -13,6 +13,8 @@ import numpy as np
 from memtok_jax.analysis import discovery, norms, probes
 from memtok_jax.analysis.attention import sink_rates, uniform_share
 from memtok_jax.analysis.collect import Collected, other_names
+from memtok_jax.models.vision import classifier
+from memtok_jax.models.vision.output import VitOutput
 
 DRAWS = 3                  # random choices of a patch for the global probe
 LEAST_PER_CLASS = 8        # images, for the global probe
@@ -129,6 +131,18 @@ def global_probes(c: Collected, found: Outliers, labels_N: np.ndarray, classes: 
         scores = [probes.image_class(one, labels_N, classes) for one in tokens]
         out |= {f"class_from_{name}": float(np.mean(scores)), f"class_from_{name}_deviation": float(np.std(scores))}
     return out
+
+
+def head(c: Collected, params, cfg: classifier.ClassifierConfig | None, labels_N: np.ndarray, classes: int) -> dict[str, float]:
+    """Accuracy of the model's own head, class n of the images being its output n.
+
+    params: "vit" and "head" of `models/vision/classifier.py`. Empty where there is no head (cfg None) or it has another number of
+    outputs than there are classes.
+    """
+    if cfg is None or cfg.classes != classes:
+        return {}
+    out = VitOutput(c.cls, c.registers, c.patches, c.patches[:, :0], c.grid, c.counts)
+    return {"accuracy": float((np.asarray(classifier.logits(params, out, cfg)).argmax(1) == labels_N).mean())}
 
 
 def boxes(c: Collected, truth: Sequence[np.ndarray], patch: int, size: tuple[int, int]) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def valley(norms: np.ndarray) -> Cutoff:
     """The cut-off between the main mode of the norms and a second one above it.
 
     norms: any shape, positive. The histogram of log norms is smoothed; between its highest bin and each later local maximum
-    the lowest bin is a candidate. It counts where it is at most half as high as that maximum, lies 1.5 medians up, and
-    at least 0.2 % and 20 tokens lie above. Of several the one with the most tokens above.
+    the lowest bin is a candidate (the middle one, where several are empty). It counts where it is at most half as high as that
+    maximum, lies 1.5 medians up, and at least 0.2 % and 20 tokens lie above. Of several the one with the most tokens above.
     """
     norms = np.maximum(np.asarray(norms, np.float64).ravel(), 1e-12)
     logs = np.log(norms)
@@ -51,7 +51,7 @@ def valley(norms: np.ndarray) -> Cutoff:
     best, best_above = math.inf, 0
     main = int(smooth.argmax())
     for peak in _maxima_after(smooth, main):
-        lowest = main + int(smooth[main:peak].argmin())
+        lowest = main + _middle_of_lowest(smooth[main:peak])
         value = math.exp((edges[lowest] + edges[lowest + 1]) / 2)
         above = int((norms > value).sum())
         if smooth[lowest] <= DEPTH * smooth[peak] and above >= least and value >= LEAST_RATIO * median and above > best_above:
@@ -63,6 +63,12 @@ def _smoothed(counts: np.ndarray) -> np.ndarray:
     offsets = np.arange(-int(4 * SIGMA), int(4 * SIGMA) + 1)
     kernel = np.exp(-0.5 * np.square(offsets / SIGMA))
     return np.convolve(counts, kernel / kernel.sum(), mode="same")
+
+
+def _middle_of_lowest(values: np.ndarray) -> int:
+    """Index of the lowest value, the middle one of equals: the first of them would lie at the foot of the main mode."""
+    lowest = np.flatnonzero(values == values.min())
+    return int(lowest[len(lowest) // 2])
 
 
 def _maxima_after(values: np.ndarray, start: int) -> list[int]:

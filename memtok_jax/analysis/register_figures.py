@@ -86,12 +86,12 @@ def layer_curves(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], 
     _save(figure, path)
 
 
-def token_maps(path: Path, c: Collected, pixels: np.ndarray, title: str) -> None:
+def token_maps(path: Path, c: Collected, pixels: np.ndarray, title: str, patch: tuple[int, int] | None = None) -> None:
     """A row for each of the first images: the image, norms of its patches, where each class token and register looks.
 
-    Attention is that of the last layer, mean of heads; each map is bright at its own largest value.
+    Attention is that of the last layer, mean of heads; each map is bright at its own largest value. patch: as `collect` was told.
     """
-    rows, names = min(MOST_IMAGES, len(pixels)), ["image", "patch norm", *query_names(c.counts)]
+    rows, names = min(MOST_IMAGES, len(pixels)), ["image", "patch norm", *query_names(c.counts, patch)]
     figure = _figure(1.7 * len(names) + 0.6, 1.7 * rows + 0.7)
     figure.suptitle(title)
     grid = figure.subplots(rows, len(names), squeeze=False)

@@ -5,7 +5,10 @@
 
 The checkpoint is a run directory of train.py or a file that `memtok_jax.convert` knows. Written to --output: measures.json and
 figures (norms by layer, measures by layer, maps of norms and attention, boxes). --repair=test_time does everything a second
-time with test-time registers (arXiv 2506.08010) and prints both.
+time with test-time registers (arXiv 2506.08010) and prints both. --repair=all compares every option in one table, comparison.md
+(see `comparison.py`); models trained with another attention or other registers join it:
+
+    python -m memtok_jax.analysis.registers --checkpoint=runs/plain --repair=all --beside=runs/gate,runs/off_by_one
 """
 
 from __future__ import annotations
@@ -13,19 +16,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
 
 from memtok_jax import sharding
-from memtok_jax.analysis import figures, measures, register_figures, repair, subject
+from memtok_jax.analysis import comparison, figures, measures, native, register_figures, subject
 from memtok_jax.analysis.collect import Collected, collect
+from memtok_jax.analysis.comparison import PLAIN, Arm
 from memtok_jax.config import UserError
 from memtok_jax.evaluation.report import abstract_params
 from memtok_jax.models.vision.classifier import ClassifierConfig
-from memtok_jax.models.vision.edits import Edits
 from memtok_jax.training import cli
 from memtok_jax.training.checkpoint import CONFIG_FILE, Checkpoints, read_config
 
@@ -35,16 +38,20 @@ IMAGES = flags.DEFINE_string("images", "", "Folder of images (sub-folders are cl
 OUTPUT = flags.DEFINE_string("output", "analysis", "Folder for measures.json and the figures.")
 COUNT = flags.DEFINE_integer("count", 500, "At most so many images.")
 SIZE = flags.DEFINE_string("size", "", "ROWSxCOLUMNS of pixels, whole patches. Default: the size of training.")
-REPAIR = flags.DEFINE_enum("repair", "none", ["none", "test_time"], "Measure again with test-time registers.")
+REPAIR = flags.DEFINE_enum("repair", "none", ["none", "test_time", "replace", "all"], "Measure again with test-time registers, "
+                           "with registers replaced (zero, mean, noise, shuffle), or with all of these, and compare.")
+BESIDE = flags.DEFINE_list("beside", [], "More checkpoints, separated by commas, measured on the same images and compared.")
 CUTOFF = flags.DEFINE_float("cutoff", 0.0, "With --repair: norm above which a patch of the last layer is an outlier; 0: automatic.")
 TOP_K = flags.DEFINE_integer("top_k", 50, "With --repair: at most so many register neurons.")
 FEATURES = flags.DEFINE_enum("features", "k", ["k", "v"], "What LOST reads of the last layer: keys (DINOv2) or values (DeiT III).")
+NATIVE = flags.DEFINE_integer("native", 0, "LOST also on whole images of their own shape, scaled down to at most so many pixels a "
+                              "side; 0: only on those of one size.")
+PATCH = flags.DEFINE_string("patch", "", "ROW,COLUMN of a patch, from 0, whose attention is drawn. Default: the one in the middle.")
 BIAS = flags.DEFINE_float("bias", 0.0, "Added to LOST's Gram matrix.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the local data sets. Default: environment variable MEMTOK_DATA_DIR.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
-RESULT_FILE = "measures.json"
-PLAIN, REPAIRED = "as it is", "test-time registers"
+RESULT_FILE, COMPARISON_FILE = "measures.json", "comparison.md"
 
 
 class Options(NamedTuple):
@@ -55,6 +62,8 @@ class Options(NamedTuple):
     top_k: int = 50
     features: str = "k"
     bias: float = 0.0
+    native: int = 0
+    patch: tuple[int, int] | None = None
 
 
 def main(argv: list[str], overrides: tuple[str, ...]) -> int:
@@ -63,9 +72,15 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
         raise UserError(f"{(*argv[1:], *overrides)[0]!r} is not a flag of this command; see --help")
     if not CHECKPOINT.value:
         raise UserError("which model? give --checkpoint=RUN_DIRECTORY_OR_FILE")
+    for flag, least in ((COUNT, 1), (TOP_K, 1), (NATIVE, 0)):
+        if flag.value < least:
+            raise UserError(f"--{flag.name}={flag.value} must be at least {least}")
     model = load(CHECKPOINT.value)
+    beside = [load(name) for name in BESIDE.value]
     shown = subject.pictures(model, IMAGES.value, parse_size(SIZE.value), COUNT.value, DATA_DIR.value)
-    analyse(model, shown, Options(REPAIR.value, CUTOFF.value, TOP_K.value, FEATURES.value, BIAS.value), Path(OUTPUT.value), print)
+    options = Options(REPAIR.value, CUTOFF.value, TOP_K.value, FEATURES.value, BIAS.value, NATIVE.value,
+                      parse_patch(PATCH.value))
+    analyse(model, shown, options, Path(OUTPUT.value), print, beside)
     return 0
 
 
@@ -74,7 +89,8 @@ def load(checkpoint: str) -> subject.Model:
     path = Path(checkpoint).expanduser()
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint}: no such file or folder")
-    if not (path / CONFIG_FILE).exists():
+    # A folder of transformers holds a config.json too, beside its weights.
+    if not (path / CONFIG_FILE).exists() or any(path.glob("*.safetensors")):
         return subject.from_file(path)
     experiment = read_config(path)
     if not isinstance(experiment.model, ClassifierConfig):
@@ -82,7 +98,8 @@ def load(checkpoint: str) -> subject.Model:
     with Checkpoints(path, experiment.training.keep) as checkpoints:
         params, meta = checkpoints.restore_params(abstract_params(experiment, sharding.make_mesh(1, 1, 1)))
     model = experiment.model
-    return subject.Model(params["vit"], model.vit, experiment.data, model.mean, model.std, f"{path.name}, step {meta['step']}")
+    return subject.Model(params["vit"], model.vit, experiment.data, model.mean, model.std, f"{path.name}, step {meta['step']}",
+                         params["head"], model)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -95,44 +112,79 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def analyse(model: subject.Model, shown: subject.Shown, options: Options, output: Path,
-            say: Callable[[str], None]) -> dict[str, Any]:
+def parse_patch(text: str) -> tuple[int, int] | None:
+    """(row, column) of "3,5"; None of "". Raises UserError for anything else."""
+    if text and not re.fullmatch(r"\d+,\d+", text):
+        raise UserError(f"--patch={text} must be ROW,COLUMN, as in 3,5")
+    return tuple(map(int, text.split(","))) if text else None
+
+
+def analyse(model: subject.Model, shown: subject.Shown, options: Options, output: Path, say: Callable[[str], None],
+            beside: Sequence[subject.Model] = ()) -> dict[str, Any]:
     """Collect, measure, print, draw and write; returns what is written."""
+    for other in beside:
+        subject.check_size(other, shown.pixels.shape[1:3], shown.pixels.shape[3])
     output.mkdir(parents=True, exist_ok=True)
-    count, rows, columns, _ = shown.pixels.shape
-    say(f"model   {model.name}: {model.cfg.layers} layers of width {model.cfg.width}, {model.cfg.registers} registers, patches of "
-        f"{model.cfg.patch} x {model.cfg.patch}")
-    say(f"images  {count} of {rows} x {columns} pixels, {len(shown.classes)} classes, from {shown.origin}")
-
-    def look(edits: Edits) -> Collected:
-        return collect(model.params, subject.batches(model, shown), model.cfg, edits, options.features, options.bias)
-
-    collected = {PLAIN: look(())}
-    results = {PLAIN: measure(model, shown, collected[PLAIN])}
-    if options.repair == "test_time":
-        found = repair.test_time_registers(model.params, subject.batches(model, shown), model.cfg, results[PLAIN]["layers"],
-                                           options.cutoff, options.top_k)
-        say(f"repair  {len(found.neurons)} register neurons (layer, unit) from patches with a norm above {found.cutoff:.4g} after "
-            f"layer {found.state}: {', '.join(map(str, found.neurons[:5]))}, ...")
-        collected[REPAIRED] = look(found.edits)
-        results[REPAIRED] = measure(model, shown, collected[REPAIRED]) | {"neurons": found.neurons}
-    for line in table(results):
+    introduce(model, shown, say)
+    first = Arm(PLAIN, model)
+    collected = {PLAIN: look(first, shown, options)}
+    results = {PLAIN: measure(first, shown, collected[PLAIN], options)}
+    arms, missing = comparison.arms(model, lambda: subject.batches(model, shown), results[PLAIN]["layers"], options.repair,
+                                    options.cutoff, options.top_k, beside)
+    for arm in arms:
+        if arm.note:
+            say(f"repair  {arm.note}")
+        seen = look(arm, shown, options)
+        results[arm.name] = measure(arm, shown, seen, options)
+        collected |= {arm.name: seen} if arm.drawn else {}
+    rows = {name: comparison.row(result) for name, result in results.items()}
+    compared = comparison.table(rows, missing) if arms or missing else []
+    for line in [*table({name: results[name] for name in collected}), "", *compared]:
         say(line)
-    record = {"checkpoint": model.name, "images": shown.origin, "count": count, "size": [rows, columns], **options._asdict(),
-              "results": results}
-    (output / RESULT_FILE).write_text(json.dumps(record, indent=1) + "\n")
-    drawn = draw(model, shown, collected, results, output) if figures.available() else ["no figure: matplotlib is not installed"]
-    say(f"written to {output}: {', '.join([RESULT_FILE, *drawn])}")
+    record = {"checkpoint": model.name, "images": shown.origin, "count": len(shown.pixels), "size": list(shown.pixels.shape[1:3]),
+              **options._asdict(), "comparison": rows, "not_measured": missing, "results": results}
+    written = write(record, compared, output)
+    models = {PLAIN: model, **{arm.name: arm.model for arm in arms}}
+    drawn = draw(models, shown, collected, record, output) if figures.available() else ["no figure: matplotlib is not installed"]
+    say(f"written to {output}: {', '.join([*written, *drawn])}")
     return record
 
 
-def measure(model: subject.Model, shown: subject.Shown, c: Collected) -> dict[str, Any]:
-    """All numbers of one model: by layer, and of the last layer."""
-    found = measures.outliers(c)
-    return {"layers": measures.by_layer(c), "special": found.name, "places": measures.places(c, found),
-            "local": measures.local_probes(c, found, subject.patch_pixels(model, shown)),
-            "global": measures.global_probes(c, found, shown.labels, len(shown.classes)),
-            "boxes": measures.boxes(c, shown.boxes, model.cfg.patch, shown.pixels.shape[1:3])}
+def introduce(model: subject.Model, shown: subject.Shown, say: Callable[[str], None]) -> None:
+    """Which model, which images."""
+    count, rows, columns, _ = shown.pixels.shape
+    say(f"model   {model.name}: {model.cfg.layers} layers of width {model.cfg.width}, {comparison.described(model)}, patches of "
+        f"{model.cfg.patch} x {model.cfg.patch}")
+    say(f"images  {count} of {rows} x {columns} pixels, {len(shown.classes)} classes, from {shown.origin}")
+
+
+def look(arm: Arm, shown: subject.Shown, options: Options) -> Collected:
+    """Everything about the images under one arm."""
+    return collect(arm.model.params, subject.batches(arm.model, shown), arm.model.cfg, arm.edits, options.features, options.bias,
+                   options.patch)
+
+
+def measure(arm: Arm, shown: subject.Shown, c: Collected, options: Options) -> dict[str, Any]:
+    """All numbers of one arm: by layer, and of the last layer."""
+    found, model, classes = measures.outliers(c), arm.model, len(shown.classes)
+    numbers = {"layers": measures.by_layer(c), "special": found.name, "places": measures.places(c, found),
+               "local": measures.local_probes(c, found, subject.patch_pixels(model, shown)),
+               "global": measures.global_probes(c, found, shown.labels, classes),
+               "head": measures.head(c, {"vit": model.params, "head": model.head}, model.classifier, shown.labels, classes),
+               "boxes": measures.boxes(c, shown.boxes, model.cfg.patch, shown.pixels.shape[1:3])}
+    if options.native:
+        numbers["boxes"] |= native.boxes(model, shown.pictures, options.native, arm.edits, options.features, options.bias)
+    return numbers | ({"neurons": arm.neurons} if arm.neurons else {})
+
+
+def write(record: dict[str, Any], compared: list[str], output: Path) -> list[str]:
+    """The numbers and, where there is one, the table; returns the names of the files."""
+    (output / RESULT_FILE).write_text(json.dumps(record, indent=1) + "\n")
+    if not compared:
+        return [RESULT_FILE]
+    head = f"# {record['checkpoint']}\n\n{record['count']} images from {record['images']}.\n\n"
+    (output / COMPARISON_FILE).write_text(head + "\n".join(compared) + "\n")
+    return [RESULT_FILE, COMPARISON_FILE]
 
 
 # ------------------------------------------------------------------------------------------------------------ on paper
@@ -171,25 +223,25 @@ def _number(value: float | None) -> str:
 
 def _scalars(result: dict[str, Any]) -> dict[str, float]:
     mass = {f"mass on {name}": share for name, share in result["layers"][-1]["mass"].items()}
-    groups = (mass, result["places"], result["local"], result["global"], result["boxes"])
+    groups = (mass, result["places"], result["local"], result["global"], result["head"], result["boxes"])
     return {key: value for group in groups for key, value in group.items() if isinstance(value, float)}
 
 
-def draw(model: subject.Model, shown: subject.Shown, collected: dict[str, Collected], results: dict[str, dict[str, Any]],
+def draw(models: dict[str, subject.Model], shown: subject.Shown, collected: dict[str, Collected], record: dict[str, Any],
          output: Path) -> list[str]:
-    """All figures; returns their names."""
-    names = []
+    """All figures; returns their names. models: name of an arm -> its model, the first being the one as it is."""
+    names, results = [], record["results"]
 
     def path(kind: str, name: str = "") -> Path:
-        names.append(f"{kind}{'_' if name else ''}{name.replace(' ', '_')}.png")
+        names.append(re.sub(r"[^\w.-]+", "_", f"{kind}{'_' if name else ''}{name}") + ".png")
         return output / names[-1]
 
-    register_figures.layer_curves(path("layers"), {name: r["layers"] for name, r in results.items()}, model.name)
+    register_figures.layer_curves(path("layers"), {name: r["layers"] for name, r in results.items()}, models[PLAIN].name)
     for name, c in collected.items():
-        which = "" if name == PLAIN else name
+        which, model = "" if name == PLAIN else name, models[name]
         title = f"{model.name}, {name}"
         register_figures.norm_histograms(path("norms", which), c, results[name]["layers"], title)
-        register_figures.token_maps(path("maps", which), c, shown.pixels, title)
+        register_figures.token_maps(path("maps", which), c, shown.pixels, title, record["patch"])
         register_figures.boxes(path("boxes", which), c, shown.pixels, shown.boxes, model.cfg.patch, title)
         register_figures.positions(path("positions", which), results[name]["places"], results[name]["special"])
     return names

@@ -14,6 +14,7 @@ from memtok_jax.convert.vit import load_vit
 from memtok_jax.data import ImagesConfig, images
 from memtok_jax.data.images import folder
 from memtok_jax.data.images.pictures import Pictures
+from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.models.vision.config import VitConfig
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, with which the published models were trained
@@ -21,7 +22,7 @@ MOST_WEIGHTS = 2**27     # attention weights of one batch: half a gigabyte
 
 
 class Model(NamedTuple):
-    """Parameters of `vit.py`, their config, and what images they were trained on."""
+    """Parameters of `vit.py`, their config, and what images they were trained on. classifier: None where there is no head."""
 
     params: Any
     cfg: VitConfig
@@ -29,23 +30,35 @@ class Model(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     name: str
+    head: Any = None
+    classifier: ClassifierConfig | None = None
 
 
 class Shown(NamedTuple):
-    """N images of one size. boxes: of each, f32[K, 4] in pixels."""
+    """N images of one size. boxes: of each, f32[K, 4] in pixels. pictures: the same images in the same order as they were found."""
 
     pixels: np.ndarray       # u8[N, rows, columns, C]
     labels: np.ndarray       # i32[N]
     boxes: list[np.ndarray]
     classes: tuple[str, ...]
     origin: str
+    pictures: Pictures | None = None
 
 
 def from_file(path: Path) -> Model:
     """A checkpoint that `convert.load_vit` knows. Raises UserError for a file that is none."""
-    params, cfg, *_ = load_vit(path)
+    params, cfg, head, _ = load_vit(path)
     size = (cfg.grid[0] * cfg.patch, cfg.grid[1] * cfg.patch)
-    return Model(params, cfg, ImagesConfig(size=size, channels=cfg.channels), MEAN[:cfg.channels], STD[:cfg.channels], path.name)
+    mean, std, classes = MEAN[:cfg.channels], STD[:cfg.channels], head["w"].shape[1] if head else 0
+    return Model(params, cfg, ImagesConfig(size=size, channels=cfg.channels), mean, std, path.name, head,
+                 ClassifierConfig(cfg, classes, _pool(head, cfg), mean, std) if classes > 1 else None)
+
+
+def _pool(head: Any, cfg: VitConfig) -> str:
+    """What the head of a published checkpoint reads: class token and patches by its size, else what the norms say (timm)."""
+    if len(head["w"]) == 2 * cfg.width:
+        return "cls_patch"
+    return "cls" if cfg.class_token and cfg.final_norm == "tokens" else "patch_mean"
 
 
 def pictures(model: Model, source: str, size: tuple[int, int], count: int, data_dir: str) -> Shown:
@@ -55,10 +68,7 @@ def pictures(model: Model, source: str, size: tuple[int, int], count: int, data_
     size: (rows, columns) of whole patches; (0, 0) takes the size of training. Raises UserError where it does not fit.
     """
     size = tuple(n or own for n, own in zip(size, model.data.size, strict=True))
-    patch = model.cfg.patch
-    if min(size) < patch or any(n % patch for n in size):
-        raise UserError(f"images of {size[0]} x {size[1]} pixels are not whole patches of {patch} x {patch}; "
-                        "give --size=ROWSxCOLUMNS")
+    check_size(model, size, model.cfg.channels)
     cfg = replace(model.data, size=size, data_dir=data_dir or model.data.data_dir, **({"source": source} if source else {}))
     path = Path(source).expanduser()
     found = folder.everything(path) if source and path.is_dir() else images.held_out(cfg)
@@ -66,7 +76,17 @@ def pictures(model: Model, source: str, size: tuple[int, int], count: int, data_
     mixed = Pictures(len(order), found.classes, lambda n: found.read(int(order[n])), found.origin)
     seen = images.fitted(cfg, mixed, len(order))
     return Shown(np.stack([p.pixels for p in seen]), np.array([p.label for p in seen], np.int32), [p.boxes for p in seen],
-                 found.classes, found.origin)
+                 found.classes, found.origin, mixed)
+
+
+def check_size(model: Model, size: tuple[int, int], channels: int) -> None:
+    """Raises UserError where the model cannot be shown images of (rows, columns) pixels with so many channels."""
+    patch = model.cfg.patch
+    if min(size) < patch or any(n % patch for n in size):
+        raise UserError(f"{model.name}: images of {size[0]} x {size[1]} pixels are not whole patches of {patch} x {patch}; "
+                        "give --size=ROWSxCOLUMNS")
+    if channels != model.cfg.channels:
+        raise UserError(f"{model.name}: the images have {channels} channels, the model takes {model.cfg.channels}")
 
 
 def batches(model: Model, shown: Shown) -> Iterator[np.ndarray]:

@@ -85,7 +85,10 @@ def _folder_options(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not (path.is_dir() and file.exists()):
         return {}
-    theirs = json.loads(file.read_text())
+    try:
+        theirs = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error})") from None
     activation = "silu" if theirs.get("use_gated_mlp") else "gelu"
     if theirs.get("hidden_act", activation) != activation:
         raise UserError(f"{file}: hidden_act={theirs['hidden_act']!r}; only {activation!r} can be converted")

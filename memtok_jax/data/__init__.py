@@ -48,8 +48,8 @@ def input_shape(cfg: AnyConfig) -> tuple[tuple[int, ...], type]:
 
 
 def open_train(cfg: AnyConfig, batch: int, process_index: int = 0, process_count: int = 1) -> NumpyIterator:
-    """Endless training batches: `inputs` int32[b, T] (of images uint8[b, 1, rows, columns, C]), `targets` int32[b, T],
-    `start` bool[b].
+    """Endless training batches: `inputs` int32[b, T] (of images uint8[b, 1, rows, columns, C]), `targets` int32[b, T] (of
+    mixed images float32[b, 1, classes]), `start` bool[b].
 
     batch: B, rows of all processes together; a process reads b = B / process_count of them, so that the processes'
     batches one below the other are the batch of a single process. The iterator has `get_state`, `set_state` and

@@ -10,7 +10,9 @@ from typing import Any
 
 from memtok_jax.config import UserError
 from memtok_jax.data import DataConfig, ImagesConfig, is_text
-from memtok_jax.training import backpropagation
+from memtok_jax.training import backpropagation, losses
+
+RULES = ("adamw", "lamb")
 
 
 def _at_least(owner: str, config: Any, **least: float) -> None:
@@ -21,8 +23,9 @@ def _at_least(owner: str, config: Any, **least: float) -> None:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine down to a fraction of the peak.
+    """AdamW or LAMB with linear warm-up and a cosine down to a fraction of the peak.
 
+    rule: "adamw", or "lamb" (arXiv 1904.00962), which scales the step of each matrix to the length of the matrix.
     learning_rate: the peak. steps: length of the run in updates. warmup_steps: updates until the peak.
     final_fraction: learning rate at the end, as a fraction of the peak. beta1, beta2, epsilon: of Adam.
     weight_decay: decoupled, only on parameters whose spec says `decayed`. clip_norm: bound of the global norm of the
@@ -40,6 +43,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     max_skipped: int = 3
+    rule: str = "adamw"
 
     def __post_init__(self):
         _at_least("optimizer", self, learning_rate=0.0, steps=1, warmup_steps=0, final_fraction=0.0, weight_decay=0.0,
@@ -48,6 +52,8 @@ class OptimizerConfig:
             raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}, more than optimizer.steps {self.steps}")
         if self.final_fraction > 1:
             raise UserError(f"optimizer.final_fraction is {self.final_fraction}; it must be at most 1")
+        if self.rule not in RULES:
+            raise UserError(f"optimizer.rule is {self.rule!r}; it must be one of {', '.join(RULES)}")
         if self.clip_norm <= 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be above 0")
         for name in ("beta1", "beta2"):
@@ -67,6 +73,7 @@ class TrainingConfig:
     seed: of the initial parameters. start_from: a run directory whose newest parameters take their place ("" = none); optimizer,
     carry and data begin anew. curriculum: sequence lengths of stages before this one, each a run that begins with the parameters
     of the one before. stop_at: a task is finished as soon as its held-out accuracy reaches this (0 = after all steps).
+    loss: "softmax" (cross-entropy), or for images "binary" (each class for itself), see `losses.py`.
     log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
     keep: number of checkpoints that stay. sample_tokens: length of the text printed at the end (0 = none).
     data, fsdp, tensor: axes of the mesh; data -1 takes the devices that the others leave, in one process only as many as
@@ -82,6 +89,7 @@ class TrainingConfig:
     start_from: str = ""
     curriculum: tuple[int, ...] = ()
     stop_at: float = 0.0
+    loss: str = "softmax"
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 0
@@ -99,6 +107,8 @@ class TrainingConfig:
         backpropagation.parse(self.gradient)
         if self.remat not in ("nothing", "segment"):
             raise UserError(f"training.remat is {self.remat!r}; it must be 'nothing' or 'segment'")
+        if self.loss not in losses.LOSSES:
+            raise UserError(f"training.loss is {self.loss!r}; it must be one of {', '.join(losses.LOSSES)}")
         if not 0 <= self.stop_at <= 1:
             raise UserError(f"training.stop_at is {self.stop_at}; it is an accuracy, from 0 (never) to 1")
         if self.stop_at and not self.eval_every:
@@ -149,11 +159,18 @@ class Experiment:
         if self.training.stop_at and is_text(self.data):
             raise UserError(f"training.stop_at is {self.training.stop_at}; only tasks and images have an accuracy to reach, "
                             f"not {self.data.source}")
+        if self.training.loss == "binary" and not isinstance(self.data, ImagesConfig):
+            raise UserError(f"training.loss is 'binary', which is for images, not {self.data.source}")
 
     @property
     def segment(self) -> int:
         """Tokens per call of the model."""
         return self.training.segment or self.data.sequence
+
+
+def mixes(cfg: DataConfig | ImagesConfig) -> bool:
+    """Whether targets are shares of classes."""
+    return isinstance(cfg, ImagesConfig) and cfg.augment.mixes
 
 
 def functions_of(model: Any) -> ModuleType:

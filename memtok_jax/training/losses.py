@@ -1,4 +1,12 @@
-"""Cross-entropy over the positions that are scored, as sums, so that parts of a batch can be added exactly."""
+"""Losses over the positions that are scored, as sums, so that parts of a batch can be added exactly.
+
+A target is a class, i32[B, T], or, of a mixed image, shares of all classes, f32[B, T, n], which sum to one; with n below V the
+last outputs have none. IGNORE, or shares that are all zero, are not scored.
+
+    softmax   - sum_c target_c log softmax(logits)_c
+    binary    - mean_c (t_c log sigmoid(logits_c) + (1 - t_c) log sigmoid(-logits_c)), t_c = 1 where target_c > 0 else 0: each class
+              of a mixed image is there, not a part of it (DeiT III, arXiv 2204.07118, and its code)
+"""
 
 from __future__ import annotations
 
@@ -8,12 +16,13 @@ import jax
 import jax.numpy as jnp
 
 IGNORE = -100
+LOSSES = ("softmax", "binary")
 
 
 class Sums(NamedTuple):
     """Totals of a batch or of a part of it, each a float32 scalar; the first three over scored positions."""
 
-    nats: jax.Array       # negative log-likelihood
+    nats: jax.Array       # the loss: negative log-likelihood, or the binary loss
     correct: jax.Array    # positions where the target has the highest logit
     count: jax.Array      # scored positions
     auxiliary: jax.Array  # the model's own loss, a mean over all rows and segments of the batch; see `auxiliary_loss`
@@ -35,10 +44,53 @@ def token_scores(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arra
     return nats, scored & (picked >= logits.max(-1)), scored
 
 
+def are_shares(targets: jax.Array) -> bool:
+    """Whether targets are shares of classes rather than classes."""
+    return jnp.issubdtype(targets.dtype, jnp.floating)
+
+
+def is_scored(targets: jax.Array) -> jax.Array:
+    """bool[B, T]."""
+    return targets.sum(-1) > 0 if are_shares(targets) else targets != IGNORE
+
+
+def keep(targets: jax.Array, kept: jax.Array) -> jax.Array:
+    """The targets where `kept` (bool, of the leading axes) is True, not scored elsewhere."""
+    kept = kept.reshape(kept.shape + (1,) * (targets.ndim - kept.ndim))
+    return jnp.where(kept, targets, 0.0 if are_shares(targets) else IGNORE)
+
+
+def share_scores(logits_BTV: jax.Array, shares_BTn: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`token_scores` for shares; correct is where the class of largest share has the highest logit."""
+    logits, shares = logits_BTV.astype(jnp.float32), _padded(shares_BTn, logits_BTV)
+    nats = -(shares * jax.nn.log_softmax(logits, axis=-1)).sum(-1)
+    return nats, is_scored(shares) & (logits.argmax(-1) == shares.argmax(-1)), is_scored(shares)
+
+
+def binary_scores(logits_BTV: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The binary loss of every position f32[B, T] (0 where not scored), then as `token_scores`."""
+    logits, scored = logits_BTV.astype(jnp.float32), is_scored(targets)
+    shares = targets if are_shares(targets) else jax.nn.one_hot(targets, logits.shape[-1])
+    shares = _padded(shares, logits)
+    there = jnp.where(shares > 0, logits, -logits)
+    correct = logits.argmax(-1) == shares.argmax(-1)
+    return jnp.where(scored, -jax.nn.log_sigmoid(there).mean(-1), 0.0), scored & correct, scored
+
+
+def _padded(shares: jax.Array, logits: jax.Array) -> jax.Array:
+    return jnp.pad(shares, [(0, 0)] * (shares.ndim - 1) + [(0, logits.shape[-1] - shares.shape[-1])])
+
+
+def totals(logits_BTV: jax.Array, targets: jax.Array, loss: str = "softmax") -> Sums:
+    """Totals over the batch of one of LOSSES, without a loss of the model's own."""
+    of_classes = share_scores if are_shares(targets) else token_scores
+    nats, correct, scored = (binary_scores if loss == "binary" else of_classes)(logits_BTV, targets)
+    return Sums(nats.sum(), correct.sum(dtype=jnp.float32), scored.sum(dtype=jnp.float32), jnp.float32(0))
+
+
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> Sums:
     """Totals of `token_scores` over the batch, without a loss of the model's own."""
-    nats, correct, scored = token_scores(logits_BTV, targets_BT)
-    return Sums(nats.sum(), correct.sum(dtype=jnp.float32), scored.sum(dtype=jnp.float32), jnp.float32(0))
+    return totals(logits_BTV, targets_BT)
 
 
 def auxiliary_loss(statistics: Any) -> jax.Array:

@@ -19,7 +19,7 @@ from memtok_jax import data, sharding
 from memtok_jax import params as pr
 from memtok_jax.compiler import options
 from memtok_jax.training import backpropagation, losses
-from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.training.experiment import Experiment, functions_of, mixes
 from memtok_jax.training.optimizer import make_optimizer, schedule
 
 Tree = pr.Tree
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """One batch on the devices."""
 
     inputs: jax.Array     # [B, T, ...]: token ids i32[B, T], or images u8[B, 1, rows, columns, C], a sequence of one
-    targets: jax.Array    # i32[B, T], -100 where nothing is scored
+    targets: jax.Array    # i32[B, T], -100 where nothing is scored; of mixed images shares f32[B, 1, classes]
     start: jax.Array      # bool[B], the row begins a new stream
 
 
@@ -84,7 +84,9 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> Batch:
         return jax.ShapeDtypeStruct((experiment.training.batch, *shape), dtype, sharding=sharding.rows(mesh))
 
     shape, dtype = data.input_shape(experiment.data)
-    return Batch(rows(shape, dtype), rows((experiment.data.sequence,), jnp.int32), rows((), jnp.bool_))
+    targets = rows((1, experiment.model.vocabulary), jnp.float32) if mixes(experiment.data) else rows(
+        (experiment.data.sequence,), jnp.int32)
+    return Batch(rows(shape, dtype), targets, rows((), jnp.bool_))
 
 
 # -------------------------------------------------------------------------------------------------- cut and join
@@ -146,7 +148,7 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Ar
         carry = carry if cut is None else cut_gradient(params, carry, cut, experiment)
         logits, carry, seen = functions.run(params, carry, inputs, model)
         own = losses.auxiliary_loss(seen) * jnp.where(scored, share, 0)
-        return carry, losses.cross_entropy(logits, targets)._replace(auxiliary=own)
+        return carry, losses.totals(logits, targets, experiment.training.loss)._replace(auxiliary=own)
 
     segment = jax.checkpoint(segment, prevent_cse=False) if experiment.training.remat == "segment" else segment
     carry = begin(params, carry, start_B, experiment)
@@ -166,7 +168,7 @@ def carries_before(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: ja
 
 def scored_positions(batch: Batch) -> jax.Array:
     """Number of positions of the batch that are scored, at least 1: f32[]."""
-    return jnp.maximum((batch.targets != losses.IGNORE).sum(dtype=jnp.float32), 1.0)
+    return jnp.maximum(losses.is_scored(batch.targets).sum(dtype=jnp.float32), 1.0)
 
 
 def batch_gradient(params: Tree, carry: Tree, batch: Batch, experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
@@ -213,8 +215,9 @@ def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
         carry, inputs, targets, start = x
         inputs, targets = (split_time(x, plan.scored.sum()) for x in (inputs, targets))
         starts = start[None] & (plan.index[:, :1] == 0)
-        xs = (starts, inputs[plan.index], jnp.where(plan.scored[..., None, None], targets[plan.index], losses.IGNORE),
-              jnp.asarray(plan.scored), jnp.asarray(plan.cut) if plan.cut.any() else None)
+        scored = jnp.asarray(plan.scored)
+        xs = (starts, inputs[plan.index], losses.keep(targets[plan.index], scored), scored,
+              jnp.asarray(plan.cut) if plan.cut.any() else None)
         if plan.chained:
             (outer, carry), _ = jax.lax.scan(lambda both, x: (group(*both, x), None), (outer, carry), xs)
             return outer, carry

@@ -1,4 +1,4 @@
-"""Augmentation of one training image, in numpy on the host: a pure function of the image and a random generator."""
+"""Augmentation of training images, in numpy on the host: pure functions of one image, or of two that are mixed, and a generator."""
 
 from __future__ import annotations
 
@@ -88,3 +88,39 @@ def jitter(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.
     x = contrast * x + (1 - contrast) * (x @ weights).mean()
     x = saturation * x + (1 - saturation) * (x @ weights)[..., None]
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------------ two images
+
+def mix(one: np.ndarray, other: np.ndarray, cfg: AugmentConfig, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """(uint8[rows, columns, C], share of the first image in it) of two images of one size, by mixup or cutmix."""
+    cut = rng.random() < (0.5 if cfg.mixup and cfg.cutmix else float(cfg.cutmix > 0))
+    share = rng.beta(*[cfg.cutmix if cut else cfg.mixup] * 2)
+    return cutmix(one, other, share, rng) if cut else (mixup(one, other, share), float(share))
+
+
+def mixup(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """share * one + (1 - share) * other, rounded."""
+    return np.rint(share * one.astype(np.float32) + (1 - share) * other.astype(np.float32)).astype(np.uint8)
+
+
+def cutmix(one: np.ndarray, other: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """The first image with a window of the other, of its shape and of 1 - share of its area where it does not leave the image.
+
+    The middle of the window may be any pixel. Returns the image and the share of it that is left of the first, exactly.
+    """
+    rows, columns, _ = one.shape
+    half = np.array([rows, columns]) * math.sqrt(1 - share) / 2
+    middle = rng.integers([rows, columns])
+    (y0, x0), (y1, x1) = (np.clip(np.rint(middle + sign * half), 0, [rows, columns]).astype(int) for sign in (-1, 1))
+    out = one.copy()
+    out[y0:y1, x0:x1] = other[y0:y1, x0:x1]
+    return out, 1 - (y1 - y0) * (x1 - x0) / (rows * columns)
+
+
+def shares(label: int, other: int, share: float, classes: int) -> np.ndarray:
+    """Target of a mixed image, f32[classes]: `share` for the label of the first, the rest for the other's; they sum to one."""
+    out = np.zeros(classes, np.float32)
+    out[label] += share
+    out[other] += 1 - share
+    return out

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memtok_jax.data.images.augment import augment
+from memtok_jax.data.images.augment import augment, mix, shares
 from memtok_jax.data.images.config import ImagesConfig
 from memtok_jax.data.images.pictures import Picture, Pictures, fit
 from memtok_jax.data.streams import Batch
@@ -16,7 +16,8 @@ from memtok_jax.data.tasks.scoring import IGNORED
 class TrainImages:
     """Training batches without an end: every image once in each epoch, each epoch in a new order.
 
-    Augmentation depends on (seed, step, row) alone. `start` is never True: what an image classifier carries from batch to
+    Augmentation depends on (seed, step, row) alone. An image is mixed with that of the row beside it: rows 2k and 2k + 1 are
+    partners. `start` is never True: what an image classifier carries from batch to
     batch, its random keys, goes on.
     """
 
@@ -26,12 +27,28 @@ class TrainImages:
         self.count = pictures.count
 
     def __getitem__(self, step: int) -> Batch:
-        numbers = [self._number(step * self._batch + row) for row in self._rows]
-        found = [fit(self._pictures.read(n), self._cfg.size, self._cfg.channels) for n in numbers]
-        pixels = [augment(one.pixels, self._cfg.augment, np.random.default_rng((self._cfg.seed, 1, step, row)))
-                  for one, row in zip(found, self._rows, strict=True)]
-        labels = np.array([[one.label] for one in found], np.int32)
-        return {"inputs": np.stack(pixels)[:, None], "targets": labels, "start": np.zeros(len(found), bool)}
+        mixes = self._cfg.augment.mixes
+        wanted = {*self._rows, *(map(self._partner, self._rows) if mixes else ())}    # a partner may be another process's
+        found = {row: self._one(step, row) for row in sorted(wanted)}
+        seen = [self._mixed(step, row, found) if mixes else (found[row].pixels, found[row].label) for row in self._rows]
+        targets = np.array([[target] for _, target in seen], np.float32 if mixes else np.int32)
+        return {"inputs": np.stack([pixels for pixels, _ in seen])[:, None], "targets": targets, "start": np.zeros(len(seen), bool)}
+
+    def _one(self, step: int, row: int) -> Picture:
+        """The augmented image of a row."""
+        found = fit(self._pictures.read(self._number(step * self._batch + row)), self._cfg.size, self._cfg.channels)
+        rng = np.random.default_rng((self._cfg.seed, 1, step, row))
+        return found._replace(pixels=augment(found.pixels, self._cfg.augment, rng))
+
+    def _partner(self, row: int) -> int:
+        """The last row of an odd batch is its own."""
+        return min(row ^ 1, self._batch - 1)
+
+    def _mixed(self, step: int, row: int, found: dict[int, Picture]) -> tuple[np.ndarray, np.ndarray]:
+        """The image of a row with that of its partner, and the shares of their classes."""
+        one, other = found[row], found[self._partner(row)]
+        pixels, share = mix(one.pixels, other.pixels, self._cfg.augment, np.random.default_rng((self._cfg.seed, 2, step, row)))
+        return pixels, shares(one.label, other.label, share, len(self._pictures.classes))
 
     def _number(self, place: int) -> int:
         """The image at a place of the endless sequence of epochs."""

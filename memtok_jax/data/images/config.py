@@ -44,14 +44,26 @@ class AugmentConfig:
     of 8 to 100 % of the area, scaled back. flip: whether left and right are exchanged for every other image. filters: one of
     them at random for each image ("grey", "solarise", "blur": the 3-Augment of DeiT III, arXiv 2204.07118). jitter: brightness,
     contrast and saturation are each scaled by a factor in [1 - jitter, 1 + jitter].
+    mixup, cutmix: each image is mixed with its neighbour in the batch, in a proportion drawn from Beta(a, a) with this a, by a
+    weighted sum of pixels (arXiv 1710.09412) or by a window of the other (arXiv 1905.04899); 0 does not; with both a coin
+    decides, as in timm. Targets are then shares of the classes, f32[b, 1, classes], instead of labels.
     """
 
     crop: str = "none"
     flip: bool = False
     filters: tuple[str, ...] = ()
     jitter: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether targets are shares."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self):
+        if self.mixup < 0 or self.cutmix < 0:
+            raise DataError(f"augment.mixup and cutmix must not be negative, got {self.mixup} and {self.cutmix}")
         if self.crop not in CROPS:
             raise DataError(f"augment.crop is '{self.crop}', known: {', '.join(CROPS)}{nearest(self.crop, CROPS)}")
         for name in self.filters:

@@ -41,12 +41,12 @@ class TestTimeRegisters:
     shared_max: bool
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("mean", "std"), meta_fields=("mode", "layers", "seed"))
+@partial(jax.tree_util.register_dataclass, data_fields=("mean", "std"), meta_fields=("shuffle", "layers", "seed"))
 @dataclass(frozen=True)
 class ReplaceRegisters:
-    """See `replace_registers`. mean, std: f32, broadcast to [L+1, M, D]."""
+    """See `replace_registers`. mean, std: f32, broadcast to [L+1, M, D]. Zero, mean and noise are one program on other numbers."""
 
-    mode: str
+    shuffle: bool
     layers: tuple[int, ...]
     mean: jax.Array
     std: jax.Array
@@ -93,9 +93,9 @@ def replace_registers(mode: str, layers: Sequence[int], statistics: RegisterStat
         raise ValueError(f"mode={mode!r} must be one of {', '.join(map(repr, MODES))}")
     if mode in ("mean", "noise") and not statistics:
         raise ValueError(f"mode={mode!r} needs statistics: those of analysis.register_neurons.register_statistics")
-    none = jnp.zeros((1, 1, 1), jnp.float32)
-    mean, std = (none, none) if mode in ("zero", "shuffle") else statistics
-    return ReplaceRegisters(mode, tuple(map(int, layers)), mean, none if mode == "mean" else std, seed)
+    mean, std = statistics or RegisterStatistics(*(jnp.zeros((1, 1, 1), jnp.float32),) * 2)
+    mean = mean if mode in ("mean", "noise") else jnp.zeros_like(mean)
+    return ReplaceRegisters(mode == "shuffle", tuple(map(int, layers)), mean, std if mode == "noise" else jnp.zeros_like(std), seed)
 
 
 # -------------------------------------------------------------------------------------------------------- applying them
@@ -139,7 +139,7 @@ def _neuron_mask(edit: TestTimeRegisters, cfg: VitConfig) -> jax.Array:
 def _replacement(edit: ReplaceRegisters, cfg: VitConfig) -> Replacement:
     states, shape = cfg.layers + 1, (cfg.layers + 1, cfg.registers, cfg.width)
     if cfg.registers == 0:
-        raise ValueError(f"replace_registers(mode={edit.mode!r}): the model has no registers")
+        raise ValueError("replace_registers: the model has no registers")
     for layer in edit.layers:
         if not 0 <= layer < states:
             raise ValueError(f"layers={edit.layers}: the hidden states of a model of {cfg.layers} layers are 0 .. {cfg.layers}")
@@ -194,7 +194,7 @@ def edit_registers(edits: Edits, replacements: tuple[Replacement, ...], x: jax.A
     start, end = counts.cls, counts.cls + counts.registers
     for edit, at in zip(replacing, replacements, strict=True):
         old = x[:, start:end]
-        if edit.mode == "shuffle":
+        if edit.shuffle:
             new = jnp.roll(old, jax.random.randint(at.key, (), 1, max(len(old), 2)), axis=0)
         else:
             new = at.mean[None] + at.std[None] * jax.random.normal(at.key, old.shape, jnp.float32)
