@@ -1,4 +1,4 @@
-"""Shortcuts of `numerics` change speed and memory, never values: a weight spread over rows, products of many axes, recomputation."""
+"""Shortcuts of `numerics` change speed and memory, never values: spread weights, products of many axes, recomputation."""
 
 from __future__ import annotations
 
