@@ -10,7 +10,7 @@ import sys
 
 from absl import app, flags
 
-from memtok_jax.training import cli
+from memtok_jax.training import cli, pages
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its newest checkpoint is scored. eval.json and "
                               "figures are written there.")
@@ -31,4 +31,5 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
 
 
 if __name__ == "__main__":
+    pages.begin_again_with_large_pages()
     cli.run(app, sys.argv, main, DEBUG)

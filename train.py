@@ -10,7 +10,7 @@ import sys
 
 from absl import app, flags
 
-from memtok_jax.training import cli
+from memtok_jax.training import cli, pages
 
 CONFIG = flags.DEFINE_string("config", "titans_mac", "Experiment: the name of a file in configs/, with a preset after "
                              "a colon if not its first one, as in titans_mac:340m. Change any field of it with "
@@ -40,4 +40,5 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
 
 
 if __name__ == "__main__":
+    pages.begin_again_with_large_pages()
     cli.run(app, sys.argv, main, DEBUG)

@@ -12,7 +12,6 @@ from absl import logging
 
 from memtok_jax import config
 from memtok_jax.config import StoppedError, UserError
-from memtok_jax.training.pages import begin_again_with_large_pages
 
 
 def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], int], debug: Any) -> None:
@@ -21,7 +20,6 @@ def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], 
     debug: the flag that asks for tracebacks. A mistake of the user, a full disk and a run that cannot go on each end
     in one line on stderr and status 2.
     """
-    begin_again_with_large_pages()
     try:
         argv, overrides = config.split_overrides(argv)
     except UserError as error:
