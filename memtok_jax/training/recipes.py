@@ -58,9 +58,9 @@ def laptop_text(model: LanguageModelConfig) -> Experiment:
     return Experiment(
         model=model,
         data=DataConfig(source="stdlib", sequence=256, contiguous=False, visit=8, eval_bytes=65_536),
-        optimizer=OptimizerConfig(learning_rate=3e-3, steps=2600, warmup_steps=100, final_fraction=0.02,
+        optimizer=OptimizerConfig(learning_rate=3e-3, steps=3300, warmup_steps=100, final_fraction=0.02,
                                   weight_decay=0.1),
-        training=TrainingConfig(batch=4, log_every=20, eval_every=650, checkpoint_every=650),
+        training=TrainingConfig(batch=4, log_every=20, eval_every=1100, checkpoint_every=550),
         evaluation=EvaluationConfig(batch=16),
     )
 
