@@ -10,6 +10,7 @@ from memtok_jax.models import recurrent
 from memtok_jax.models.recurrent import RecurrentConfig
 
 V, T, M = 16, 4, 2
+LENGTHS = ((4, 2, 0, 3), (0, 4, 4, 1))  # of the segments of each row: short, empty in front and in between
 
 
 def model(**options) -> RecurrentConfig:
@@ -19,6 +20,13 @@ def model(**options) -> RecurrentConfig:
 
 def some_ids(batch: int, length: int, seed: int = 0):
     return jnp.asarray(np.random.default_rng(seed).integers(V, size=(batch, length)), jnp.int32)
+
+
+def some_segments():
+    """Tokens of LENGTHS [2, N, T], weights of their logits and of the last memory, lengths [2, N], which are real [2, N, T]."""
+    ids = np.random.default_rng(1).integers(V, size=(2, len(LENGTHS[0]), T)).astype(np.int32)
+    rng, lengths = np.random.default_rng(2), np.array(LENGTHS)
+    return ids, rng.standard_normal((*ids.shape, V)), rng.standard_normal((2, M, 8)), lengths, np.arange(T) < lengths[..., None]
 
 
 def setup(cfg, batch: int, dtype=np.float32):

@@ -121,7 +121,7 @@ def opened(path: Path):
     return stored, json.loads(str(stored["settings"])), params
 
 
-def compare(path: Path, name: str) -> None:
+def check_equal(path: Path, name: str) -> None:
     """Logits, last memory and the gradient of every parameter."""
     with jax.enable_x64(True):
         stored, settings, params = opened(path)
@@ -137,7 +137,7 @@ def compare(path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["added", "fixed"])
 def test_equals_stored_case(name):
-    compare(STORED, name)
+    check_equal(STORED, name)
 
 
 def test_the_case_tells_masks_apart():
@@ -155,4 +155,4 @@ def test_equals_the_peer_run_now(tmp_path):
            imports=("torch", "recurrent_memory_transformer_pytorch"),
            needs="torch and recurrent-memory-transformer-pytorch==0.7.0")
     for name in ("added", "fixed"):
-        compare(path, name)
+        check_equal(path, name)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reference_recurrent as reference
 from neural_cases import assert_close, assert_equal, jit
-from recurrent_cases import M, T, V, call, model, setup, some_ids
+from recurrent_cases import LENGTHS, M, T, V, call, model, setup, some_ids, some_segments
 
 from memtok_jax import config, data
 from memtok_jax import params as P
@@ -21,8 +21,6 @@ from memtok_jax.training import losses
 
 # ---------------------------------------------------------------------------------------- the equations, in float64
 
-LENGTHS = ((4, 2, 0, 3), (0, 4, 4, 1))  # of the segments of each row: short, empty in front and in between
-
 
 @pytest.mark.parametrize("form, position", [("causal", "learned"), ("paper", "relative"), ("encoder", "learned"),
                                             ("prefix", "relative")])
@@ -31,11 +29,7 @@ def test_equals_the_loops(form, position):
     with jax.enable_x64(True):
         cfg = model(form=form, position=position, ends="call", scaled=form != "encoder")
         params, state = setup(cfg, 2, np.float64)
-        ids = np.random.default_rng(1).integers(V, size=(2, len(LENGTHS[0]), T)).astype(np.int32)
-        rng = np.random.default_rng(2)
-        r, r_memory = rng.standard_normal((*ids.shape, V)), rng.standard_normal((2, M, 8))
-        lengths = np.array(LENGTHS)
-        real = np.arange(T)[None, None] < lengths[..., None]
+        ids, r, r_memory, lengths, real = some_segments()
 
         def ours(params):
             state = recurrent.init_state(params, cfg, 2)

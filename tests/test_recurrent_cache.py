@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import reference_recurrent as reference
 from neural_cases import assert_close, cast, jit
-from recurrent_cases import M, T, V, call, model, setup, some_ids
+from recurrent_cases import LENGTHS, T, V, call, model, setup, some_ids, some_segments
 from test_recurrent import check_gradient, drawn
 
 from memtok_jax.models import decoder, masks, recurrent, segments
-
-LENGTHS = ((4, 2, 0, 3), (0, 4, 4, 1))  # of the segments of each row: short, empty in front and in between
 
 
 def cached(**options):
@@ -29,11 +27,7 @@ def test_equals_the_loops(form, by_memory, size):
     with jax.enable_x64(True):
         cfg = cached(form=form, cache=size, read_mem_from_cache=by_memory, ends="call")
         params, _ = setup(cfg, 2, np.float64)
-        ids = np.random.default_rng(1).integers(V, size=(2, len(LENGTHS[0]), T)).astype(np.int32)
-        rng = np.random.default_rng(2)
-        r, r_memory = rng.standard_normal((*ids.shape, V)), rng.standard_normal((2, M, 8))
-        lengths = np.array(LENGTHS)
-        real = np.arange(T)[None, None] < lengths[..., None]
+        ids, r, r_memory, lengths, real = some_segments()
 
         def ours(params):
             state = cast(recurrent.init_state(params, cfg, 2), np.float64)
