@@ -175,6 +175,15 @@ def test_foreign_and_damaged_directories(short_run, text, tmp_path):
         train(short_run[1], workdir)
 
 
+def test_a_run_killed_while_its_config_was_written_begins(text, tmp_path):
+    """Only the new version of the config is there: the same command begins the run."""
+    exp = experiment(text, "optimizer.steps=2")
+    open_workdir(tmp_path / "run", exp)
+    (tmp_path / "run" / "config.json").rename(tmp_path / "run" / "config.json.new")
+    open_workdir(tmp_path / "run", exp)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
 def test_corrupt_checkpoint_names_the_older_one(short_run, tmp_path):
     workdir = copied(short_run, tmp_path)
     for file in (workdir / "checkpoints" / "12").rglob("*"):

@@ -158,8 +158,8 @@ def open_workdir(workdir: Path, experiment: Any) -> None:
 def _claim(workdir: Path, experiment: Any) -> None:
     if (workdir / CONFIG_FILE).exists():
         refuse_other(read_config(workdir), experiment, workdir)
-    elif workdir.is_dir() and any(workdir.iterdir()):
-        names = ", ".join(sorted(p.name for p in workdir.iterdir())[:3])
+    elif workdir.is_dir() and (others := {p.name for p in workdir.iterdir()} - {_scratch(workdir / CONFIG_FILE).name}):
+        names = ", ".join(sorted(others)[:3])
         raise UserError(f"{workdir} is not a run directory: it holds {names} but no {CONFIG_FILE}; "
                         "give an empty or new --workdir")
     elif workdir.exists() and not workdir.is_dir():
@@ -193,8 +193,13 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else type(value).__name__
 
 
+def _scratch(file: Path) -> Path:
+    """Where the new version of a file is written first; a kill may leave it behind."""
+    return file.with_name(file.name + ".new")
+
+
 def _write(file: Path, text: str) -> None:
     """Replace a file in one move, so that a kill leaves the old or the new one whole."""
-    scratch = file.with_name(file.name + ".new")
+    scratch = _scratch(file)
     scratch.write_text(text)
     scratch.replace(file)
