@@ -77,7 +77,7 @@ def test_rolling_is_the_sum_of_each_segments_own_gradient():
             if s == first and s > 0:
                 state = jax.lax.stop_gradient(state)
             logits, state = recurrent.apply(params, state, batch.inputs[:, s * T:s * T + T], cfg)
-        return losses.cross_entropy(logits, batch.targets[:, n * T:n * T + T]).nats / total
+        return losses.totals(logits, batch.targets[:, n * T:n * T + T]).nats / total
 
     brute = jit(lambda p: [jax.grad(loss_of)(p, n) for n in range(n_segments)])(params)
     got = gradients(exp, params, carry)(batch)
@@ -97,7 +97,7 @@ def test_recomputed_segments_give_the_same_gradient_as_a_plain_loop():
         state, nats = recurrent.init_state(params, exp.model, 2), 0.0
         for s in range(3):
             logits, state = recurrent.apply(params, state, batch.inputs[:, s * T:s * T + T], replace(exp.model, aligned=True))
-            nats += losses.cross_entropy(logits, batch.targets[:, s * T:s * T + T]).nats
+            nats += losses.totals(logits, batch.targets[:, s * T:s * T + T]).nats
         return nats / step.scored_positions(batch), state
 
     expected, end = jit(jax.grad(loop, has_aux=True))(params)

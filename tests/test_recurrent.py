@@ -159,7 +159,7 @@ def test_empty_segments_change_nothing():
     _, behind = call(params, after_padded, some_ids(2, T, 3), cfg, empty)
     assert_equal(again, first)
     assert_equal(behind, after)
-    assert losses.cross_entropy(again, targets * 0 + losses.IGNORE).nats == 0
+    assert losses.totals(again, targets * 0 + losses.IGNORE).nats == 0
     mixed, one = call(params, state, ids, cfg, np.array([T, 0]))
     assert_equal((mixed[0], one.memory.tokens[0], one.memory.tokens[1]),
                  (first[0], after.memory.tokens[0], state.memory.tokens[1]))
@@ -181,8 +181,8 @@ def test_labels_cross_the_borders_of_segments(align):
     rng = np.random.default_rng(0)
     ids, table = rng.integers(V, size=(2, 10)).astype(np.int32), rng.standard_normal((V, V)).astype(np.float32)
     cut = splitting.split(ids, splitting.next_labels(ids), 4, align)
-    flat = losses.cross_entropy(jnp.asarray(table[ids[:, :-1]]), jnp.asarray(ids[:, 1:]))
-    parts = losses.cross_entropy(jnp.asarray(table[cut.ids]).reshape(2, -1, V), jnp.asarray(cut.labels).reshape(2, -1))
+    flat = losses.totals(jnp.asarray(table[ids[:, :-1]]), jnp.asarray(ids[:, 1:]))
+    parts = losses.totals(jnp.asarray(table[cut.ids]).reshape(2, -1, V), jnp.asarray(cut.labels).reshape(2, -1))
     np.testing.assert_allclose(parts.nats, flat.nats, rtol=1e-6)
     assert parts.count == flat.count == 18
     assert cut.length.sum(1).tolist() == [10, 10]

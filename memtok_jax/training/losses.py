@@ -88,11 +88,6 @@ def totals(logits_BTV: jax.Array, targets: jax.Array, loss: str = "softmax") -> 
     return Sums(nats.sum(), correct.sum(dtype=jnp.float32), scored.sum(dtype=jnp.float32), jnp.float32(0))
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> Sums:
-    """Totals of `token_scores` over the batch, without a loss of the model's own."""
-    return totals(logits_BTV, targets_BT)
-
-
 def auxiliary_loss(statistics: Any) -> jax.Array:
     """What a model wants to be trained for besides its predictions: the sum of all entries of that name.
 
