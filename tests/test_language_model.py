@@ -12,6 +12,7 @@ import pytest
 from neural_cases import assert_close, assert_equal, jit, random_like, random_params
 
 from memtok_jax import params as P
+from memtok_jax.inference.sample import generate
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models import attention, language_model
 from memtok_jax.models.config import LanguageModelConfig, for_training
@@ -166,6 +167,26 @@ def test_statistics_are_finite_scalars_of_every_memory():
     assert seen["stability_max"] >= seen["stability"]
     params, state = setup(model("attention"), 2)
     assert language_model.statistics(params, state, some_ids(2, 3), model("attention")) == {}
+
+
+def test_layers_with_arrays_of_their_own_are_the_same_model():
+    cfg = model("mac", "attention", layers=4)
+    params, state = setup(cfg, 2)
+    ids = some_ids(2, 9)
+    logits, after = apply(params, state, ids, cfg)
+    apart_params, apart, apart_cfg = language_model.unstack(params, state, cfg)
+    assert apart_cfg.repeats == 1 and jax.tree.structure(language_model.stack(apart, cfg)) == jax.tree.structure(state)
+    assert_equal(language_model.stack(apart, cfg), state)
+    apart_logits, apart_after = apply(apart_params, apart, ids, apart_cfg)
+    assert_close(apart_logits, logits, 1e-5)
+    assert_close(language_model.stack(apart_after, cfg), after, 1e-5)
+
+
+def test_decoding_with_layers_apart_says_the_same():
+    cfg = model("mac", "attention", layers=4)
+    params, _ = setup(cfg, 2)
+    said = [generate(params, one, some_ids(2, 3), 9, jax.random.key(0), 1.0) for one in (cfg, replace(cfg, unroll=2))]
+    np.testing.assert_array_equal(*said)
 
 
 def test_shapes_and_dtypes():

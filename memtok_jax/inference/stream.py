@@ -91,17 +91,19 @@ def decode(model: Model, params: Tree, stream: Stream, last_B: jax.Array, cfg: A
     Returns (ids i32[B, k] with NO_TOKEN after a row's end, the new last_B, stream).
     """
     one = jnp.ones_like(last_B)
+    apart = hasattr(model, "unstack") and cfg.unroll >= cfg.repeats   # no token pays for cutting layers out of a stack
+    params, state, each = model.unstack(params, stream.state, cfg) if apart else (params, stream.state, cfg)
 
     def step(carry, _):
         stream, last = carry
-        logits, stream = append(model, params, stream, last[:, None], cfg, one)
+        logits, stream = append(model, params, stream, last[:, None], each, one)
         token = jnp.where(stream.active, sample(logits[:, 0], stream, temperature), last)
         emitted = jnp.where(stream.active, token, NO_TOKEN)
         stopped = jnp.any(token[:, None] == stop[None, :], axis=1)
         return (stream._replace(active=stream.active & ~stopped), token), emitted
 
-    (stream, last_B), ids_kB = jax.lax.scan(step, (stream, last_B), length=k)
-    return ids_kB.T, last_B, stream
+    (stream, last_B), ids_kB = jax.lax.scan(step, (stream._replace(state=state), last_B), length=k)
+    return ids_kB.T, last_B, stream._replace(state=model.stack(stream.state, cfg)) if apart else stream
 
 
 def restart(model: Model, params: Tree, stream: Stream, rows: jax.Array, keys: jax.Array, cfg: Any) -> Stream:

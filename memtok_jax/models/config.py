@@ -65,8 +65,8 @@ class LanguageModelConfig:
     window: of window attention. segment: of MAC. prefix: M persistent tokens (Titans section 3.3).
     combine: "gate" (Titans, described below equation 28) or "sum". tied: the output layer is the embedding.
     dtype: of activations and matrix operands, "float32" or "bfloat16". remat: as in `numerics.recompute`.
-    unroll: layers of the scan over layers that are compiled side by side; all of them (`repeats`) makes decoding token by token
-        faster on a CPU, and compiling slower.
+    unroll: repeats of the pattern that are compiled side by side. All of them (`repeats`) makes decoding token by token faster on
+        a CPU, where each layer then has arrays of its own (`language_model.unstack`), and compiling slower.
     aligned: promise that every call starts at a border of segment and chunk and has no padding; see `for_training`.
     memory: of the neural memory; its width, dtype and aligned are filled in here.
     """

@@ -7,6 +7,7 @@ layers keep of it stands in the carry and is renewed by `refresh`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -119,6 +120,26 @@ def apply(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelC
     Returns (logits f32[B, T, V], state). Raises ValueError where `aligned` is promised and T does not keep the promise.
     """
     return run(params, state, ids, cfg, length)[:2]
+
+
+def unstack(params, state: LanguageModelState, cfg: LanguageModelConfig):
+    """The same model as one whose pattern is all of its layers, so that each layer has arrays of its own.
+
+    A loop over tokens would cut every layer's weights and carry out of a stack for each token, and put the carry back; arrays
+    of a layer's own are read where they are. Returns (params, state, cfg); `stack` brings the carry back.
+    """
+    def cut(kinds):
+        return tuple(jax.tree.map(lambda leaf, r=r: leaf[r:r + 1], kind) for r in range(cfg.repeats) for kind in kinds)
+
+    return (params | {"layers": cut(params["layers"])}, LanguageModelState(cut(state.layers)),
+            replace(cfg, pattern=cfg.pattern * cfg.repeats, unroll=1))
+
+
+def stack(state: LanguageModelState, cfg: LanguageModelConfig) -> LanguageModelState:
+    """The carry of a model of `cfg` out of that of the model which `unstack` made of it."""
+    kinds = len(cfg.pattern)
+    return LanguageModelState(tuple(jax.tree.map(lambda *layers: jnp.concatenate(layers), *state.layers[kind::kinds])
+                                    for kind in range(kinds)))
 
 
 def run_segments(params, state: LanguageModelState, ids_NBT: jax.Array, cfg: LanguageModelConfig):
