@@ -66,6 +66,11 @@ def columns(form, i, memory, tokens):
     return list(range(i + 1))
 
 
+def output_of(decoder):
+    """The output layer: a matrix of its own, or the embedding."""
+    return decoder["output"] if "output" in decoder else decoder["embedding"].T
+
+
 def segment(params, m, ids, form, scale, old, by_memory):
     """One segment without padding: (logits [T, V], next memory [M, D], inputs of each layer at the tokens).
 
@@ -84,7 +89,7 @@ def segment(params, m, ids, form, scale, old, by_memory):
         inputs.append([x[i] for i in token])
         x = layer(layer_of(d["layers"], l), x, sees, position, rows)
     x = [layer_norm(row, d["norm"]) for row in x]
-    logits = np.array([x[i] @ d["embedding"].T for i in token])
+    logits = np.array([x[i] @ output_of(d) for i in token])
     written = {"prefix": list(m), "encoder": x[:len(m)]}.get(form, x[len(m) + len(ids):])
     return logits, np.array(written).reshape(len(m), -1), inputs
 
@@ -154,6 +159,6 @@ def associative(params, segments, nu, scale, correction=True):
             x = [associate(p, row, A[l], z[l], first, nu) for row in x]
             x = layer(layer_of(d["layers"], l), x, [list(range(i + 1)) for i in position], position)
             A[l], z[l] = remember(p, x[len(ids):], A[l], z[l], first, nu, correction)
-        out.append(np.array([layer_norm(row, d["norm"]) @ d["embedding"].T for row in x[:len(ids)]]))
+        out.append(np.array([layer_norm(row, d["norm"]) @ output_of(d) for row in x[:len(ids)]]))
         first = False
     return out, A, z

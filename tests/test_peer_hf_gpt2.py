@@ -10,6 +10,7 @@ numbers where a Python that has torch and transformers is at hand:
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -101,6 +102,8 @@ def test_mistakes_are_named():
         gpt2.from_gpt2(theirs | {"h.2.ln_1.bias": np.zeros(12)}, cfg, key)
     with pytest.raises(ValueError, match=r"wpe.weight has shape \(15, 12\), the config asks for \(16, 12\)"):
         gpt2.from_gpt2(theirs | {"transformer.wpe.weight": np.zeros((15, 12))}, cfg, key)
+    with pytest.raises(ValueError, match="tied=False: the output layer of GPT-2 is its embedding"):
+        gpt2.from_gpt2(theirs, replace(cfg, tied=False), key)
     with pytest.raises(ValueError, match="activation_function='relu': only GPT-2"):
         gpt2.config_of(settings["config"] | {"activation_function": "relu"}, 4, 2)
     with pytest.raises(ValueError, match="positions=16 is less than the 18 rows"):

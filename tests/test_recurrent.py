@@ -27,7 +27,7 @@ from memtok_jax.training import losses
 def test_equals_the_loops(form, position):
     """Logits, memory, and the gradient of every parameter by differences of the loops, through all segments."""
     with jax.enable_x64(True):
-        cfg = model(form=form, position=position, ends="call", scaled=form != "encoder")
+        cfg = model(form=form, position=position, ends="call", scaled=form != "encoder", tied=form != "paper")
         params, state = setup(cfg, 2, np.float64)
         ids, r, r_memory, lengths, real = some_segments()
 

@@ -51,8 +51,9 @@ def from_gpt2(tensors: Mapping[str, Any], cfg: RecurrentConfig, key: jax.Array) 
     """Our parameters from their state dict, as anything that `numpy.asarray` takes.
 
     key: typed PRNG key of the memory tokens, which GPT-2 does not have; drawn with the standard deviation of its word embeddings.
-    Raises ValueError naming the array where one is missing, left over, or of another shape.
+    Raises ValueError naming the array where one is missing, left over, or of another shape, and for an output layer of its own.
     """
+    _check_output(cfg)
     given = {name.removeprefix(PREFIX): np.asarray(array) for name, array in tensors.items()}
     given = {name: array for name, array in given.items() if not _left_out(name)}
     shapes = {name: array.shape for name, array in _theirs(P.abstract(recurrent.specs(cfg))["decoder"], cfg, _shape).items()}
@@ -68,10 +69,19 @@ def from_gpt2(tensors: Mapping[str, Any], cfg: RecurrentConfig, key: jax.Array) 
 
 
 def to_gpt2(params: Mapping[str, Any], cfg: RecurrentConfig) -> dict[str, np.ndarray]:
-    """Their state dict from our parameters, names with "transformer." and lm_head.weight; memory tokens are left out."""
+    """Their state dict from our parameters, names with "transformer." and lm_head.weight; memory tokens are left out.
+
+    Raises ValueError for an output layer of its own.
+    """
+    _check_output(cfg)
     decoder = jax.tree.map(np.asarray, params["decoder"])
     out = {PREFIX + name: array for name, array in _theirs(decoder, cfg, lambda x: x).items()}
     return out | {"lm_head.weight": decoder["embedding"]}
+
+
+def _check_output(cfg: RecurrentConfig) -> None:
+    if not cfg.tied:
+        raise ValueError("tied=False: the output layer of GPT-2 is its embedding")
 
 
 def _left_out(name: str) -> bool:

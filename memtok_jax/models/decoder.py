@@ -2,7 +2,7 @@
 
     x <- x + attention(layer_norm(x))        biases everywhere, softmax(q k / sqrt(K)) over what `visible` shows
     x <- x + W_2 gelu(W_1 layer_norm(x))     gelu in its tanh form
-    logits = layer_norm(x) E^T               the output layer is the embedding
+    logits = layer_norm(x) E^T               the output layer is the embedding, or a matrix of its own
 
 Positions are explicit. "learned": a row of a table is added to each input, memory included (GPT-2). "relative": the score gets
 (q + v) W_r r(i - j) beside (q + u) k, as in Transformer-XL (arXiv 1901.02860, section 3.3), but with the signed distance:
@@ -32,6 +32,7 @@ DISTANCE_STD = 3.0
 class DecoderConfig:
     """vocabulary: V. width: D. layers: L. head_dim: K. hidden: F. positions: rows of the table, or longest distance plus one.
     position: "learned" or "relative". scale: factor of the word embeddings (1 in GPT-2, sqrt(D) in Transformer-XL).
+    tied: the output layer is the embedding.
     dtype: of activations and matrix operands. remat: as in `numerics.recompute`. unroll: layers side by side.
     """
 
@@ -43,6 +44,7 @@ class DecoderConfig:
     positions: int
     position: str = "learned"
     scale: float = 1.0
+    tied: bool = True
     dtype: str = "float32"
     remat: str = "pointwise"
     unroll: int = 1
@@ -71,13 +73,15 @@ class View(NamedTuple):
 # ----------------------------------------------------------------------------------------------------------- parameters
 
 def specs(cfg: DecoderConfig) -> dict:
-    """Embedding [V, D], positions [P, D] where they are learned, stacked layers, last norm."""
+    """Embedding [V, D], output [D, V] where it is not tied, positions [P, D] where they are learned, stacked layers, last norm."""
     std = cfg.width ** -0.5
     out = {
         "embedding": P.ParamSpec((cfg.vocabulary, cfg.width), ("vocab", "embed"), P.normal(std), decayed=False),
         "layers": P.stack(layer_specs(cfg), cfg.layers),
         "norm": _norm_specs(cfg),
     }
+    if not cfg.tied:
+        out |= {"output": P.ParamSpec((cfg.width, cfg.vocabulary), ("embed", "vocab"), P.fan_in(0))}
     if cfg.position == "relative":
         return out
     # As large as a word embedding is when it enters: beside a memory of unit size a small position would not be seen.
@@ -196,7 +200,8 @@ def run(params, x: jax.Array, past: Past, view: View, cfg: DecoderConfig) -> tup
 
 def output(params, h: jax.Array, cfg: DecoderConfig) -> jax.Array:
     """Logits f32[B, T, V] of hidden states after the last norm."""
-    return constrain(matmul(h, params["embedding"].T, cfg.dtype), "batch", "length", "vocab")
+    table = params["embedding"].T if cfg.tied else params["output"]
+    return constrain(matmul(h, table, cfg.dtype), "batch", "length", "vocab")
 
 
 def put(past: Past, new: Past, first_B: jax.Array, length_B: jax.Array) -> Past:

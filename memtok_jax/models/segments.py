@@ -60,6 +60,7 @@ class SegmentedConfig:
         `segment` tokens (an encoder can do nothing else); "never", see `extend`.
     position: "learned" or "relative". positions: rows of the learned table, or longest distance plus one; 0 takes what a
         segment and its memory need. scaled: word embeddings are multiplied by sqrt(D), so that they enter as large as a memory.
+    tied: the output layer is the embedding.
     dtype: "float32" or "bfloat16", of activations. remat: as in `numerics.recompute`. unroll: layers side by side.
     aligned: promise that each call is one whole segment; see `is_one`.
     """
@@ -75,6 +76,7 @@ class SegmentedConfig:
     position: str = "learned"
     positions: int = 0
     scaled: bool = True
+    tied: bool = True
     dtype: str = "float32"
     remat: str = "pointwise"
     unroll: int = 1
@@ -87,7 +89,8 @@ class SegmentedConfig:
     def decoder(self) -> decoder.DecoderConfig:
         """Options of the backbone."""
         return decoder.DecoderConfig(self.vocabulary, self.width, self.layers, self.head_dim, self.hidden or 4 * self.width,
-                                     self.positions or self.rows, self.position, scale(self), self.dtype, self.remat, self.unroll)
+                                     self.positions or self.rows, self.position, scale(self), self.tied, self.dtype, self.remat,
+                                     self.unroll)
 
     @property
     def window(self) -> int:
