@@ -103,9 +103,9 @@ def test_recomputed_segments_give_the_same_gradient_as_a_plain_loop():
     expected, end = jit(jax.grad(loop, has_aux=True))(params)
     run = jit(lambda params: step.batch_gradient(params, carry, batch, exp)[:2])
     got, after = run(params)
-    assert_close(got, expected, 2e-6)
-    assert_close(after, end, 2e-6)
-    assert_close(gradients(replace(exp, training=replace(exp.training, remat="nothing")), params, carry)(batch), expected, 2e-6)
+    assert_close(got, expected, 2e-5)
+    assert_close(after, end, 2e-5)
+    assert_close(gradients(replace(exp, training=replace(exp.training, remat="nothing")), params, carry)(batch), expected, 2e-5)
 
 
 def test_one_compilation_for_every_rule_and_for_many_steps():
