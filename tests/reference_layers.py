@@ -89,9 +89,10 @@ def mac(params, prefix, u, cfg):
     queries = [titans.features(jnp.asarray(u), m["wq"][:, h], m["conv_q"][:, h], tail, True) for h in heads]
     for first in range(0, len(u), size):
         here = u[first:first + size]
-        asked = [q[first:first + size] for q in queries]
+        asked = [unit(params["questions"][:, n]) if cfg.retrieved else queries[n][first:first + size] for n in heads]
         h = np.concatenate([_read_at(m, n, written, asked[n], step, chunk) for n in heads], axis=-1)
-        y = _segment_attention(params, prefix, by_head(h, params["norm_retrieved"]) @ params["wh"], here, cfg.rope_base)
+        h = by_head(h, params["norm_retrieved"]) @ params["wh"]
+        y = _segment_attention(params, prefix, h, here, cfg.rope_base, everywhere=cfg.retrieved > 0)
         written = np.concatenate([written, rms(y, params["norm_written"])])
         outs.append(gate(params, y, memory(m, written, step, chunk)[first:]))
     return np.concatenate(outs)
@@ -106,14 +107,20 @@ def _read_at(m, head, written, q, step_max, chunk):
     return np.stack([net(weights, x) for x in q])
 
 
-def _segment_attention(params, prefix, h, u, base):
-    """Query i sees the prefix, retrieved vectors j <= i and tokens j <= i."""
+def unit(x):
+    """Rows of length 1."""
+    return x / np.sqrt((x ** 2).sum(-1, keepdims=True) + 1e-6)
+
+
+def _segment_attention(params, prefix, h, u, base, everywhere):
+    """Query i sees the prefix, tokens j <= i, and retrieved vectors j <= i, or all of them, without positions."""
     q, k, v = project(params, u)
     _, hk, hv = project(params, h)
     out = np.zeros_like(q)
     for t in range(len(u)):
         for n in range(q.shape[1]):
-            keys = [(a[j, n], b[j, n], j) for a, b in ((hk, hv), (k, v)) for j in range(t + 1)]
+            keys = [(a[j, n], b[j, n], j) for a, b in (((k, v),) if everywhere else ((hk, hv), (k, v))) for j in range(t + 1)]
             front = [(pk[n], pv[n]) for pk, pv in zip(*prefix, strict=True)]
+            front += [(hk[j, n], hv[j, n]) for j in range(len(h)) if everywhere]
             out[t, n] = attend(q[t, n], t, keys, front, base)
     return out.reshape(len(u), -1)

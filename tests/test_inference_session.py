@@ -291,6 +291,7 @@ def test_every_leaf_is_donated_and_no_parameter(name):
     calls = [lambda s: run.feed(params, s, ids), lambda s: run.restart(params, s, [True] * ROWS, jax.random.key(0)),
              lambda s: run.step(params, s, ids[:, 0])[1], lambda s: run.decode(params, s, ids[:, 0], 1.0)[2],
              lambda s: run.set_active(s, [True] * ROWS, True)]
+    calls += [lambda s, n=n: run.append(params, s, ids[:, :n])[1] for n in run.append_blocks]
     for call in calls:
         old = fresh(name)
         new = call(old)

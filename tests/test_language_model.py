@@ -213,6 +213,7 @@ def test_shapes_and_dtypes():
     (dict(window=0), "window=0 must be at least 1"),
     (dict(prefix=-1), "prefix=-1"),
     (dict(pattern=("lmm",), prefix=2), "prefix=2 has no reader"),
+    (dict(pattern=("mag",), retrieved=2), "retrieved=2 has no reader"),
 ], ids=str)
 def test_config_names_the_mistake(options, message):
     with pytest.raises(ValueError, match=message):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_layers as ref
-from neural_cases import cast, jit, random_params
+from neural_cases import assert_close, cast, jit, random_params
 
 from memtok_jax.memory import neural
 from memtok_jax.memory.neural import features
@@ -35,12 +37,13 @@ def somewhere(module, cfg, batch, seed, dtype):
 
 # ------------------------------------------------------------------------------------ against loops over single tokens
 
-@pytest.mark.parametrize("module", [attention, lmm, mag, mac], ids=lambda m: m.__name__.split(".")[-1])
-def test_mixer_equals_a_loop_over_tokens(module):
+@pytest.mark.parametrize(("module", "retrieved"), [(attention, 0), (lmm, 0), (mag, 0), (mac, 0), (mac, 3)],
+                         ids=["attention", "lmm", "mag", "mac", "mac-questions"])
+def test_mixer_equals_a_loop_over_tokens(module, retrieved):
     """Two and a half segments from the start of a stream, in float64, with two prefix tokens in place."""
     name = module.__name__.split(".")[-1]
     with jax.enable_x64(True):
-        cfg = block_config(name, segment=4)
+        cfg = block_config(name, segment=4, retrieved=retrieved)
         params = random_params(module.specs(cfg), 1, np.float64)
         state = cast(module.init_state(params, cfg, 1), np.float64)
         rng = np.random.default_rng(2)
@@ -84,6 +87,37 @@ def test_no_output_depends_on_a_later_token(kind):
     assert np.all(np.diag(reach) > 1e-3) and np.all(np.diag(reach, -1) > 1e-7)
     if kind not in ("attention",):
         assert np.all(reach[np.tril_indices(12)] > 0), "the memory carries every earlier token"
+
+
+def test_learned_questions_ask_for_earlier_segments_only():
+    """Their answers are seen by all tokens of a segment; causal all the same, and each question gets a gradient."""
+    cfg = block_config("mac", retrieved=3)
+    assert np.all(future(influence(mac, cfg)) == 0)
+    params = random_params(mac.specs(cfg), 3, np.float32)
+    u = jnp.asarray(np.random.default_rng(5).standard_normal((1, 12, cfg.width)), jnp.float32)
+
+    def last(questions):
+        own = params | {"questions": questions}
+        return mac.apply(own, mac.init_state(own, cfg, 1), u, cfg)[0][0, -1].sum()
+
+    assert np.abs(jit(jax.grad(last))(params["questions"])).max(axis=(1, 2)).min() > 1e-6
+
+
+def test_learned_questions_do_not_depend_on_the_cut():
+    """One call equals tokens one by one, and whole segments at once (`aligned`)."""
+    cfg = block_config("mac", retrieved=2, segment=4)
+    params = random_params(mac.specs(cfg), 3, np.float32)
+    u = jnp.asarray(np.random.default_rng(5).standard_normal((1, 8, cfg.width)), jnp.float32)
+    apply = jit(mac.apply, static_argnums=3)
+    state = mac.init_state(params, cfg, 1)
+    whole, end = apply(params, state, u, cfg)
+    aligned, aligned_end = apply(params, state, u, replace(cfg, aligned=True, memory=replace(cfg.memory, aligned=True)))
+    pieces = []
+    for t in range(8):
+        y, state = apply(params, state, u[:, t:t + 1], cfg)
+        pieces.append(y)
+    assert_close((jnp.concatenate(pieces, axis=1), state), (whole, end), 1e-4)
+    assert_close((aligned, aligned_end), (whole, end), 1e-4)
 
 
 def retrieved_fully_visible(monkeypatch):

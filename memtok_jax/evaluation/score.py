@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from memtok_jax import params as pr
 from memtok_jax import sharding
+from memtok_jax.compiler import options
 from memtok_jax.training import losses
 
 BINS_PER_OCTAVE = 2
@@ -43,7 +44,6 @@ class Score(NamedTuple):
         return self.correct / max(self.count, 1)
 
 
-@partial(jax.jit, static_argnames=("functions", "model", "segment"), donate_argnames=("carry",))
 def score_batch(params: pr.Tree, carry: pr.Tree, inputs: jax.Array, targets_BT: jax.Array, start_B: jax.Array,
                 length_B: jax.Array, *, functions: ModuleType, model: Any, segment: int):
     """Score one batch in segments. inputs: [B, T, ...].
@@ -67,6 +67,13 @@ def score_batch(params: pr.Tree, carry: pr.Tree, inputs: jax.Array, targets_BT: 
     return carry, *map(join, scores)
 
 
+@cache
+def _compiled(platform: str):
+    """`score_batch`, its carry donated. Made on first use: to ask for the platform at import would settle it too early."""
+    return jax.jit(score_batch, static_argnames=("functions", "model", "segment"), donate_argnames=("carry",),
+                   compiler_options=options(platform))
+
+
 def score(params: pr.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, functions: ModuleType,
           model: Any, segment: int) -> Score:
     """Score all batches.
@@ -75,14 +82,14 @@ def score(params: pr.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh,
     mesh: where the parameters lie; the rows of a batch must divide over it. segment: tokens per call of the model,
     which must divide the length of the batches.
     """
-    carry, age, tallies = None, None, _Tallies()
+    carry, age, tallies, run = None, None, _Tallies(), _compiled(jax.default_backend())
     for batch in batches:
         rows, total = batch["targets"].shape
         if carry is None:
             carry, age = _fresh_carry(params, functions=functions, model=model, rows=rows), np.zeros(rows, np.int64)
         age = np.where(batch["start"], 0, age)
         arrays = [sharding.place_rows(mesh, batch[name]) for name in ("inputs", "targets", "start", "length")]
-        carry, nats, correct = score_batch(params, carry, *arrays, functions=functions, model=model, segment=segment)
+        carry, nats, correct = run(params, carry, *arrays, functions=functions, model=model, segment=segment)
         tallies.add(batch["targets"], np.asarray(nats), np.asarray(correct), age)
         age = age + total
     return tallies.result()

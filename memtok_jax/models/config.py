@@ -31,6 +31,7 @@ class BlockConfig:
 
     kind: a key of BRANCHES. width: D. head_dim: K of attention. hidden: F of the SwiGLU feed-forward.
     window: keys a query of the window attention may see, itself included. segment: T of MAC, which attends inside it.
+    retrieved: N_l, vectors that MAC retrieves with learned questions; 0 retrieves one for each token.
     prefix: M, learned tokens that every query sees. combine: how MAC and MAG join attention and memory, "gate" or "sum".
     residual_scale: factor of the initial output projections. memory: options of the neural memory, width filled in.
     """
@@ -41,6 +42,7 @@ class BlockConfig:
     hidden: int
     window: int
     segment: int
+    retrieved: int
     prefix: int
     rope_base: float
     combine: str
@@ -63,6 +65,7 @@ class LanguageModelConfig:
         "attention", "lmm", "mac", "mag", "mal", "mal_literal".
     head_dim: K of attention. hidden: F of the feed-forward; 0 takes 8/3 D rounded up to a multiple of 32.
     window: of window attention. segment: of MAC. prefix: M persistent tokens (Titans section 3.3).
+    retrieved: N_l of MAC; 0, the default, retrieves one vector for each token, with a question made of it.
     combine: "gate" (Titans, described below equation 28) or "sum". tied: the output layer is the embedding.
     dtype: of activations and matrix operands, "float32" or "bfloat16". remat: as in `numerics.recompute`.
     unroll: repeats of the pattern that are compiled side by side. All of them (`repeats`) makes decoding token by token faster on
@@ -79,6 +82,7 @@ class LanguageModelConfig:
     hidden: int = 0
     window: int = 128
     segment: int = 128
+    retrieved: int = 0
     prefix: int = 16
     rope_base: float = 10000.0
     combine: str = "gate"
@@ -111,8 +115,11 @@ class LanguageModelConfig:
             raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
         if self.remat not in REMAT:
             raise ValueError(f"remat={self.remat!r} must be one of {', '.join(map(repr, REMAT))}")
-        if self.prefix < 0 or self.hidden < 0:
-            raise ValueError(f"prefix={self.prefix} and hidden={self.hidden} must not be negative")
+        for name in ("prefix", "hidden", "retrieved"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.retrieved and "mac" not in self.pattern:
+            raise ValueError(f"retrieved={self.retrieved} has no reader in pattern={self.pattern}, without mac; set retrieved=0")
         if self.prefix and not self.mixers & {"attention", "mac", "mag"}:
             raise ValueError(f"prefix={self.prefix} has no reader in pattern={self.pattern}, where nothing attends; set prefix=0")
         if "mac" in self.pattern and self.segment % self.memory.chunk and self.memory.chunk % self.segment:
@@ -129,7 +136,7 @@ class LanguageModelConfig:
         memory = replace(self.memory, width=self.width, dtype=self.dtype, aligned=self.aligned)
         return BlockConfig(
             kind=kind, width=self.width, head_dim=self.head_dim, hidden=hidden, window=self.window, segment=self.segment,
-            prefix=self.prefix, rope_base=self.rope_base, combine=self.combine,
+            retrieved=self.retrieved, prefix=self.prefix, rope_base=self.rope_base, combine=self.combine,
             residual_scale=(2 * self.layers) ** -0.5, dtype=self.dtype, aligned=self.aligned, memory=memory)
 
     @property

@@ -71,6 +71,11 @@ def causal_conv(x: jax.Array, tail: jax.Array, kernel: jax.Array, length_B: jax.
     return y, take_rows(stream, index).astype(tail.dtype)
 
 
+def unit(y: jax.Array) -> jax.Array:
+    """y[..., K] with length 1."""
+    return y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + L2_EPS)
+
+
 def project(params, name: str, x: jax.Array, tail: jax.Array, length_B: jax.Array, cfg: NeuralMemoryConfig):
     """One of k, v, q: x[B, T, D] -> ([B, T, H, K] float32, tail). tail: [B, conv-1, H, K]."""
     d, h, k = params[f"w{name}"].shape
@@ -80,7 +85,7 @@ def project(params, name: str, x: jax.Array, tail: jax.Array, length_B: jax.Arra
     if cfg.feature_activation:
         y = jax.nn.silu(y)
     if cfg.feature_norm and name != "v":
-        y = y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + L2_EPS)
+        y = unit(y)
     return y, tail
 
 

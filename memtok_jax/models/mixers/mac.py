@@ -10,6 +10,9 @@ only for j <= i; and the read of (25) uses the weights as of its own token, not 
 Differs from MAG in that attention never leaves the segment: everything older comes through h.
 
 The memory is asked twice, with u and with y, through the same projection; each stream has its own convolution tail.
+
+With `retrieved` = N_l > 0, (21) asks N_l learned questions instead of one for each token (N_l in section 4.1). The answers depend
+on earlier segments alone, so that all tokens may see them: they stand beside the prefix, without positions.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import jax.numpy as jnp
 from memtok_jax import params as P
 from memtok_jax.memory import neural
 from memtok_jax.memory import pieces as cutting
+from memtok_jax.memory.neural.features import unit
 from memtok_jax.models import attention as A
 from memtok_jax.models.config import BlockConfig
 from memtok_jax.models.mixers.lmm import initial_reads, normed_reads
@@ -32,7 +36,8 @@ from memtok_jax.numerics import matmul, rms_norm
 
 
 class SegmentKeys(NamedTuple):
-    """Keys (rotated) and values of the open segment, for retrieved vectors and for tokens: [B, T, H, K] each."""
+    """Keys (rotated) and values of the open segment, for retrieved vectors and for tokens: [B, T, H, K] each. Learned questions
+    leave the first two empty."""
 
     retrieved_k: jax.Array
     retrieved_v: jax.Array
@@ -46,7 +51,7 @@ class MacState(NamedTuple):
     prefix: A.Prefix
     memory: neural.NeuralMemoryState
     start: dict[str, jax.Array]  # f32[B, H, ...] weights (deviations) at the start of the segment, read by (21)
-    conv: jax.Array              # f32[B, conv-1, H, K] tail of the query convolution over u
+    conv: jax.Array              # f32[B, conv-1, H, K] tail of the query convolution over u (unused by learned questions)
     keys: SegmentKeys
     fill: jax.Array              # i32[B] tokens in the open segment, 0 .. T-1
 
@@ -64,8 +69,9 @@ def specs(cfg: BlockConfig) -> dict:
     # Queries and keys that start alike make a token attend to itself first. The memory is written with what attention
     # returns (24); started at random, that is a blur of the whole segment, and recall is learnt several times slower.
     alike = {name: replace(spec, init=_own_slice) for name, spec in A.specs(cfg).items() if name in ("wq", "wk")}
+    questions = {"questions": P.ParamSpec((cfg.retrieved, h, k), (None, "heads", None), P.normal(1.0), decayed=False)}
     return {
-        **A.specs(cfg), **alike, **combine_specs(cfg), "memory": neural.specs(cfg.memory),
+        **A.specs(cfg), **alike, **combine_specs(cfg), "memory": neural.specs(cfg.memory), **(questions if cfg.retrieved else {}),
         "norm_retrieved": P.ParamSpec((h, k), ("heads", None), P.ones, decayed=False),
         "wh": P.ParamSpec((cfg.width, cfg.width), ("heads", "embed"), P.fan_in(0)),
         "norm_written": P.ParamSpec((cfg.width,), (None,), P.ones, decayed=False),
@@ -75,11 +81,14 @@ def specs(cfg: BlockConfig) -> dict:
 def state_specs(cfg: BlockConfig, batch: int) -> MacState:
     """The memory, a second set of weights (`start`), and one segment of keys and values."""
     memory = neural.state_specs(cfg.memory, batch)
-    key = lambda: P.StateSpec((batch, cfg.segment, cfg.heads, cfg.head_dim), ("batch", None, "heads", None), jnp.dtype(cfg.dtype))
+    key = lambda rows=cfg.segment: P.StateSpec((batch, rows, cfg.heads, cfg.head_dim), ("batch", None, "heads", None),
+                                               jnp.dtype(cfg.dtype))
+    retrieved = 0 if cfg.retrieved else cfg.segment
     m = cfg.memory
     conv = P.StateSpec((batch, m.conv - 1, m.heads, m.head_dim), ("batch", None, "heads", None))
-    return MacState(A.prefix_specs(cfg, batch), memory, dict(memory.weights), conv, SegmentKeys(key(), key(), key(), key()),
-                    P.StateSpec((batch,), ("batch",), jnp.int32))
+    keys = SegmentKeys(key(retrieved), key(retrieved), key(), key())
+    fill = P.StateSpec((batch,), ("batch",), jnp.int32)
+    return MacState(A.prefix_specs(cfg, batch), memory, dict(memory.weights), conv, keys, fill)
 
 
 def init_state(params, cfg: BlockConfig, batch: int) -> MacState:
@@ -111,19 +120,39 @@ def _keys(params, x: jax.Array, position: jax.Array, cfg: BlockConfig) -> tuple[
     return A.rotate(A.heads(x, params["wk"], cfg), position, cfg.rope_base), A.heads(x, params["wv"], cfg)
 
 
+def _by_token(params, state: MacState, u: jax.Array, position: jax.Array, length: jax.Array, cfg: BlockConfig):
+    """One retrieved vector for each token: (keys, values, the prefix as it is, conv)."""
+    q, conv = neural.query(params["memory"], u, state.conv, cfg.memory, length)
+    h = retrieve(params, state.start, q, cfg).astype(u.dtype)
+    return *_keys(params, h, position, cfg), state.prefix, conv
+
+
+def _by_question(params, state: MacState, u: jax.Array, cfg: BlockConfig):
+    """One for each learned question: (no keys, no values, the prefix with the answers behind it, conv)."""
+    q = unit(params["questions"]) if cfg.memory.feature_norm else params["questions"]
+    q = jnp.broadcast_to(q[None], (u.shape[0], *q.shape))
+    h = retrieve(params, state.start, q, cfg).astype(u.dtype)
+    answers = (A.heads(h, params[name], cfg) for name in ("wk", "wv"))
+    front = A.Prefix(*(jnp.concatenate([p.astype(u.dtype), a], axis=1) for p, a in zip(state.prefix, answers, strict=True)))
+    return state.keys.retrieved_k, state.keys.retrieved_v, front, state.conv
+
+
 def _attend(params, state: MacState, u: jax.Array, length: jax.Array, cfg: BlockConfig):
     """Equations 21 to 23 for tokens of one segment: (y [B, T, D], conv, keys)."""
     position = state.fill[:, None] + jnp.arange(u.shape[1])[None]
-    q, conv = neural.query(params["memory"], u, state.conv, cfg.memory, length)
-    h = retrieve(params, state.start, q, cfg).astype(u.dtype)
-    new = SegmentKeys(*_keys(params, h, position, cfg), *_keys(params, u, position, cfg))
+    if cfg.retrieved:
+        *retrieved, front, conv = _by_question(params, state, u, cfg)
+    else:
+        *retrieved, front, conv = _by_token(params, state, u, position, length, cfg)
+    new = SegmentKeys(*retrieved, *_keys(params, u, position, cfg))
     if cfg.aligned:  # a whole segment: nothing older to join
         keys = new
     else:
         keys = SegmentKeys(*(_store(b, n, state.fill, length) for b, n in zip(state.keys, new, strict=True)))
     k, v = (jnp.concatenate(pair, axis=1).astype(u.dtype) for pair in (keys[0::2], keys[1::2]))
-    prefix = A.Prefix(*(p.astype(u.dtype) for p in state.prefix))
-    y = A.attend(A.heads(u, params["wq"], cfg), position, k, v, prefix, visible_keys(position, cfg.segment), cfg)
+    front = A.Prefix(*(p.astype(u.dtype) for p in front))
+    visible = visible_keys(position, cfg.segment)[..., -k.shape[1]:]
+    y = A.attend(A.heads(u, params["wq"], cfg), position, k, v, front, visible, cfg)
     return y, conv, keys
 
 
