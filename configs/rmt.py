@@ -32,7 +32,7 @@ from memtok_jax.training.experiment import EvaluationConfig, Experiment, Optimiz
 
 # vocabulary, tokens of a row, tokens of a segment, memory tokens
 TASKS = {"copy": (10, 72, 24, 24), "reverse": (10, 48, 12, 24), "retrieval": (37, 12, 4, 4), "equations": (24, 180, 30, 30)}
-CURRICULUM = {"reverse": (24,)}  # lengths of the rows that come first
+CURRICULUM = {"reverse": ("data.sequence=24",)}  # what comes first
 KINDS = ("none", "prefix", "paper", "cached")
 PRESETS = (*TASKS, *(f"{task}_{kind}" for task in TASKS for kind in KINDS))
 

@@ -26,10 +26,10 @@ def parameters(workdir: Path, exp):
 
 def test_stages_hand_on_their_parameters(tmp_path, capsys):
     """A learning rate of 0 lets the second stage end where it began: with the parameters of the first."""
-    exp = experiment(*TASK, "data.sequence=16", "data.lengths=8,12,16", "training.curriculum=8", "optimizer.steps=3",
+    exp = experiment(*TASK, "data.sequence=16", "data.lengths=8,12,16", "training.curriculum=data.sequence=8", "optimizer.steps=3",
                      "optimizer.warmup_steps=0", "training.eval_every=0")
     first, last = curriculum.stages(exp, tmp_path / "run")
-    assert first[1] == tmp_path / "run-8" and last[1] == tmp_path / "run"
+    assert first[1] == tmp_path / "run-stage1" and last[1] == tmp_path / "run"
     assert first[0].data.lengths == (8,) and last[0].data.lengths == (8, 12, 16)
     assert first[0].training.start_from == "" and last[0].training.start_from == str(first[1])
     assert train(*first) == 0
@@ -42,13 +42,21 @@ def test_stages_hand_on_their_parameters(tmp_path, capsys):
     assert any(jax.tree.leaves(differs))
 
 
+def test_a_stage_changes_what_it_names_and_nothing_else():
+    exp = experiment(*TASK, "data.sequence=16", "training.curriculum=data.associative.value=2 data.sequence=8 optimizer.steps=7")
+    first, last = curriculum.stages(exp, Path("run"))
+    assert (first[0].data.associative.value, first[0].data.sequence, first[0].optimizer.steps) == (2, 8, 7)
+    assert (first[0].model, first[0].evaluation) == (exp.model, exp.evaluation)
+    assert last[0] == replace(exp, training=replace(exp.training, curriculum=(), start_from="run-stage1"))
+
+
 def test_without_a_curriculum_the_experiment_is_its_only_stage(tmp_path):
     exp = experiment(*TASK)
     assert curriculum.stages(exp, tmp_path) == [(exp, tmp_path)]
 
 
 def test_a_stage_that_was_stopped_ends_the_curriculum(tmp_path):
-    exp = experiment(*TASK, "training.curriculum=8,12")
+    exp = experiment(*TASK, "training.curriculum=data.sequence=8,data.sequence=12")
     seen = []
     status = curriculum.train_stages(lambda stage, folder: seen.append(stage.data.sequence) or (143 if len(seen) == 2 else 0), exp,
                                      tmp_path / "run")
@@ -73,8 +81,9 @@ def test_a_reached_goal_ends_the_run_and_its_continuation(tmp_path, capsys):
 @pytest.mark.parametrize("overrides, message", [
     (("training.stop_at=2",), "it is an accuracy"),
     (("training.stop_at=0.9", "training.eval_every=0"), "nothing is measured on the way"),
-    (("training.curriculum=12,8",), "must grow"),
-    (("training.curriculum=8,16",), "must be below data.sequence 16"),
+    (("training.curriculum=data.sequence=8,data.sequence=6",), r"stage 2 \('data.sequence=6'\): data.sequence 6 does not divide"),
+    (("training.curriculum=data.sequenze=8",), r"stage 1 .*unknown field config.data.sequenze; did you mean 'sequence'"),
+    (("training.curriculum=training.start_from=runs/x",), "a stage cannot change training.curriculum or training.start_from"),
     (("data.lengths=8,10",), "data.lengths 10 does not divide into segments of 4"),
 ])
 def test_impossible_curricula_are_refused(overrides, message):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from memtok_jax.config import UserError
+from memtok_jax.config import UserError, override
 from memtok_jax.data import DataConfig, ImagesConfig, is_text
 from memtok_jax.training import backpropagation, losses
 
@@ -71,8 +71,9 @@ class TrainingConfig:
     (see `backpropagation.py`). remat: "segment" keeps only the carries between segments and computes each segment again in the
     backward pass, "nothing" stores all.
     seed: of the initial parameters. start_from: a run directory whose newest parameters take their place ("" = none); optimizer,
-    carry and data begin anew. curriculum: sequence lengths of stages before this one, each a run that begins with the parameters
-    of the one before. stop_at: a task is finished as soon as its held-out accuracy reaches this (0 = after all steps).
+    carry and data begin anew. curriculum: what differs in each of the stages before this one, as on the command line, fields
+    apart by spaces ("data.sequence=24 model.segment=8"); each is a run that begins with the parameters of the one before.
+    stop_at: a task is finished as soon as its held-out accuracy reaches this (0 = after all steps).
     loss: "softmax" (cross-entropy), or for images "binary" (each class for itself), see `losses.py`.
     log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
     keep: number of checkpoints that stay. sample_tokens: length of the text printed at the end (0 = none).
@@ -87,7 +88,7 @@ class TrainingConfig:
     remat: str = "nothing"
     seed: int = 0
     start_from: str = ""
-    curriculum: tuple[int, ...] = ()
+    curriculum: tuple[str, ...] = ()
     stop_at: float = 0.0
     loss: str = "softmax"
     log_every: int = 10
@@ -113,8 +114,6 @@ class TrainingConfig:
             raise UserError(f"training.stop_at is {self.stop_at}; it is an accuracy, from 0 (never) to 1")
         if self.stop_at and not self.eval_every:
             raise UserError(f"training.stop_at is {self.stop_at}, but training.eval_every is 0: nothing is measured on the way")
-        if list(self.curriculum) != sorted(set(self.curriculum)):
-            raise UserError(f"training.curriculum is {self.curriculum}; its lengths must grow from stage to stage")
 
 
 @dataclass(frozen=True)
@@ -153,9 +152,11 @@ class Experiment:
             for tokens in lengths:
                 if tokens % self.segment:
                     raise UserError(f"data.{name} {tokens} does not divide into segments of {self.segment} tokens")
-        if self.training.curriculum and self.training.curriculum[-1] >= self.data.sequence:
-            raise UserError(f"training.curriculum ends with {self.training.curriculum[-1]}; its lengths must be below "
-                            f"data.sequence {self.data.sequence}")
+        for number, text in enumerate(self.training.curriculum, 1):
+            try:
+                stage(self, text)
+            except ValueError as error:
+                raise UserError(f"training.curriculum, stage {number} ({text!r}): {error}") from None
         if self.training.stop_at and is_text(self.data):
             raise UserError(f"training.stop_at is {self.training.stop_at}; only tasks and images have an accuracy to reach, "
                             f"not {self.data.source}")
@@ -166,6 +167,30 @@ class Experiment:
     def segment(self) -> int:
         """Tokens per call of the model."""
         return self.training.segment or self.data.sequence
+
+
+def stage(experiment: Experiment, text: str) -> Experiment:
+    """The experiment with the fields that `text` gives, and no curriculum. A task's lengths above the new sequence are left out.
+
+    Raises UserError for a field that does not exist, starts where the stage before ended, or makes an impossible experiment.
+    """
+    alone = replace(experiment, training=replace(experiment.training, curriculum=()))
+    changes = text.split()
+    if any(change.startswith(FIXED_IN_STAGES) for change in changes):
+        raise UserError(f"a stage cannot change {' or '.join(FIXED_IN_STAGES)}")
+    if text and experiment.data.lengths and (tokens := _new_sequence(changes)):
+        fitting = tuple(n for n in experiment.data.lengths if n <= tokens)
+        alone = replace(alone, data=replace(alone.data, lengths=fitting))
+    return override(alone, tuple(changes))
+
+
+FIXED_IN_STAGES = ("training.curriculum", "training.start_from")
+
+
+def _new_sequence(changes: list[str]) -> int:
+    """The sequence that a stage sets; 0 where it sets none."""
+    found = [change.partition("=")[2] for change in changes if change.startswith("data.sequence=")]
+    return int(found[-1]) if found and found[-1].isdigit() else 0
 
 
 def mixes(cfg: DataConfig | ImagesConfig) -> bool:

@@ -2,7 +2,8 @@
 
     k1 v1 ... kP vP q 10        scored at the last token
 
-Keys of a sample are distinct, values too, and the query is one of the keys. Unlike `recall` there is no noise and one question.
+Keys of a sample are distinct, values too, and the query is one of the keys. Unlike `recall` there is no noise and one question,
+unless `questions` asks for more (q 10 again, another key each time, each scored at its 10): rows to learn from.
 Cut into segments of 4, four pairs make 4 + 4 + 2 tokens: the query sees no pair. (The public code's segments of "5" and "4" are
 both 5 + 5, where a reader of the last segment is right half of the time.) A longer row is filled up with 0, unscored.
 
@@ -21,9 +22,10 @@ from memtok_jax.data.tasks.scoring import Sample, unscored
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """pairs: P. keys, values: number of symbols of each kind."""
+    """pairs: P. questions: keys that are asked for, 1 to P. keys, values: number of symbols of each kind."""
 
     pairs: int = 4
+    questions: int = 1
     keys: int = 26
     values: int = 10
 
@@ -33,6 +35,8 @@ class RetrievalConfig:
         if self.pairs > min(self.keys, self.values):
             raise DataError(f"retrieval: {self.pairs} pairs need as many distinct keys and values, "
                             f"there are {self.keys} and {self.values}")
+        if not 1 <= self.questions <= self.pairs:
+            raise DataError(f"retrieval: questions must be from 1 to pairs={self.pairs}, got {self.questions}")
 
 
 def vocabulary(cfg: RetrievalConfig) -> int:
@@ -47,8 +51,10 @@ def symbols(cfg: RetrievalConfig) -> tuple[str, ...]:
 
 def check(cfg: RetrievalConfig, sequence: int) -> None:
     """Raise DataError where `sequence` tokens cannot hold a sample."""
-    if sequence < 2 * cfg.pairs + 2:
-        raise DataError(f"retrieval: {cfg.pairs} pairs need a sequence of at least {2 * cfg.pairs + 2}, got {sequence}")
+    least = 2 * (cfg.pairs + cfg.questions)
+    if sequence < least:
+        raise DataError(f"retrieval: {cfg.pairs} pairs and {cfg.questions} questions need a sequence of at least {least}, "
+                        f"got {sequence}")
 
 
 def segment(cfg: RetrievalConfig, sequence: int) -> int:
@@ -59,24 +65,28 @@ def segment(cfg: RetrievalConfig, sequence: int) -> int:
 def sample(cfg: RetrievalConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
-    rng, P = np.random.default_rng(seed), cfg.pairs
-    distinct = lambda n: rng.permuted(np.tile(np.arange(n, dtype=np.int32), (batch, 1)), axis=1)[:, :P]
-    keys, values = distinct(cfg.keys) + np.int32(cfg.values + 1), distinct(cfg.values)
-    chosen, rows = rng.integers(P, size=batch), np.arange(batch)
+    rng, P, Q = np.random.default_rng(seed), cfg.pairs, cfg.questions
+    distinct = lambda n: rng.permuted(np.tile(np.arange(n, dtype=np.int32), (batch, 1)), axis=1)
+    keys, values = distinct(cfg.keys)[:, :P] + np.int32(cfg.values + 1), distinct(cfg.values)[:, :P]
+    chosen, asked = distinct(P)[:, :Q], 2 * (P + np.arange(Q)) + 1
     ids = np.zeros((batch, sequence), np.int32)
     ids[:, 0:2 * P:2], ids[:, 1:2 * P:2] = keys, values
-    ids[:, 2 * P], ids[:, 2 * P + 1] = keys[rows, chosen], cfg.values
+    ids[:, asked - 1], ids[:, asked] = np.take_along_axis(keys, chosen, 1), cfg.values
     labels, distance = unscored(batch, sequence)
-    labels[:, 2 * P + 1] = values[rows, chosen]
-    distance[:, 2 * P + 1] = 2 * P - 2 * chosen
+    labels[:, asked] = np.take_along_axis(values, chosen, 1)
+    distance[:, asked] = asked - 1 - 2 * chosen
     return Sample(ids, labels, distance)
 
 
 def baselines(cfg: RetrievalConfig, sequence: int, window: int) -> dict[str, float]:
-    """Accuracy of guessing; of the best reader of the last `window` tokens; of the best who reads its segment of `window` only."""
-    last = 2 * cfg.pairs + 1
-    return {"chance": 1 / cfg.values, "no_memory": best_reader(cfg, max(0, last - window + 1)),
-            "own_segment": best_reader(cfg, last // window * window)}
+    """Accuracy of guessing; of the best reader of the last `window` tokens; of the best who reads its segment of `window` only.
+
+    Means over the questions, each taken for itself: who sees one pair of two could exclude its value from another answer.
+    """
+    asked = [2 * (cfg.pairs + n) + 1 for n in range(cfg.questions)]
+    mean = lambda first: sum(best_reader(cfg, first(last)) for last in asked) / len(asked)
+    return {"chance": 1 / cfg.values, "no_memory": mean(lambda last: max(0, last - window + 1)),
+            "own_segment": mean(lambda last: last // window * window)}
 
 
 def best_reader(cfg: RetrievalConfig, first: int) -> float:
