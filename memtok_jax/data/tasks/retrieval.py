@@ -3,7 +3,8 @@
     k1 v1 ... kP vP q 10        scored at the last token
 
 Keys of a sample are distinct, values too, and the query is one of the keys. Unlike `recall` there is no noise and one question,
-unless `questions` asks for more (q 10 again, another key each time, each scored at its 10): rows to learn from.
+unless `questions` asks for more (q 10 again, each scored at its 10): rows to learn from. Each question draws its key anew, so that
+no answer can be found by exclusion.
 Cut into segments of 4, four pairs make 4 + 4 + 2 tokens: the query sees no pair. (The public code's segments of "5" and "4" are
 both 5 + 5, where a reader of the last segment is right half of the time.) A longer row is filled up with 0, unscored.
 
@@ -22,7 +23,7 @@ from memtok_jax.data.tasks.scoring import Sample, unscored
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """pairs: P. questions: keys that are asked for, 1 to P. keys, values: number of symbols of each kind."""
+    """pairs: P. questions: how often one of the keys is asked for. keys, values: number of symbols of each kind."""
 
     pairs: int = 4
     questions: int = 1
@@ -30,13 +31,11 @@ class RetrievalConfig:
     values: int = 10
 
     def __post_init__(self):
-        if min(self.pairs, self.keys, self.values) < 1:
-            raise DataError(f"retrieval: pairs, keys and values must be at least 1, got {self}")
+        if min(self.pairs, self.questions, self.keys, self.values) < 1:
+            raise DataError(f"retrieval: pairs, questions, keys and values must be at least 1, got {self}")
         if self.pairs > min(self.keys, self.values):
             raise DataError(f"retrieval: {self.pairs} pairs need as many distinct keys and values, "
                             f"there are {self.keys} and {self.values}")
-        if not 1 <= self.questions <= self.pairs:
-            raise DataError(f"retrieval: questions must be from 1 to pairs={self.pairs}, got {self.questions}")
 
 
 def vocabulary(cfg: RetrievalConfig) -> int:
@@ -68,7 +67,7 @@ def sample(cfg: RetrievalConfig, sequence: int, batch: int, seed: int) -> Sample
     rng, P, Q = np.random.default_rng(seed), cfg.pairs, cfg.questions
     distinct = lambda n: rng.permuted(np.tile(np.arange(n, dtype=np.int32), (batch, 1)), axis=1)
     keys, values = distinct(cfg.keys)[:, :P] + np.int32(cfg.values + 1), distinct(cfg.values)[:, :P]
-    chosen, asked = distinct(P)[:, :Q], 2 * (P + np.arange(Q)) + 1
+    chosen, asked = rng.integers(P, size=(batch, Q)), 2 * (P + np.arange(Q)) + 1
     ids = np.zeros((batch, sequence), np.int32)
     ids[:, 0:2 * P:2], ids[:, 1:2 * P:2] = keys, values
     ids[:, asked - 1], ids[:, asked] = np.take_along_axis(keys, chosen, 1), cfg.values
@@ -81,7 +80,7 @@ def sample(cfg: RetrievalConfig, sequence: int, batch: int, seed: int) -> Sample
 def baselines(cfg: RetrievalConfig, sequence: int, window: int) -> dict[str, float]:
     """Accuracy of guessing; of the best reader of the last `window` tokens; of the best who reads its segment of `window` only.
 
-    Means over the questions, each taken for itself: who sees one pair of two could exclude its value from another answer.
+    Means over the questions.
     """
     asked = [2 * (cfg.pairs + n) + 1 for n in range(cfg.questions)]
     mean = lambda first: sum(best_reader(cfg, first(last)) for last in asked) / len(asked)
