@@ -14,8 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from memtok_jax.training.pages import wished
 
@@ -71,14 +72,15 @@ def measure(work: Callable[[], object], seconds: float, at_least: int = 3, at_mo
     }
 
 
-def run_case(python: str, module: str, case: dict, timeout_s: float) -> dict:
+def run_case(python: str, module: str, case: dict, timeout_s: float, variables: Mapping[str, str] = MappingProxyType({})) -> dict:
     """Run one case in a fresh process, which asks for large pages whatever its side is.
 
-    Returns its JSON, or {"failed": one line} if it died or took too long."""
-    command = [python, "-m", module, f"--case={json.dumps(case)}"]
+    variables: of its environment, beside those of this process.
+    Returns its JSON, or {"failed": one line} if it died or took too long.
+    """
+    command, environment = [python, "-m", module, f"--case={json.dumps(case)}"], wished(os.environ | variables)
     try:
-        done = subprocess.run(command, cwd=ROOT, env=wished(os.environ), capture_output=True, text=True, timeout=timeout_s,
-                              check=False)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return {"failed": f"took longer than {timeout_s:g} s"}
     if done.returncode != 0:

@@ -135,6 +135,7 @@ def model_config(case: dict) -> language_model.LanguageModelConfig:
         prefix=case["prefix"],
         tied=False,
         dtype=case["dtype"],
+        remat=case["remat"],
         memory=neural.NeuralMemoryConfig(head_dim=head, chunk=case["chunk"]),
     )
 
