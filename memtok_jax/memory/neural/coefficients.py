@@ -38,8 +38,9 @@ class Coefficients(NamedTuple):
 
 def decay(log_x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Products of x: over all tokens up to t, f32[C], and over i < j <= t for i <= t, lower-triangular f32[C, C]."""
-    total = jnp.cumsum(log_x)
-    low = jnp.tri(total.shape[0], dtype=bool)
+    low = jnp.tri(log_x.shape[0], dtype=bool)
+    # The cumulative sum as a product: XLA's CPU backend takes 100 us for cumsum of a few hundred numbers.
+    total = jnp.matmul(low.astype(log_x.dtype), log_x, precision="highest")
     return jnp.exp(total), jnp.where(low, jnp.exp(jnp.where(low, total[:, None] - total[None, :], 0)), 0)
 
 
