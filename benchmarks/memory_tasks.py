@@ -3,11 +3,11 @@
     python -m benchmarks.memory_tasks --folder=runs/memory_tasks --output=docs/results/memory_tasks
 
 The tasks and segments of RMT (arXiv 2207.06881, section 4.1). All models have two layers of width 64 with two heads and relative
-positions. RMT has as many memory tokens as there are symbols to remember; Transformer-XL a cache of one segment; the Compressive
-Transformer half of one and as many slots of two rows. A run stops when 99.7 % of the held-out symbols are right, or after
---steps. Accuracy counts single symbols with the right ones shown (as in training); "written" counts samples that the model
-writes without a mistake, nothing shown. Published numbers are per symbol, by the rule of the public code, after up to 900,000
-updates.
+positions (RMT and none in retrieval: learned ones, small embeddings, an output layer of its own). RMT has as many memory tokens
+as there are symbols to remember; Transformer-XL a cache of one segment; the Compressive Transformer half of one and as many slots
+of two rows. A run stops when 99.7 % of the held-out symbols are right, or after --steps. Accuracy counts single symbols with the
+right ones shown (as in training); "written" counts samples that the model writes without a mistake, nothing shown. Published
+numbers are per symbol, by the rule of the public code, after up to 900,000 updates.
 Runs go on side by side, one to a core; the command given again does only what is missing.
 """
 
@@ -30,7 +30,12 @@ PUBLISHED = {
     ("reverse", 2): (".10", ".39 to .96", "1.0"), ("reverse", 4): (".10", ".83 to .88", "1.0"),
     ("reverse", 6): (".10", ".63 to .70", ".70 to 1"), ("retrieval", 3): (".10", ".67 to .97", ".99")}
 # Lengths that come first, for all models alike: the answer to the whole row needs a memory handed on, which is learnt in steps.
-CURRICULUM = {("reverse", 12): ("data.sequence=24",), ("reverse", 8): ("data.sequence=16", "data.sequence=32")}
+# Retrieval begins as in `configs/rmt.py`: two pairs with keys in ascending order.
+PAIRS = "data.retrieval.pairs={0} data.retrieval.questions={0} data.sequence={1} training.stop_at=0.98"
+ORDERED = PAIRS.format(2, 8) + " data.retrieval.ordered=true"
+CURRICULUM = {("reverse", 12): ("data.sequence=24",), ("reverse", 8): ("data.sequence=16", "data.sequence=32"),
+              ("retrieval", 4): (ORDERED, *(PAIRS.format(n, 4 * n) for n in (2, 3, 4)))}
+BATCH, RATE = {"retrieval": 256}, {"retrieval": 3e-3}  # where not 32 and 2e-3
 MODELS = ("none", "transformer_xl", "compressive", "rmt")
 COLUMN = {"none": 0, "transformer_xl": 1, "rmt": 2}
 
@@ -40,7 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(SEGMENTS), choices=list(SEGMENTS))
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--segments", type=int, nargs="+", default=[], help="only these numbers of segments")
-    parser.add_argument("--steps", type=int, default=2000, help="updates of 32 samples at most")
+    parser.add_argument("--steps", type=int, default=2000, help="updates of 32 samples (retrieval: 256) at most, in each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/memory_tasks"), help="run directories")
     parser.add_argument("--output", default="", help="write OUTPUT.md, OUTPUT.json and OUTPUT.png")
@@ -57,7 +62,8 @@ def model_of(name: str, task: str, segment: int) -> Any:
     vocabulary, _, tokens = TOKENS[task]
     shape = dict(vocabulary=vocabulary, width=64, layers=2, head_dim=32)
     if name in ("none", "rmt"):
-        return RecurrentConfig(**shape, segment=segment, tokens=tokens if name == "rmt" else 0, position="relative")
+        look = dict(position="learned", scaled=False, tied=False) if task == "retrieval" else dict(position="relative")
+        return RecurrentConfig(**shape, **look, segment=segment, tokens=tokens if name == "rmt" else 0)
     half = segment // 2
     memory = XlConfig(segment) if name == "transformer_xl" else CompressiveConfig(half, half, 2)
     return TransformerXlConfig(**shape, heads=2, hidden=256, norm="pre", std=0.125, memory=memory)
@@ -71,10 +77,10 @@ def experiment(name: str, task: str, segment: int, args: argparse.Namespace) -> 
     return Experiment(
         model=model_of(name, task, segment),
         data=DataConfig(f"task:{task}", sequence=TOKENS[task][1], seed=args.seed, eval_samples=512),
-        optimizer=OptimizerConfig(learning_rate=2e-3, steps=args.steps, warmup_steps=min(100, args.steps), weight_decay=0.01,
-                                  final_fraction=0.05),
-        training=TrainingConfig(batch=32, segment=segment, seed=args.seed, log_every=50, eval_every=100, stop_at=0.997, data=1,
-                                curriculum=CURRICULUM.get((task, segment), ())),
+        optimizer=OptimizerConfig(learning_rate=RATE.get(task, 2e-3), steps=args.steps, warmup_steps=min(100, args.steps),
+                                  weight_decay=0.01, final_fraction=0.05),
+        training=TrainingConfig(batch=BATCH.get(task, 32), segment=segment, seed=args.seed, log_every=50, eval_every=100,
+                                stop_at=0.997, data=1, curriculum=CURRICULUM.get((task, segment), ())),
         evaluation=EvaluationConfig(batch=128, lengths=(1,)),
     )
 

@@ -32,15 +32,30 @@ from memtok_jax.training.experiment import EvaluationConfig, Experiment, Optimiz
 
 # vocabulary, tokens of a row, tokens of a segment, memory tokens
 TASKS = {"copy": (10, 72, 24, 24), "reverse": (10, 48, 12, 24), "retrieval": (37, 12, 4, 4), "equations": (24, 180, 30, 30)}
-CURRICULUM = {"reverse": ("data.sequence=24",)}  # what comes first
+# Other fields of the model. Retrieval compares keys: embeddings smaller than what the layers add to them, an output of its own.
+MODELS = {"equations": dict(width=128, layers=3, hidden=256), "retrieval": dict(position="learned", scaled=False, tied=False)}
 KINDS = ("none", "prefix", "paper", "cached")
 PRESETS = (*TASKS, *(f"{task}_{kind}" for task in TASKS for kind in KINDS))
 
 
+def pairs(number: int, more: str = "") -> str:
+    """A stage of retrieval: so many pairs, and as many questions."""
+    return (f"data.retrieval.pairs={number} data.retrieval.questions={number} data.sequence={4 * number} training.stop_at=0.98"
+            f" {more}").strip()
+
+
+# What comes first. Retrieval: keys in ascending order tell where their pairs stand, so what is written can be asked for.
+CURRICULUM = {"reverse": ("data.sequence=24",),
+              "retrieval": (pairs(2, "data.retrieval.ordered=true"), pairs(2), pairs(3), pairs(4))}
+# What another task leaves as it is: batch, learning rate, updates (of a stage), evaluation, the goal that ends a run.
+TRAINING = {"retrieval": (256, 3e-3, 1000, 50, 0.997), "equations": (32, 2e-3, 2000, 100, 0.9995)}
+
+
 def kind_options(kind: str, segment: int) -> dict:
     """Fields of the model that a preset's second word changes."""
-    return {"none": dict(tokens=0), "prefix": dict(form="prefix"), "paper": dict(form="paper"), "cached": dict(cache=segment)}.get(
-        kind, {})
+    kinds = {"none": dict(tokens=0), "prefix": dict(form="prefix"), "paper": dict(form="paper"),
+             "cached": dict(cache=segment, position="relative")}
+    return kinds.get(kind, {})
 
 
 def config(preset: str) -> Experiment:
@@ -48,13 +63,13 @@ def config(preset: str) -> Experiment:
     task, _, kind = preset.partition("_")
     vocabulary, sequence, segment, tokens = TASKS[task]
     shape = dict(vocabulary=vocabulary, width=64, layers=2, head_dim=32, segment=segment, tokens=tokens, position="relative")
-    # The paper's model has six layers of width 128. A right answer is 30 right symbols, so its run goes on for longer.
-    larger, goal = (dict(width=128, layers=3, hidden=256), 0.9995) if task == "equations" else ({}, 0.997)
+    # The paper's model for equations has six layers; a right answer is 30 right symbols, so that its run goes on for longer.
+    batch, rate, steps, every, goal = TRAINING.get(task, (32, 2e-3, 2000, 100, 0.997))
     return Experiment(
-        model=RecurrentConfig(**(shape | larger | kind_options(kind, segment))),
+        model=RecurrentConfig(**(shape | MODELS.get(task, {}) | kind_options(kind, segment))),
         data=DataConfig(source=f"task:{task}", sequence=sequence, eval_samples=1024),
-        optimizer=OptimizerConfig(learning_rate=2e-3, steps=2000, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
-        training=TrainingConfig(batch=32, segment=segment, log_every=20, eval_every=100, stop_at=goal,
-                                curriculum=CURRICULUM.get(task, ())),
+        optimizer=OptimizerConfig(learning_rate=rate, steps=steps, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
+        training=TrainingConfig(batch=batch, segment=segment, log_every=20, eval_every=every, stop_at=goal,
+                                curriculum=() if kind in ("none", "prefix") else CURRICULUM.get(task, ())),
         evaluation=EvaluationConfig(batch=128, lengths=(1,)),
     )

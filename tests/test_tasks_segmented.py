@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,8 @@ def test_retrieval_may_ask_for_more_keys_of_a_row():
     place = np.argmax(ids[:, 0:6:2] == ids[:, 8:9], axis=1)
     assert (np.abs(np.bincount(place, minlength=3) - 1000) < 5 * np.sqrt(1000)).all()
     assert abs((ids[:, 6] == ids[:, 8]).mean() - 1 / 3) < 0.05, "drawn anew, whatever was asked before"
+    plain, ordered = (retrieval.sample(replace(cfg, ordered=o), 12, 3000, 1).ids for o in (False, True))
+    np.testing.assert_array_equal(ordered[:, 0:6:2], np.sort(plain[:, 0:6:2], axis=1))
     # Segments of 8: the first question stands beside the pairs, the second does not.
     assert abs(retrieval.baselines(cfg, 12, 8)["own_segment"] - (1 + 0.1) / 2) < 1e-12
     with pytest.raises(DataError, match="questions, keys and values must be at least 1"):

@@ -4,7 +4,8 @@
 
 Keys of a sample are distinct, values too, and the query is one of the keys. Unlike `recall` there is no noise and one question,
 unless `questions` asks for more (q 10 again, each scored at its 10): rows to learn from. Each question draws its key anew, so that
-no answer can be found by exclusion.
+no answer can be found by exclusion. With `ordered` the keys of a row ascend: a key then tells about where its pair stands, and
+what was written can be asked for before it can be compared. Without this beginning RMT learns neither (docs/log.md, 2026-11-26).
 Cut into segments of 4, four pairs make 4 + 4 + 2 tokens: the query sees no pair. (The public code's segments of "5" and "4" are
 both 5 + 5, where a reader of the last segment is right half of the time.) A longer row is filled up with 0, unscored.
 
@@ -23,10 +24,12 @@ from memtok_jax.data.tasks.scoring import Sample, unscored
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """pairs: P. questions: how often one of the keys is asked for. keys, values: number of symbols of each kind."""
+    """pairs: P. questions: how often one of the keys is asked for. ordered: keys ascend. keys, values: number of symbols of each
+    kind."""
 
     pairs: int = 4
     questions: int = 1
+    ordered: bool = False
     keys: int = 26
     values: int = 10
 
@@ -67,6 +70,7 @@ def sample(cfg: RetrievalConfig, sequence: int, batch: int, seed: int) -> Sample
     rng, P, Q = np.random.default_rng(seed), cfg.pairs, cfg.questions
     distinct = lambda n: rng.permuted(np.tile(np.arange(n, dtype=np.int32), (batch, 1)), axis=1)
     keys, values = distinct(cfg.keys)[:, :P] + np.int32(cfg.values + 1), distinct(cfg.values)[:, :P]
+    keys = np.sort(keys, axis=1) if cfg.ordered else keys
     chosen, asked = rng.integers(P, size=(batch, Q)), 2 * (P + np.arange(Q)) + 1
     ids = np.zeros((batch, sequence), np.int32)
     ids[:, 0:2 * P:2], ids[:, 1:2 * P:2] = keys, values
