@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import associative_scan, flops, measure
+from benchmarks import associative_scan, flops, measure, stream
 from benchmarks import vit as vit_speed
 from memtok_jax import params as P
 from memtok_jax.memory import neural
@@ -64,3 +64,9 @@ def test_operations_of_a_vision_transformer_are_counted_right():
         lowered = jax.jit(lambda p, x, cfg=cfg: vit.features(p, x, cfg).prenorm).lower(P.abstract(vit.specs(cfg)), x)
         counted = vit_speed.forward_operations(registers, 64, **sizes)
         assert 1.0 < lowered.compile().cost_analysis()["flops"] / counted < 1.05
+
+
+@pytest.mark.parametrize("model", ["lmm", "mag", "mac"])
+def test_the_models_that_are_streamed_can_be_made(model):
+    cfg = stream.small_experiment({"model": model, "width": 64, "layers": 1, "train_steps": 10}).model
+    assert (cfg.prefix > 0) == (model != "lmm")
