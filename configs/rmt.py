@@ -46,7 +46,7 @@ def pairs(number: int, more: str = "") -> str:
 
 # What comes first. Retrieval: keys in ascending order tell where their pairs stand, so what is written can be asked for.
 CURRICULUM = {"reverse": ("data.sequence=24",),
-              "retrieval": (pairs(2, "data.retrieval.ordered=true"), pairs(2), pairs(3), pairs(4))}
+              "retrieval": (pairs(2, "data.retrieval.ordered=true"), pairs(2), pairs(3), pairs(4, "optimizer.steps=2000"))}
 # What another task leaves as it is: batch, learning rate, updates (of a stage), evaluation, the goal that ends a run.
 TRAINING = {"retrieval": (256, 3e-3, 1000, 50, 0.997), "equations": (32, 2e-3, 2000, 100, 0.9995)}
 

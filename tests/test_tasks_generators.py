@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from task_checks import samples_are_pure
 
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.tasks import mqar, passkey, recall
@@ -27,13 +28,7 @@ def labelled(row) -> dict[int, int]:
 def test_samples_are_pure_functions_of_the_seed(name):
     module, cfg, lengths = CASES[name]
     for length in lengths:
-        one, same, other = (module.sample(cfg, length, 5, seed) for seed in (7, 7, 8))
-        for a, b in zip(one, same, strict=True):
-            np.testing.assert_array_equal(a, b)
-            assert a.dtype == np.int32 and a.shape == (5, length)
-        assert (one.ids != other.ids).any()
-        assert 0 <= one.ids.min() and one.ids.max() < module.vocabulary(cfg) == len(module.symbols(cfg))
-        assert ((one.labels == IGNORED) == (one.distance == 0)).all()
+        samples_are_pure(module, cfg, length)
 
 
 @pytest.mark.parametrize("name", CASES)

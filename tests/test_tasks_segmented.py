@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from task_checks import samples_are_pure
 
 from memtok_jax.data import open_eval, open_train, task_baselines, vocabulary
 from memtok_jax.data.config import DataConfig
@@ -27,13 +28,7 @@ CASES = {  # module, settings, length, shortest length
 @pytest.mark.parametrize("name", CASES)
 def test_samples_are_pure_functions_of_the_seed(name):
     module, cfg, length, least = CASES[name]
-    one, same, other = (module.sample(cfg, length, 5, seed) for seed in (7, 7, 8))
-    for a, b in zip(one, same, strict=True):
-        np.testing.assert_array_equal(a, b)
-        assert a.dtype == np.int32 and a.shape == (5, length)
-    assert (one.ids != other.ids).any()
-    assert 0 <= one.ids.min() and one.ids.max() < module.vocabulary(cfg) == len(module.symbols(cfg))
-    assert ((one.labels == IGNORED) == (one.distance == 0)).all()
+    one = samples_are_pure(module, cfg, length)
     assert accuracy(one.labels, one.labels) == 1 == exact_match(one.labels, one.labels)
     with pytest.raises(DataError, match="at least"):
         module.check(cfg, least - 1 if module is not associative else least - associative.unit(cfg))

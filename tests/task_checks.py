@@ -1,0 +1,19 @@
+"""What every generator of samples must do, whatever the task."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memtok_jax.data.tasks.scoring import IGNORED
+
+
+def samples_are_pure(module, cfg, length: int):
+    """Equal seeds give equal samples, others give others; tokens stand in the vocabulary. Returns one batch."""
+    one, same, other = (module.sample(cfg, length, 5, seed) for seed in (7, 7, 8))
+    for a, b in zip(one, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == np.int32 and a.shape == (5, length)
+    assert (one.ids != other.ids).any()
+    assert 0 <= one.ids.min() and one.ids.max() < module.vocabulary(cfg) == len(module.symbols(cfg))
+    assert ((one.labels == IGNORED) == (one.distance == 0)).all()
+    return one
