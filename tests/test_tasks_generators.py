@@ -28,7 +28,7 @@ def labelled(row) -> dict[int, int]:
 def test_samples_are_pure_functions_of_the_seed(name):
     module, cfg, lengths = CASES[name]
     for length in lengths:
-        samples_are_pure(module, cfg, length)
+        assert samples_are_pure(module, cfg, length).ids.shape == (5, length)
 
 
 @pytest.mark.parametrize("name", CASES)
