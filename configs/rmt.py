@@ -4,8 +4,8 @@ Paper: Recurrent Memory Transformer, section 4.1 and figure 3, https://arxiv.org
 Command: python train.py --config=rmt:copy
 Hardware, time: 2 CPU cores, minutes
 Paper's results: 1.0 on reverse and copy, 0.99 on retrieval, after 250,000 updates and more of other models
-Expected here: copy 1.0 after 400 updates, reverse 0.997 after 600 of 12 symbols over two segments and 600 more of 24 over four. Not
-    learnt to the end: retrieval (see docs/log.md). Equations have been started only
+Expected here: copy 1.0 after 400 updates, reverse 0.997 after 600 of 12 symbols over two segments and 600 more of 24 over four,
+    retrieval 0.98 and more after five stages of 500 to 1,700 updates each. Equations have been started only
 Neighbours: armt.
 
                                                                a reader of its own segment
@@ -15,10 +15,12 @@ Neighbours: armt.
     equations  quadratic equations solved in six stages of 30  none stated: accuracy counts filler, more than half of the targets,
                and eval.py also prints the share of right last stages ("answers")
 
-Positions are relative, in two heads (equations: four): see `DISTANCE_STD` in memtok_jax/models/decoder.py. A run ends when 99.7 %
+Positions are relative (but for retrieval), in two heads (equations: four): see `DISTANCE_STD` in memtok_jax/models/decoder.py. A run ends when 99.7 %
 of the held-out symbols are right (equations: 99.95 %). The gradient flows through all segments: cut between them
 (--config.training.gradient=every:1), no task can be learnt. Reverse begins with rows of half the length (training.curriculum): what
-the first segment wrote must pass through the second one unread, which is seldom learnt at once.
+the first segment wrote must pass through the second one unread, which is seldom learnt at once. Retrieval begins with two pairs
+whose keys ascend, then in any order, then three pairs, then four: to keep a binding and to ask for it are no use without each
+other, and ascending keys let the second be learnt first. Its positions are learned, its embeddings small.
 
 Beside each task: _none, the same decoder without memory; _prefix, with memory tokens in front that are never written (Memory
 Transformer); _paper, with the paper's mask; _cached, with a cache of one segment beside the memory.
@@ -40,15 +42,15 @@ PRESETS = (*TASKS, *(f"{task}_{kind}" for task in TASKS for kind in KINDS))
 
 def pairs(number: int, more: str = "") -> str:
     """A stage of retrieval: so many pairs, and as many questions."""
-    return (f"data.retrieval.pairs={number} data.retrieval.questions={number} data.sequence={4 * number} training.stop_at=0.98"
-            f" {more}").strip()
+    return (f"data.retrieval.pairs={number} data.retrieval.questions={number} data.sequence={4 * number} training.stop_at=0.98 "
+            f"optimizer.learning_rate=0.003 {more}").strip()
 
 
 # What comes first. Retrieval: keys in ascending order tell where their pairs stand, so what is written can be asked for.
 CURRICULUM = {"reverse": ("data.sequence=24",),
               "retrieval": (pairs(2, "data.retrieval.ordered=true"), pairs(2), pairs(3), pairs(4, "optimizer.steps=2000"))}
 # What another task leaves as it is: batch, learning rate, updates (of a stage), evaluation, the goal that ends a run.
-TRAINING = {"retrieval": (256, 3e-3, 1000, 50, 0.997), "equations": (32, 2e-3, 2000, 100, 0.9995)}
+TRAINING = {"retrieval": (256, 5e-4, 1000, 50, 0.995), "equations": (32, 2e-3, 2000, 100, 0.9995)}
 
 
 def kind_options(kind: str, segment: int) -> dict:
