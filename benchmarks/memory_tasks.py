@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,15 @@ from benchmarks import report, sweep
 
 # Segments of each task: tokens of a segment -> number of segments.
 SEGMENTS = {"copy": (24, 12, 8), "reverse": (24, 12, 8), "retrieval": (4,)}
-TOKENS = {"copy": (10, 72, 24), "reverse": (10, 48, 24), "retrieval": (37, 12, 4)}  # vocabulary, sequence, memory tokens
+LENGTH = {"copy": 72, "reverse": 48, "retrieval": 12}  # tokens of a row
 # (task, segments) -> published accuracy without memory, of Transformer-XL (cache of one segment), of RMT.
 PUBLISHED = {
     ("copy", 3): (".12", "1.0", "1.0"), ("copy", 6): (".10", ".90 to 1", "1.0"), ("copy", 9): (".10", ".19 to .45", "1.0"),
     ("reverse", 2): (".10", ".39 to .96", "1.0"), ("reverse", 4): (".10", ".83 to .88", "1.0"),
     ("reverse", 6): (".10", ".63 to .70", ".70 to 1"), ("retrieval", 3): (".10", ".67 to .97", ".99")}
-# Lengths that come first, for all models alike: the answer to the whole row needs a memory handed on, which is learnt in steps.
-# Retrieval begins as in `configs/rmt.py`: two pairs with keys in ascending order.
-PAIRS = "data.retrieval.pairs={0} data.retrieval.questions={0} data.sequence={1} training.stop_at=0.98"
-ORDERED = PAIRS.format(2, 8) + " data.retrieval.ordered=true"
-CURRICULUM = {("reverse", 12): ("data.sequence=24",), ("reverse", 8): ("data.sequence=16", "data.sequence=32"),
-              ("retrieval", 4): (ORDERED, *(PAIRS.format(n, 4 * n) for n in (2, 3, 4)))}
-BATCH, RATE = {"retrieval": 256}, {"retrieval": 3e-3}  # where not 32 and 2e-3
+# What comes first, for all models alike, where `configs/rmt.py` has no such segments: the answer to the whole row needs a memory
+# handed on, which is learnt in steps.
+CURRICULUM = {("reverse", 8): ("data.sequence=16", "data.sequence=32")}
 MODELS = ("none", "transformer_xl", "compressive", "rmt")
 COLUMN = {"none": 0, "transformer_xl": 1, "rmt": 2}
 
@@ -52,46 +49,40 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def model_of(name: str, task: str, segment: int) -> Any:
-    """The model of one row of the table."""
+def model_of(name: str, task: str, segment: int, rmt: Any) -> Any:
+    """The model of one row of the table. rmt: the RMT of `configs/rmt.py` for this task."""
     from memtok_jax.memory.compressive import CompressiveConfig
     from memtok_jax.memory.xl import XlConfig
-    from memtok_jax.models.recurrent import RecurrentConfig
     from memtok_jax.models.transformer_xl import TransformerXlConfig
 
-    vocabulary, _, tokens = TOKENS[task]
-    shape = dict(vocabulary=vocabulary, width=64, layers=2, head_dim=32)
     if name in ("none", "rmt"):
-        look = dict(position="learned", scaled=False, tied=False) if task == "retrieval" else dict(position="relative")
-        return RecurrentConfig(**shape, **look, segment=segment, tokens=tokens if name == "rmt" else 0)
+        return replace(rmt, segment=segment, tokens=rmt.tokens if name == "rmt" else 0)
     half = segment // 2
     memory = XlConfig(segment) if name == "transformer_xl" else CompressiveConfig(half, half, 2)
-    return TransformerXlConfig(**shape, heads=2, hidden=256, norm="pre", std=0.125, memory=memory)
+    return TransformerXlConfig(vocabulary=rmt.vocabulary, width=64, layers=2, head_dim=32, heads=2, hidden=256, norm="pre",
+                               std=0.125, memory=memory)
 
 
 def experiment(name: str, task: str, segment: int, args: argparse.Namespace) -> Any:
-    """One run."""
-    from memtok_jax.data.config import DataConfig
-    from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+    """One run: as `configs/rmt.py` trains RMT on the task, on one device, with another model."""
+    from memtok_jax import config
 
-    return Experiment(
-        model=model_of(name, task, segment),
-        data=DataConfig(f"task:{task}", sequence=TOKENS[task][1], seed=args.seed, eval_samples=512),
-        optimizer=OptimizerConfig(learning_rate=RATE.get(task, 2e-3), steps=args.steps, warmup_steps=min(100, args.steps),
-                                  weight_decay=0.01, final_fraction=0.05),
-        training=TrainingConfig(batch=BATCH.get(task, 32), segment=segment, seed=args.seed, log_every=50, eval_every=100,
-                                stop_at=0.997, data=1, curriculum=CURRICULUM.get((task, segment), ())),
-        evaluation=EvaluationConfig(batch=128, lengths=(1,)),
-    )
+    base = config.load(f"rmt:{task}")
+    stages = CURRICULUM.get((task, segment), base.training.curriculum if segment == base.model.segment else ())
+    return replace(
+        base, model=model_of(name, task, segment, base.model),
+        data=replace(base.data, seed=args.seed, eval_samples=512),
+        optimizer=replace(base.optimizer, steps=args.steps, warmup_steps=min(100, args.steps)),
+        training=replace(base.training, segment=segment, seed=args.seed, log_every=50, data=1, curriculum=stages))
 
 
 def rows_of(found: dict[str, dict], jobs: dict[str, tuple]) -> list[dict]:
     """One record a run. own_segment: accuracy of who reads the segment that asks and nothing else, whatever the model."""
     from memtok_jax.data import DataConfig, task_baselines
 
-    own = {(task, segment): task_baselines(DataConfig(f"task:{task}", sequence=TOKENS[task][1]), segment)["own_segment"]
+    own = {(task, segment): task_baselines(DataConfig(f"task:{task}", sequence=LENGTH[task]), segment)["own_segment"]
            for task, segment, _ in jobs.values()}
-    return [{"task": task, "segments": TOKENS[task][1] // segment, "model": name, "updates": found[job]["step"],
+    return [{"task": task, "segments": LENGTH[task] // segment, "model": name, "updates": found[job]["step"],
              "accuracy": found[job]["eval/accuracy"], "written": found[job].get("eval/strict_exact_match"),
              "own_segment": own[task, segment], "seconds": found[job]["seconds"]}
             for job, (task, segment, name) in jobs.items()]
@@ -129,7 +120,7 @@ def draw(path: str, records: list[dict]) -> None:
 def main(arguments: list[str]) -> None:
     args, load = parse(arguments), report.load_average()
     jobs = {f"{task}-{segment}-{name}-{args.seed}": (task, segment, name) for task in args.tasks for segment in SEGMENTS[task]
-            if not args.segments or TOKENS[task][1] // segment in args.segments for name in args.models}
+            if not args.segments or LENGTH[task] // segment in args.segments for name in args.models}
     found = sweep.run_all({job: experiment(name, task, segment, args) for job, (task, segment, name) in jobs.items()}, args.folder)
     records = rows_of(found, jobs)
     text = "\n\n".join(["# Copy, reverse, retrieval", f"`{report.command_line('benchmarks.memory_tasks', arguments)}`",
