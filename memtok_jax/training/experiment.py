@@ -13,6 +13,7 @@ from memtok_jax.data import DataConfig, ImagesConfig, is_text
 from memtok_jax.training import backpropagation, losses
 
 RULES = ("adamw", "lamb")
+FIXED_IN_STAGES = ("training.curriculum", "training.start_from")  # the curriculum itself sets these
 
 
 def _at_least(owner: str, config: Any, **least: float) -> None:
@@ -172,7 +173,7 @@ class Experiment:
 def stage(experiment: Experiment, text: str) -> Experiment:
     """The experiment with the fields that `text` gives, and no curriculum. A task's lengths above the new sequence are left out.
 
-    Raises UserError for a field that does not exist, starts where the stage before ended, or makes an impossible experiment.
+    Raises UserError for a field that does not exist or that the curriculum itself sets, and for an impossible experiment.
     """
     alone = replace(experiment, training=replace(experiment.training, curriculum=()))
     changes = text.split()
@@ -182,9 +183,6 @@ def stage(experiment: Experiment, text: str) -> Experiment:
         fitting = tuple(n for n in experiment.data.lengths if n <= tokens)
         alone = replace(alone, data=replace(alone.data, lengths=fitting))
     return override(alone, tuple(changes))
-
-
-FIXED_IN_STAGES = ("training.curriculum", "training.start_from")
 
 
 def _new_sequence(changes: list[str]) -> int:
