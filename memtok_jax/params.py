@@ -26,6 +26,7 @@ class ParamSpec:
 
     shape: its dimensions. axes: a logical name (or None) for each, see `sharding.py`.
     init: function (key, shape, dtype) -> array. decayed: whether weight decay applies.
+    auxiliary: the gradient comes from a loss of the memory's own alone, whose scale has nothing to do with the model's.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +34,7 @@ class ParamSpec:
     init: Initializer
     decayed: bool = True
     dtype: Any = jnp.float32
+    auxiliary: bool = False
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):

@@ -16,7 +16,7 @@ from memtok_jax.evaluation.report import evaluate_run
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.models import transformer_xl
 from memtok_jax.models.transformer_xl import TransformerXlConfig
-from memtok_jax.training import metrics, step
+from memtok_jax.training import metrics, optimizer, step
 from memtok_jax.training.experiment import Experiment, functions_of
 from memtok_jax.training.run import train
 
@@ -77,3 +77,25 @@ def test_one_update_moves_the_compression_by_its_own_loss_alone():
     own = [g["layers"].pop("memory") for g in grads]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), *grads)
     assert all(np.any(g) for g in jax.tree.leaves(own[0])) and not any(np.any(g) for g in jax.tree.leaves(own[1]))
+
+
+def test_the_auxiliary_gradient_is_clipped_by_itself():
+    """However large it is, the other parameters move as they would without it, and it is held to the same bound."""
+    exp = config.load("compressive")
+    leaves_of = lambda model: jax.tree.leaves(transformer_xl.specs(model), is_leaf=lambda node: isinstance(node, P.ParamSpec))
+    leaves = leaves_of(exp.model)
+    assert {s.auxiliary for s in leaves} == {True, False}
+    bptt = replace(exp.model, memory=replace(exp.model.memory, objective="bptt"))
+    assert not any(s.auxiliary for s in leaves_of(bptt))
+    tx = optimizer.clip(0.5, leaves)
+    rng = np.random.default_rng(0)
+    grads = [jnp.asarray(rng.standard_normal(s.shape), jnp.float32) for s in leaves]
+    louder = [1000 * g if s.auxiliary else g for s, g in zip(leaves, grads, strict=True)]
+    one, other = (tx.update(g, tx.init(g))[0] for g in (grads, louder))
+    norm = lambda tree, auxiliary: np.sqrt(sum(np.square(g).sum() for s, g in zip(leaves, tree, strict=True)
+                                               if s.auxiliary == auxiliary))
+    for spec, a, b in zip(leaves, one, other, strict=True):
+        if not spec.auxiliary:
+            np.testing.assert_array_equal(a, b)
+    for auxiliary in (False, True):
+        np.testing.assert_allclose([norm(one, auxiliary), norm(other, auxiliary)], 0.5, rtol=1e-5)

@@ -110,8 +110,9 @@ class CompressiveState(NamedTuple):
 def specs(cfg: CompressiveConfig) -> dict:
     """Weights of the compression and, for auto-encoding, of the decoder g: one linear map from a slot to c rows."""
     d, c = cfg.width, cfg.rate
-    kernel = lambda size, out: P.ParamSpec((size * d, out), ("embed", None), P.fan_in(0))
-    bias = lambda size: P.ParamSpec((size,), (None,), P.zeros, decayed=False)
+    own = cfg.objective in ("attention", "autoencoding")
+    kernel = lambda size, out: P.ParamSpec((size * d, out), ("embed", None), P.fan_in(0), auxiliary=own)
+    bias = lambda size: P.ParamSpec((size,), (None,), P.zeros, decayed=False, auxiliary=own)
     out = {}
     if cfg.compressed and cfg.compression in ("conv", "dilated"):
         out |= {"kernel": kernel(c, d), "bias": bias(d)}

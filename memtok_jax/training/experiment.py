@@ -30,8 +30,8 @@ class OptimizerConfig:
     learning_rate: the peak. steps: length of the run in updates. warmup_steps: updates until the peak.
     final_fraction: learning rate at the end, as a fraction of the peak. beta1, beta2, epsilon: of Adam.
     weight_decay: decoupled, only on parameters whose spec says `decayed`. clip_norm: bound of the global norm of the
-    gradient. max_skipped: an update whose loss or gradient is not finite is left out; after this many in a row the
-    run stops.
+    gradient; what a memory's own loss alone teaches is clipped by itself. max_skipped: an update whose loss or gradient is not
+    finite is left out; after this many in a row the run stops.
     """
 
     learning_rate: float

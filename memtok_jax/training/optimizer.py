@@ -23,13 +23,36 @@ def schedule(cfg: OptimizerConfig) -> optax.Schedule:
 def make_optimizer(cfg: OptimizerConfig, specs: pr.Tree) -> optax.GradientTransformation:
     """AdamW or LAMB over parameters described by `specs`, before the learning rate: the direction in which to go down.
 
-    The gradient is clipped to a global norm first. The step multiplies by minus the learning rate itself, so that
+    The gradient is clipped first. The step multiplies by minus the learning rate itself, so that
     the schedule follows the number of the update also where an update was left out.
     """
-    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm),
+    return optax.chain(clip(cfg.clip_norm, specs),
                        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon),
                        optax.add_decayed_weights(cfg.weight_decay, pr.decay_mask(specs)),
                        *([scale_by_trust_ratio(specs)] if cfg.rule == "lamb" else []))
+
+
+def clip(bound: float, specs: pr.Tree) -> optax.GradientTransformation:
+    """Shrink the gradient to a global norm of at most `bound`; auxiliary parameters and all others each by their own norm.
+
+    With one norm for both, a loss that is meant to reach the compression of a memory alone would shorten every other step.
+    """
+    apart = [spec.auxiliary for spec in _leaves(specs)]
+    whole = optax.clip_by_global_norm(bound)
+
+    def update(updates, state, params=None):
+        leaves, tree = jax.tree.flatten(updates)
+        for group in (False, True):
+            mine = [i for i, auxiliary in enumerate(apart) if auxiliary == group]
+            for i, clipped in zip(mine, whole.update([leaves[i] for i in mine], state)[0], strict=True):
+                leaves[i] = clipped
+        return tree.unflatten(leaves), state
+
+    return optax.GradientTransformation(whole.init, update)
+
+
+def _leaves(specs: pr.Tree) -> list[pr.ParamSpec]:
+    return jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, pr.ParamSpec))
 
 
 def scale_by_trust_ratio(specs: pr.Tree) -> optax.GradientTransformation:
@@ -38,7 +61,7 @@ def scale_by_trust_ratio(specs: pr.Tree) -> optax.GradientTransformation:
     As optax's of the same name, but for two things that published recipes rest on: the layers of a stack have a ratio each, and
     parameters without decay (norms, biases, tokens) keep their step, as in the fused LAMB of DeiT III.
     """
-    known = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, pr.ParamSpec))
+    known = _leaves(specs)
 
     def update(updates, state, params):
         leaves, tree = jax.tree.flatten(updates)
