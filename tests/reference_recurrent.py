@@ -71,10 +71,10 @@ def output_of(decoder):
     return decoder["output"] if "output" in decoder else decoder["embedding"].T
 
 
-def segment(params, m, ids, form, scale, old, by_memory):
-    """One segment without padding: (logits [T, V], next memory [M, D], inputs of each layer at the tokens).
+def segment(params, m, ids, form, scale, old, by_memory, whole=False):
+    """One segment without padding: (logits [T, V], next memory [M, D], inputs of each layer at the tokens, or at all rows).
 
-    old: rows that each layer has cached; by_memory: the memory's rows see them too.
+    old: rows that each layer has cached; by_memory: the memory's rows see them too. whole: return the memory's inputs too.
     """
     d = params["decoder"]
     tail = list(m) if form in ("paper", "causal") else []
@@ -86,7 +86,7 @@ def segment(params, m, ids, form, scale, old, by_memory):
     for l, rows in enumerate(old):
         far = [list(range(len(rows))) if by_memory or i in token else [] for i in position]
         sees = [far[i] + [len(rows) + j for j in columns(form, i, len(m), len(ids))] for i in position]
-        inputs.append([x[i] for i in token])
+        inputs.append([x[i] for i in (position if whole else token)])
         x = layer(layer_of(d["layers"], l), x, sees, position, rows)
     x = [layer_norm(row, d["norm"]) for row in x]
     logits = np.array([x[i] @ output_of(d) for i in token])
@@ -94,16 +94,17 @@ def segment(params, m, ids, form, scale, old, by_memory):
     return logits, np.array(written).reshape(len(m), -1), inputs
 
 
-def recurrent(params, segments, form, scale, size=0, by_memory=False, fixed=None):
+def recurrent(params, segments, form, scale, size=0, by_memory=False, fixed=None, whole=False):
     """All segments of one row; an empty one leaves the memory as it is.
 
-    size: rows that each layer caches. fixed: what the caches shall hold before each segment, instead of what was computed: they
-    have no gradient. Returns (list of logits, last memory, what the caches held before each segment and at the end).
+    size: rows that each layer caches, those of the memory too where `whole` is set. fixed: what the caches shall hold before each
+    segment, instead of what was computed: they have no gradient.
+    Returns (list of logits, last memory, what the caches held before each segment and at the end).
     """
     m, out, held = params["memory"]["tokens"], [], [[[] for _ in params["decoder"]["layers"]["o"]["b"]]]
     for ids in (ids for ids in segments if len(ids)):
         old = (fixed or held)[len(out)]
-        logits, m, inputs = segment(params, m, ids, form, scale, old, by_memory)
+        logits, m, inputs = segment(params, m, ids, form, scale, old, by_memory, whole)
         out.append(logits)
         held.append([(before + new)[max(len(before + new) - size, 0):] for before, new in zip(old, inputs, strict=True)])
     return out, m, held

@@ -20,12 +20,12 @@ def cached(**options):
     return model(**(dict(position="relative", cache=5) | options))
 
 
-@pytest.mark.parametrize("form, by_memory, size", [
-    ("paper", False, 3), pytest.param("causal", True, 5, marks=pytest.mark.slow)])
-def test_equals_the_loops(form, by_memory, size):
+@pytest.mark.parametrize("form, by_memory, size, whole", [
+    ("paper", False, 3, False), pytest.param("causal", True, 5, False, marks=pytest.mark.slow), ("paper", True, 9, True)])
+def test_equals_the_loops(form, by_memory, size, whole):
     """Logits, memory, cache, and every gradient by differences of loops whose caches are held: none flows into them."""
     with jax.enable_x64(True):
-        cfg = cached(form=form, cache=size, read_mem_from_cache=by_memory, ends="call")
+        cfg = cached(form=form, cache=size, read_mem_from_cache=by_memory, cache_memory=whole, ends="call")
         params, _ = setup(cfg, 2, np.float64)
         ids, r, r_memory, lengths, real = some_segments()
 
@@ -41,7 +41,7 @@ def test_equals_the_loops(form, by_memory, size):
 
         def loop(params, b, held=None):
             parts = [ids[b, n, :size] for n, size in enumerate(LENGTHS[b])]
-            return reference.recurrent(params, parts, form, segments.scale(cfg), size, by_memory, held)
+            return reference.recurrent(params, parts, form, segments.scale(cfg), size, by_memory, held, whole)
 
         at_first = [loop(plain, b) for b in range(2)]
 
@@ -161,10 +161,20 @@ def test_an_extended_segment_keeps_its_cache():
     assert_close(jnp.concatenate(outs, 1), expected[:, 1:], 1e-5)
 
 
+def test_tokens_in_a_cache_that_holds_memory_too():
+    """Counted in the rows [m x m][m x m]... that the cache keeps, behind which stands a segment."""
+    row = ([False] * 2 + [True] * T + [False] * 2) * 3
+    for size in range(1, len(row)):
+        cfg = cached(tokens=2, cache=size, cache_memory=True, ends="call")
+        assert cfg.window == sum(row[-size:]) + T
+
+
 @pytest.mark.parametrize("options, message", [
     (dict(cache=-1), "cache=-1 must not be negative"),
     (dict(position="learned"), "position='learned': .* with cache=5 set position='relative'"),
     (dict(form="encoder", ends="call"), "form='encoder' has none"),
+    (dict(cache_memory=True), "cache_memory=True with cache=5, ends='full': .* set cache to its rows and ends='call'"),
+    (dict(cache_memory=True, cache=0, ends="call"), "cache_memory=True with cache=0"),
     (dict(positions=12), "positions=12 is less than the 13 rows"),
 ], ids=str)
 def test_config_names_the_mistake(options, message):

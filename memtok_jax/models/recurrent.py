@@ -9,8 +9,9 @@ memory is taken after the last norm and enters again as an input embedding: N se
     form "prefix"    [m ; x] and never written: a Memory Transformer (2006.11527), no recurrence
 
 With `cache` rows each layer also sees its own inputs at the last tokens of earlier segments, as in Transformer-XL (both together:
-table 5 of the paper; `memory/xl.py`). Columns stand in the order [cache m x m]; rows of m are never cached (the released
-code caches them too), and no gradient enters the cache, so that the memory alone can be trained across segments.
+table 5 of the paper; `memory/xl.py`). Columns stand in the order [cache m x m]. Rows of m are not cached, unless `cache_memory`
+asks for it: the released code keeps the last rows of [m x m], whatever they are. No gradient enters the cache, so that the memory
+alone can be trained across segments.
 
 No memory tokens and no cache give N independent segments, exactly. A trainer that scans `apply` over segments is the recurrence;
 where the gradient is cut is the trainer's business (`training.gradient`).
@@ -43,13 +44,14 @@ class RecurrentConfig(SegmentedConfig):
     fields: `segments.SegmentedConfig`; the memory has the dtype of the activations.
 
     cache: tokens of earlier segments that a layer sees beside the memory; 0 is none. read_mem_from_cache: the memory's rows see
-        them too, not the tokens alone.
+        them too, not the tokens alone. cache_memory: rows of the memory are cached like tokens; a call must be a segment then.
     """
 
     form: str = "causal"
     init: str = "scaled"
     cache: int = 0
     read_mem_from_cache: bool = False
+    cache_memory: bool = False
 
     def __post_init__(self):
         segments.choose("form", self.form, masks.FORMS)
@@ -61,6 +63,9 @@ class RecurrentConfig(SegmentedConfig):
         if self.cache and self.position != "relative":
             raise ValueError(f"position={self.position!r}: no row of a table stands for earlier segments; "
                              f"with cache={self.cache} set position='relative'")
+        if self.cache_memory and not (self.cache and self.ends == "call"):
+            raise ValueError(f"cache_memory=True with cache={self.cache}, ends={self.ends!r}: it needs a cache, and calls that are "
+                             "segments; set cache to its rows and ends='call'")
         if self.cache and self.form == "encoder":
             raise ValueError(f"cache={self.cache}: form='encoder' has none; use a decoder or set cache=0")
         _ = self.memory
@@ -84,8 +89,11 @@ class RecurrentConfig(SegmentedConfig):
 
     @property
     def window(self) -> int:
-        """Tokens that a token can see without memory."""
-        return self.cache + self.segment
+        """Tokens that a token can see without memory: those of its segment and those that the cache holds."""
+        if not self.cache_memory:
+            return self.cache + self.segment
+        whole, rest = divmod(self.cache, self.rows - self.cache)
+        return (whole + 1) * self.segment + min(max(rest - self.tail, 0), self.segment)
 
     @property
     def tail(self) -> int:
@@ -149,6 +157,17 @@ def view_of(real: jax.Array, call: segments.Call, cfg: RecurrentConfig) -> View:
     return View(jnp.concatenate(visible, axis=2), query, jnp.concatenate([before, key], axis=1))
 
 
+def remembered(x: jax.Array, call: segments.Call, cfg: RecurrentConfig) -> tuple[jax.Array, jax.Array]:
+    """What a cache keeps of a layer's input [B, M+T+tail, D]: (rows, i32[B] how many of them, from the first, are real)."""
+    if not cfg.cache_memory:
+        return x[:, cfg.tokens:cfg.tokens + call.ids.shape[1]], call.length
+    # The write block moves up to the last real token.
+    real = cfg.tokens + call.length[:, None]
+    row = jnp.arange(x.shape[1])[None]
+    row = jnp.where(row < real, row, jnp.minimum(row - call.length[:, None] + call.ids.shape[1], x.shape[1] - 1))
+    return P.take_rows(x, row), jnp.where(call.length > 0, real[:, 0] + cfg.tail, 0)
+
+
 def step(params, carry: tuple[RecurrentTokensState, Any], call: segments.Call, cfg: RecurrentConfig):
     """Read block, tokens and write block once through the decoder.
 
@@ -163,14 +182,14 @@ def step(params, carry: tuple[RecurrentTokensState, Any], call: segments.Call, c
 
     def one(x, tree):
         y, new = decoder.layer(tree[0], x, tree[1], view, cfg.decoder)
-        return y, (jax.tree.map(own, new), own(x) if cfg.cache else ())
+        return y, (jax.tree.map(own, new), remembered(x, call, cfg) if cfg.cache else ())
 
     x = decoder.place(params["decoder"], rows, view, cfg.decoder)
     x, (new, inputs) = decoder.scan_layers(one, x, (params["decoder"]["layers"], past), cfg.decoder)
     h, written = memory_tokens.split(affine_norm(x, params["decoder"]["norm"]), cfg.memory)
     memory = memory_tokens.write(params["memory"], memory, written, cfg.memory, call.closes)
     if cfg.cache:
-        cache = jax.vmap(lambda queue, x: xl.write((), queue, x, cfg.queue, call.length))(cache, inputs)
+        cache = jax.vmap(lambda queue, kept: xl.write((), queue, kept[0], cfg.queue, kept[1]))(cache, inputs)
     return decoder.output(params["decoder"], h, cfg.decoder), (memory, cache), new
 
 
