@@ -23,10 +23,13 @@ CASES = {
     "clamp": {"clamp_len": 3},
     "same_length": {"same_length": True},
     "untied": {"untie_r": True, "pre_lnorm": True, "clamp_len": 4, "same_length": True},
+    "clusters": {"cutoffs": [4, 7], "adaptive": True, "proj_share_all_but_first": True},
+    "narrow": {"cutoffs": [4, 7], "div_val": 2, "adaptive": True, "proj_share_all_but_first": True},
 }
 BASE = {"vocab_size": 11, "d_model": 8, "d_embed": 8, "n_head": 2, "d_head": 3, "d_inner": 6, "n_layer": 2, "mem_len": 5,
-        "clamp_len": -1, "pre_lnorm": False, "same_length": False, "untie_r": False}
-FIXED = {"cutoffs": [], "div_val": 1, "adaptive": False, "proj_share_all_but_first": False, "dropout": 0.0, "dropatt": 0.0}
+        "clamp_len": -1, "pre_lnorm": False, "same_length": False, "untie_r": False, "cutoffs": [], "div_val": 1, "adaptive": False,
+        "proj_share_all_but_first": False}
+FIXED = {"dropout": 0.0, "dropatt": 0.0}
 SEGMENTS, BATCH, TOKENS = 3, 2, 4
 
 

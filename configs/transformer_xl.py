@@ -6,11 +6,12 @@ Command: python train.py --config=transformer_xl
 Hardware, time: 2 CPU cores, minutes (the preset "laptop")
 Expected: see docs/results
 
-The presets wt103_base, enwik8_base and enwik8_large have the sizes and recipes of the paper's released scripts, without their
-dropout. Their data does not come with this package: they read bytes of what --data names, and wt103_base keeps its 267,735
-words for the same number of parameters (151 million; enwik8: 41 and 277). The large model of WikiText-103 needs an adaptive
-softmax with clusters of different widths, which is not here. The evaluations of the paper, as options of eval.py:
+The presets wt103_base, wt103_large, enwik8_base and enwik8_large have the sizes and recipes of the paper's released scripts,
+without their dropout. Their data does not come with this package: they read bytes of what --data names, and the first two keep
+their 267,735 words, in clusters, for the same number of parameters (151 million; enwik8: 41 and 277; wt103_large has 285 million
+by these sizes, the paper says 257). The evaluations of the paper, as options of eval.py:
     wt103_base      --config.data.sequence=64 --config.model.memory.length=640 --config.model.clamp=400
+    wt103_large     --config.data.sequence=128 --config.model.memory.length=1600 --config.model.clamp=1000
     enwik8_base     --config.data.sequence=80 --config.model.memory.length=2100 --config.model.clamp=820
     enwik8_large    --config.data.sequence=128 --config.model.memory.length=3800 --config.model.clamp=1000
 each with --config.model.same_length=compat (--config.data.sequence must divide what is scored into whole batches).
@@ -23,7 +24,7 @@ from memtok_jax.memory.xl import XlConfig
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.recipes import laptop_cached, transformer_xl_paper
 
-PRESETS = ("laptop", "wt103_base", "enwik8_base", "enwik8_large")
+PRESETS = ("laptop", "wt103_base", "wt103_large", "enwik8_base", "enwik8_large")
 
 
 def config(preset: str) -> Experiment:

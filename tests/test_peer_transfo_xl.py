@@ -28,7 +28,7 @@ from memtok_jax.models.transformer_xl import TransformerXlConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests" / "data" / "transfo_xl_parity.npz"
-CASES = ("post", "pre", "clamp", "same_length", "untied")
+CASES = ("post", "pre", "clamp", "same_length", "untied", "clusters", "narrow")
 
 
 def load(path: Path, case: str) -> tuple[TransformerXlConfig, dict[str, np.ndarray]]:
@@ -39,7 +39,7 @@ def load(path: Path, case: str) -> tuple[TransformerXlConfig, dict[str, np.ndarr
         vocabulary=theirs["vocab_size"], width=theirs["d_model"], layers=theirs["n_layer"], heads=theirs["n_head"],
         head_dim=theirs["d_head"], hidden=theirs["d_inner"], memory=XlConfig(theirs["mem_len"]),
         norm="pre" if theirs["pre_lnorm"] else "post", untie_r=theirs["untie_r"], clamp=max(theirs["clamp_len"], 0),
-        same_length="compat" if theirs["same_length"] else "off")
+        same_length="compat" if theirs["same_length"] else "off", cutoffs=tuple(theirs["cutoffs"]), shrink=theirs["div_val"])
     return cfg, {name.removeprefix(f"{case}/"): stored[name] for name in stored.files if name.startswith(f"{case}/")}
 
 
@@ -99,7 +99,7 @@ def test_each_option_matters():
         assert np.abs(last_scores(load(STORED, other)[0]) - arrays["scores/2"]).max() > 1e-2
 
 
-@pytest.mark.parametrize("case", ["post", "untied"])
+@pytest.mark.parametrize("case", ["post", "untied", "clusters", "narrow"])
 def test_weights_make_the_round_trip_exactly(case):
     cfg, arrays = load(STORED, case)
     theirs = weights_of(arrays)
@@ -113,7 +113,7 @@ def test_weights_make_the_round_trip_exactly(case):
     (lambda w: w.pop("transformer.layers.1.pos_ff.CoreNet.0.bias"), "1 weights are missing, the first is 'transformer.layers.1"),
     (lambda w: w.update({"transformer.word_emb.emb_projs.0": np.zeros((8, 8))}), "no place .* 'transformer.word_emb.emb_projs.0'"),
     (lambda w: w.update({"crit.out_layers.0.bias": np.zeros(12)}), r"out_layers.0.bias has shape \(12,\), the config says \(11,\)"),
-    (lambda w: w.update({"crit.out_layers.0.weight": np.zeros((11, 8))}), "only tied models"),
+    (lambda w: w.update({"crit.out_layers.0.weight": np.zeros((11, 8))}), "only models in which they are one"),
 ], ids=["missing", "extra", "shape", "untied softmax"])
 def test_weights_that_do_not_fit_are_named(change, message):
     cfg, arrays = load(STORED, "post")
@@ -133,5 +133,5 @@ def test_equals_transformers_run_now(tmp_path):
     path = tmp_path / "live.npz"
     export("export_transfo_xl", path, "--seed=100", variable="MEMTOK_PEER_TRANSFO_XL",
            imports=("torch", "transformers", "transformers.models.transfo_xl"), needs="torch and transformers==4.35.2")
-    for case in ("post", "untied"):
+    for case in ("post", "untied", "narrow"):
         assert_equals(path, case)

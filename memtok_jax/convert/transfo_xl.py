@@ -4,16 +4,19 @@ Their names and ours, for layer i (a matrix of theirs is [out, in], of ours [in,
 
 | theirs | ours |
 |---|---|
-| transformer.word_emb.emb_layers.0.weight, crit.out_layers.0.weight (the same) | embedding |
-| crit.out_layers.0.bias                                    | output_bias |
+| transformer.word_emb.emb_layers.c.weight, crit.out_layers.c.weight (the same) | embedding, of cluster c where they are many |
+| crit.out_layers.c.bias                                    | output_bias, in order |
+| crit.cluster_weight, cluster_bias                         | clusters w, b |
+| transformer.word_emb.emb_projs.c, crit.out_projs.c (the same for c > 0) | projections of cluster c |
+| crit.out_projs.0                                          | output_projection |
 | transformer.r_w_bias, r_r_bias (untied: layers.i.dec_attn.*)        | position u, w (untied: in layers) |
 | layers.i.dec_attn.qkv_net.weight [3HK, D]                 | attention wq, wk, wv [D, H, K] |
 | layers.i.dec_attn.r_net.weight, o_net.weight              | attention wr, wo |
 | layers.i.dec_attn.layer_norm, pos_ff.layer_norm           | norm_attention, norm_mlp |
 | layers.i.pos_ff.CoreNet.0, CoreNet.3                      | mlp w1, b1, w2, b2 |
 
-Their config's clamp_len <= 0 is our clamp 0, their same_length is our same_length="compat". They start from a cache of
-mem_len rows of zeros unless they are given empty ones; ours starts empty. Models with an adaptive softmax have no place here.
+Their config's clamp_len <= 0 is our clamp 0, their same_length is our same_length="compat", their div_val our shrink. They start
+from a cache of mem_len rows of zeros unless they are given empty ones; ours starts empty.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from memtok_jax.config import UserError
 from memtok_jax.models import transformer_xl
 from memtok_jax.models.transformer_xl import TransformerXlConfig
 
-EMBEDDING, TIED, BIAS = "transformer.word_emb.emb_layers.0.weight", "crit.out_layers.0.weight", "crit.out_layers.0.bias"
+WORDS, CRIT = "transformer.word_emb", "crit"
 POSITION = {"u": "r_w_bias", "w": "r_r_bias"}
 FREQUENCIES = "transformer.pos_emb.inv_freq"
 
@@ -41,8 +44,7 @@ def from_transfo_xl(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig)
     """
     _check(weights, cfg)
     layers = [_layer_from(weights, i, cfg) for i in range(cfg.layers)]
-    out = {"embedding": np.asarray(weights[EMBEDDING]), "output_bias": np.asarray(weights[BIAS]),
-           "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+    out = _words_from(weights, cfg) | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
     if not cfg.untie_r:
         out["position"] = {ours: np.asarray(weights[f"transformer.{theirs}"]) for ours, theirs in POSITION.items()}
     return out
@@ -51,13 +53,55 @@ def from_transfo_xl(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig)
 def to_transfo_xl(params: P.Tree, cfg: TransformerXlConfig) -> dict[str, np.ndarray]:
     """Their state_dict, without what follows from the config (the frequencies of the positions)."""
     params = jax.tree.map(np.asarray, params)
-    out = {EMBEDDING: params["embedding"], TIED: params["embedding"], BIAS: params["output_bias"]}
+    out = _words_to(params, cfg)
     for i in range(cfg.layers):
         out |= _layer_to(jax.tree.map(lambda x, i=i: x[i], params["layers"]), i, cfg)
         for ours, theirs in POSITION.items():
             if not cfg.untie_r:
                 out[f"transformer.{theirs}"] = params["position"][ours]
                 out[_name(i, f"dec_attn.{theirs}")] = params["position"][ours]
+    return out
+
+
+def _words_from(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> P.Tree:
+    """Embeddings and output layer of ours."""
+    get = lambda name: np.asarray(weights[name])
+    tables = range(len(cfg.words.ranges) if cfg.shrink > 1 else 1)
+    embedding = [get(f"{WORDS}.emb_layers.{i}.weight") for i in tables]
+    out = {"embedding": embedding if cfg.shrink > 1 else embedding[0],
+           "output_bias": np.concatenate([get(f"{CRIT}.out_layers.{i}.bias") for i in tables])}
+    if cfg.cutoffs:
+        out["clusters"] = {"w": get(f"{CRIT}.cluster_weight"), "b": get(f"{CRIT}.cluster_bias")}
+    if cfg.shrink > 1:
+        out |= {"projections": [get(f"{WORDS}.emb_projs.{i}").T for i in tables],
+                "output_projection": get(f"{CRIT}.out_projs.0").T}
+    return out
+
+
+def _words_to(params: P.Tree, cfg: TransformerXlConfig) -> dict[str, np.ndarray]:
+    """Embeddings and output layer of theirs."""
+    tables = params["embedding"] if cfg.shrink > 1 else [params["embedding"]]
+    biases = np.split(params["output_bias"], cfg.cutoffs) if cfg.shrink > 1 else [params["output_bias"]]
+    out = {}
+    for i, (table, bias) in enumerate(zip(tables, biases, strict=True)):
+        out |= {f"{WORDS}.emb_layers.{i}.weight": table,
+                f"{CRIT}.out_layers.{i}.weight": table, f"{CRIT}.out_layers.{i}.bias": bias}
+    if cfg.cutoffs:
+        out |= {f"{CRIT}.cluster_weight": params["clusters"]["w"], f"{CRIT}.cluster_bias": params["clusters"]["b"]}
+    for i, projection in enumerate(params["projections"] if cfg.shrink > 1 else []):
+        out |= {f"{WORDS}.emb_projs.{i}": projection.T,
+                f"{CRIT}.out_projs.{i}": (projection if i else params["output_projection"]).T}
+    return out
+
+
+def _copies(cfg: TransformerXlConfig) -> dict[str, str]:
+    """Names of theirs that hold what another name holds, which a file may leave out: the tied output layer, and one u and w for
+    each layer that all share."""
+    tables = range(len(cfg.words.ranges) if cfg.shrink > 1 else 1)
+    out = {f"{CRIT}.out_layers.{i}.weight": f"{WORDS}.emb_layers.{i}.weight" for i in tables}
+    out |= {f"{CRIT}.out_projs.{i}": f"{WORDS}.emb_projs.{i}" for i in tables[1:]}
+    if not cfg.untie_r:
+        out |= {_name(i, f"dec_attn.{theirs}"): f"transformer.{theirs}" for i in range(cfg.layers) for theirs in POSITION.values()}
     return out
 
 
@@ -104,16 +148,18 @@ def _check(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> None:
     if specs["layers"]["memory"]:
         raise UserError(f"a Transformer-XL has no weights for {cfg.memory}; convert with an XlConfig")
     expected = to_transfo_xl(P.map_specs(lambda s: np.broadcast_to(np.float32(0), s.shape), specs), cfg)
-    # Copies that a file may leave out: the tied output layer, and one u and w for each layer that all share.
-    copies = {TIED} | {_name(i, f"dec_attn.{theirs}") for i in range(cfg.layers) for theirs in POSITION.values() if not cfg.untie_r}
-    if missing := sorted(expected.keys() - weights.keys() - copies):
-        raise UserError(f"{len(missing)} weights are missing, the first is {missing[0]!r}; a model of {cfg.layers} layers "
-                        f"with untie_r={cfg.untie_r} has {len(expected)}")
+    copies = _copies(cfg)
+    if missing := sorted(expected.keys() - weights.keys() - copies.keys()):
+        raise UserError(f"{len(missing)} weights are missing, the first is {missing[0]!r}; {_wanted(cfg)} has {len(expected)}")
     if extra := sorted(weights.keys() - expected.keys() - {FREQUENCIES}):
-        raise UserError(f"{len(extra)} weights have no place in a model of {cfg.layers} layers with untie_r={cfg.untie_r}, "
-                        f"the first is {extra[0]!r}; an adaptive softmax or embedding is not supported")
+        raise UserError(f"{len(extra)} weights have no place in {_wanted(cfg)}, the first is {extra[0]!r}")
     for name in expected.keys() & weights.keys():
         if np.shape(weights[name]) != expected[name].shape:
             raise UserError(f"{name} has shape {np.shape(weights[name])}, the config says {expected[name].shape}")
-    if TIED in weights and not np.array_equal(weights[TIED], weights[EMBEDDING]):
-        raise UserError(f"{TIED} differs from {EMBEDDING}: only tied models are supported")
+    for copy, name in copies.items():
+        if copy in weights and not np.array_equal(weights[copy], weights[name]):
+            raise UserError(f"{copy} differs from {name}: only models in which they are one are supported")
+
+
+def _wanted(cfg: TransformerXlConfig) -> str:
+    return (f"a model of {cfg.layers} layers with untie_r={cfg.untie_r}, cutoffs={cfg.cutoffs}, shrink={cfg.shrink}")

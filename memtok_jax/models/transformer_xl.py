@@ -7,13 +7,12 @@ Transformer-XL (Dai et al., arXiv 1901.02860) and, with the other memory, Compre
     h1 = LN(h + a),   h2 = LN(h1 + W_2 relu(W_1 h1 + b_1) + b_2)                 norm="post", as published
     h1 = h + a(LN),   h2 = h1 + W_2 relu(W_1 LN(h1) + b_1) + b_2                 norm="pre"; LN also of the memory's rows
     memory <- h, the input of this layer, without gradient                       memory/xl.py or memory/compressive.py
-    logits = h E^T + b                                                           tied; no norm before, as published
+    logits = h E^T + b                                                           tied; no norm before; models/adaptive.py
 
 The config's `memory` says which memory a layer has; nothing else differs between the two models. Layers are stacked and
 scanned. A memory's own loss comes out of `run` as "auxiliary_loss", which the trainer adds.
 
-Left out of the published model: dropout (a model here is a function of parameters, state and tokens alone) and the adaptive
-softmax (with one cluster, as everywhere below a hundred thousand words, it is the tied softmax above).
+Left out of the published model: dropout (a model here is a function of parameters, state and tokens alone).
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ import jax.numpy as jnp
 
 from memtok_jax import params as P
 from memtok_jax.memory import compressive, xl
-from memtok_jax.models import relative, wavefront
+from memtok_jax.models import adaptive, relative, wavefront
 from memtok_jax.numerics import REMAT, affine_norm, matmul, recompute, spread
-from memtok_jax.sharding import constrain, look_up
+from memtok_jax.sharding import constrain
 
 MEMORIES: dict[type, ModuleType] = {xl.XlConfig: xl, compressive.CompressiveConfig: compressive}
 
@@ -48,7 +47,8 @@ class TransformerXlConfig:
     same_length: columns a token sees. "off": the memory and all tokens of the call before it. "on": itself and as many before it as
         the memory has slots, so that the cut of a stream into calls changes nothing. "compat": one fewer, as in the released
         code, whose mask hides one column too many; published evaluations used that.
-    std, std_bias: of the initial weights. dtype: of activations and matrix operands. remat: as in
+    cutoffs, shrink: clusters of a vocabulary sorted by frequency, see `adaptive.AdaptiveConfig`; none, a tied softmax.
+    std: of the initial weights. dtype: of activations and matrix operands. remat: as in
         `numerics.recompute`.
     """
 
@@ -63,6 +63,8 @@ class TransformerXlConfig:
     untie_r: bool = False
     clamp: int = 0
     same_length: str = "off"
+    cutoffs: tuple[int, ...] = ()
+    shrink: int = 1
     std: float = 0.02
     dtype: str = "float32"
     remat: str = "pointwise"
@@ -83,6 +85,12 @@ class TransformerXlConfig:
             raise ValueError(f"memory={self.memory!r} must be one of {', '.join(kind.__name__ for kind in MEMORIES)}")
         if self.same_length == "compat" and self.memory.slots < 1:
             raise ValueError("same_length='compat' hides a token from itself where the memory has 0 slots; use 'off' or 'on'")
+        _ = self.words
+
+    @property
+    def words(self) -> adaptive.AdaptiveConfig:
+        """Options of embeddings and output layer."""
+        return adaptive.AdaptiveConfig(self.vocabulary, self.width, self.cutoffs, self.shrink, self.std, self.dtype)
 
     @property
     def layer_memory(self) -> Any:
@@ -188,12 +196,8 @@ def _write(params, state, x: jax.Array, weight: jax.Array, cfg: TransformerXlCon
 # -------------------------------------------------------------------------------------------------------------- the model
 
 def specs(cfg: TransformerXlConfig) -> dict:
-    """Embedding [V, D], which is also the output layer, its bias, the shared u and w, and the stacked layers."""
-    out = {
-        "embedding": P.ParamSpec((cfg.vocabulary, cfg.width), ("vocab", "embed"), P.normal(cfg.std), decayed=False),
-        "layers": P.stack(layer_specs(cfg), cfg.layers),
-        "output_bias": P.ParamSpec((cfg.vocabulary,), ("vocab",), P.zeros, decayed=False),
-    }
+    """Embeddings, which are also the output layer, the stacked layers, and the u and w that they share."""
+    out = adaptive.specs(cfg.words) | {"layers": P.stack(layer_specs(cfg), cfg.layers)}
     return out if cfg.untie_r else out | {"position": relative.bias_specs(cfg.heads, cfg.head_dim, cfg.std)}
 
 
@@ -219,14 +223,13 @@ def for_training(cfg: TransformerXlConfig, tokens: int) -> TransformerXlConfig:
 
 def embed(params, ids: jax.Array, cfg: TransformerXlConfig) -> jax.Array:
     """ids[B, T] -> [B, T, D] in the compute dtype."""
-    x = look_up(params["embedding"], ids) * cfg.width ** 0.5
+    x = adaptive.embed(params, ids, cfg.words) * cfg.width ** 0.5
     return constrain(x.astype(x.dtype if x.dtype == jnp.float64 else jnp.dtype(cfg.dtype)), "batch", "length", "embed")
 
 
 def output(params, x: jax.Array, cfg: TransformerXlConfig) -> jax.Array:
     """[B, T, D] -> logits f32[B, T, V]."""
-    logits = matmul(x, params["embedding"].T, cfg.dtype)
-    return constrain(logits + spread(params["output_bias"], logits), "batch", "length", "vocab")
+    return constrain(adaptive.logits(params, x, cfg.words), "batch", "length", "vocab")
 
 
 def run(params, state: TransformerXlState, ids: jax.Array, cfg: TransformerXlConfig, length=None):

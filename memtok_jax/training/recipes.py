@@ -98,7 +98,10 @@ def recall(model: LanguageModelConfig, pairs: int, sequence: int, steps: int) ->
 
 # Transformer-XL (arXiv 1901.02860, released scripts): model, tokens of a segment and of the cache, rows, warm-up, updates.
 XL_SIZES = {
-    "wt103_base": (dict(vocabulary=267_735, width=410, layers=16, heads=10, head_dim=41, hidden=2100), 150, 60, 0, 200_000),
+    "wt103_base": (dict(vocabulary=267_735, width=410, layers=16, heads=10, head_dim=41, hidden=2100,
+                        cutoffs=(20_000, 40_000, 200_000)), 150, 60, 0, 200_000),
+    "wt103_large": (dict(vocabulary=267_735, width=1024, layers=18, heads=16, head_dim=64, hidden=4096,
+                         cutoffs=(20_000, 40_000, 200_000), shrink=4), 384, 128, 16_000, 4_000_000),
     "enwik8_base": (dict(vocabulary=256, width=512, layers=12, heads=8, head_dim=64, hidden=2048), 512, 22, 0, 400_000),
     "enwik8_large": (dict(vocabulary=256, width=1024, layers=24, heads=8, head_dim=128, hidden=3072), 768, 64, 4000, 400_000),
 }
