@@ -54,7 +54,7 @@ def batch(samples: int = 4):
     (-1, "strict", 1.0, 1.0), (-1, "published", 1.0, 1.0),
     # The prediction at 4 is wrong and is the input at 5: positions 4 to 8 are lost of 3 to 8, unless 5 is shown.
     (4, "strict", 1 / 6, 0.0), (4, "published", 5 / 6, 0.0),
-    (8, "strict", 5 / 6, 0.0)])
+    (8, "strict", 5 / 6, 0.0), (5, "published", 2 / 6, 0.0), (5, "shown", 5 / 6, 0.0)])
 def test_a_mistake_is_fed_back_unless_the_segment_begins_there(wrong_at, rule, accuracy, exact):
     found = greedy.generated({}, [batch()], 5, rule, functions=FUNCTIONS, model=Oracle(wrong_at=wrong_at))
     assert found == {"accuracy": pytest.approx(accuracy), "exact_match": exact}
@@ -77,9 +77,10 @@ def test_inputs_that_are_replaced():
     places = lambda rule: np.flatnonzero(greedy.fed_back(ids, labels, 5, rule).all(0))
     np.testing.assert_array_equal(places("strict"), [4, 5, 6, 7, 8])
     np.testing.assert_array_equal(places("published"), [4, 6, 7, 8])
+    np.testing.assert_array_equal(places("shown"), [])
     ids, labels, _ = mqar.sample(mqar.MqarConfig(pairs=2, tokens=32), 16, 50, 0)
     assert not greedy.fed_back(ids, labels, 4, "strict").any(), "what follows a question is not its answer"
-    with pytest.raises(ValueError, match="must be 'strict' or 'published'"):
+    with pytest.raises(ValueError, match="rule='loose' must be one of 'strict', 'published', 'shown'"):
         greedy.fed_back(ids, labels, 4, "loose")
 
 

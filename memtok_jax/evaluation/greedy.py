@@ -1,10 +1,11 @@
 """Answers that a model writes by itself: each predicted token is its next input.
 
 Teacher-forced accuracy asks for one token at a time and shows the right one afterwards; a model that goes wrong once is put right
-at the next step. Here nothing is shown. Two rules, never to be mixed in one table:
+at the next step. Here nothing is shown. Two rules, never to be mixed in one table, and what they are to be told apart from:
 
     strict       every predicted token is fed back
     published    the first input of each segment is shown, as in the public code of RMT (arXiv 2207.06881)
+    shown        nothing is fed back; of use where the answer is a part of what is predicted and the steps before it are right
 
 A token is fed back where the next input is what was to be predicted; a question in between is read as it stands.
 """
@@ -23,14 +24,16 @@ import numpy as np
 from memtok_jax import params as pr
 from memtok_jax.data.tasks.scoring import IGNORED, accuracy, exact_match
 
-RULES = ("strict", "published")
+RULES = ("strict", "published", "shown")
 
 
 def fed_back(inputs: np.ndarray, labels: np.ndarray, segment: int, rule: str) -> np.ndarray:
     """bool[B, T]: inputs that are replaced by the model's own prediction. inputs, labels: i32[B, T]; segment: for "published"."""
     if rule not in RULES:
-        raise ValueError(f"rule={rule!r} must be 'strict' or 'published'")
+        raise ValueError(f"rule={rule!r} must be one of {', '.join(map(repr, RULES))}")
     back = np.zeros(labels.shape, bool)
+    if rule == "shown":
+        return back
     back[:, 1:] = (labels[:, :-1] != IGNORED) & (inputs[:, 1:] == labels[:, :-1])
     if rule == "published":
         back[:, ::segment] = False

@@ -106,18 +106,19 @@ def evaluate_text(experiment: Experiment, params: pr.Tree, mesh: Mesh, workdir: 
 
 
 def written_answers(experiment: Experiment, params: pr.Tree, say: Callable[[str], None]) -> dict[str, float]:
-    """Scores of answers that the model writes by itself, by both rules of `greedy.py`; nothing for a task whose next inputs are
+    """Scores of answers that the model writes by itself, by the rules of `greedy.py`; nothing for a task whose next inputs are
     questions. At most GENERATED held-out samples are answered, one token at a time."""
     rows = experiment.evaluation.batch
     batches = list(islice(data.open_eval(experiment.data, rows), -(-GENERATED // rows)))
     if not any(greedy.fed_back(b["inputs"], b["targets"], experiment.segment, "strict").any() for b in batches):
         return {}
-    out = {}
-    for rule in greedy.RULES:
+    out, answer_right = {}, data.answer_right(experiment.data)
+    for rule in greedy.RULES if answer_right else ("strict", "published"):
         found = greedy.generated(params, batches, experiment.segment, rule, functions=functions_of(experiment.model),
-                                 model=experiment.model, answer_right=data.answer_right(experiment.data))
+                                 model=experiment.model, answer_right=answer_right)
         out |= {f"eval/{rule}_{name}": value for name, value in found.items()}
-        say(f"written by the model, {rule}: " + ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in found.items()))
+        who = "with all before it shown" if rule == "shown" else f"written by the model, {rule}"
+        say(f"{who}: " + ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in found.items()))
     return out
 
 
