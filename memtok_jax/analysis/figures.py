@@ -83,6 +83,7 @@ def panels(path: Path, parts: Mapping[str, Mapping[str, tuple[Sequence[float], S
         ax.set_xticks(sorted({n for x, _ in lines.values() for n in x}))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(ylabel)
-    axes[0].legend(fontsize="small")
+    # Below all panels: inside one it would cover lines.
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
