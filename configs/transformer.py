@@ -1,7 +1,7 @@
 """A plain Transformer as a byte-level language model: what the memories are compared with. Same code, same trainer.
 
 Command: python train.py --config=transformer            (sliding window of 64 tokens, as in titans_mag)
-         python train.py --config=transformer:full       (every token sees the last 2,048: all of a visit)
+         python train.py --config=transformer:full       (every token sees the last 512: all of a visit)
 Hardware, time: 2 CPU cores, minutes
 Expected: see docs/results
 Neighbours: titans_mac, titans_mag, titans_mal, titans_lmm.
@@ -13,7 +13,7 @@ from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.recipes import laptop_text
 
-WINDOWS = {"window": 64, "full": 2048}
+WINDOWS = {"window": 64, "full": 512}
 PRESETS = tuple(WINDOWS)
 
 

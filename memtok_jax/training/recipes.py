@@ -52,13 +52,14 @@ def titans_paper(pattern: tuple[str, ...], size: str) -> Experiment:
 def laptop_text(model: LanguageModelConfig) -> Experiment:
     """A byte-level model on the standard library's sources and documentation: minutes on two CPU cores.
 
-    A row stays at one place of the text for eight batches, so the memory is carried from batch to batch as it is in
-    streaming, then jumps: eight files at a time, followed from end to end, would teach those eight.
+    A row stays at one place of the text for two batches, so that memory is carried from batch to batch as it is in streaming, then
+    jumps. Each update is a step towards what its few places have in common with the rest: the sooner the places change,
+    the better (docs/log.md, 2026-11-27).
     """
     return Experiment(
         model=model,
-        data=DataConfig(source="stdlib", sequence=256, contiguous=False, visit=8, eval_bytes=65_536),
-        optimizer=OptimizerConfig(learning_rate=3e-3, steps=3300, warmup_steps=100, final_fraction=0.02,
+        data=DataConfig(source="stdlib", sequence=256, contiguous=False, visit=2, eval_bytes=65_536),
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=3300, warmup_steps=100, final_fraction=0.02,
                                   weight_decay=0.1),
         training=TrainingConfig(batch=4, log_every=20, eval_every=1100, checkpoint_every=550),
         evaluation=EvaluationConfig(batch=16),
