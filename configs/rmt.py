@@ -7,7 +7,7 @@ Paper's results: 1.0 on reverse and copy, 0.99 on retrieval, after 250,000 updat
 Expected here (three seeds): copy 1.0 after 300 to 500 updates, reverse 0.997 to 1.0 after 700 to 1,200 of 12 symbols over two
     segments and 500 to 900 more of 24 over four, retrieval 0.996 to 1.0 after five stages of 50 to 1,550 updates; minutes each.
     Equations (one seed): 2,000 updates in an hour on one core; the last stage right in 99.6 % of the samples when those before are
-    shown, in 18 % when the model writes them: it carries the roots, but has not learnt to multiply and divide
+    shown (without memory 16 %), in 18 % when the model writes them: it carries the roots, but has not learnt to multiply and divide
 Neighbours: armt.
 
                                                                a reader of its own segment
