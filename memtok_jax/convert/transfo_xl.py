@@ -66,7 +66,7 @@ def to_transfo_xl(params: P.Tree, cfg: TransformerXlConfig) -> dict[str, np.ndar
 def _words_from(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> P.Tree:
     """Embeddings and output layer of ours."""
     get = lambda name: np.asarray(weights[name])
-    tables = range(len(cfg.words.ranges) if cfg.shrink > 1 else 1)
+    tables = _tables(cfg)
     embedding = [get(f"{WORDS}.emb_layers.{i}.weight") for i in tables]
     out = {"embedding": embedding if cfg.shrink > 1 else embedding[0],
            "output_bias": np.concatenate([get(f"{CRIT}.out_layers.{i}.bias") for i in tables])}
@@ -94,10 +94,15 @@ def _words_to(params: P.Tree, cfg: TransformerXlConfig) -> dict[str, np.ndarray]
     return out
 
 
+def _tables(cfg: TransformerXlConfig) -> range:
+    """Numbers of their embedding tables: one for each cluster only where widths differ."""
+    return range(len(cfg.words.ranges) if cfg.shrink > 1 else 1)
+
+
 def _copies(cfg: TransformerXlConfig) -> dict[str, str]:
     """Names of theirs that hold what another name holds, which a file may leave out: the tied output layer, and one u and w for
     each layer that all share."""
-    tables = range(len(cfg.words.ranges) if cfg.shrink > 1 else 1)
+    tables = _tables(cfg)
     out = {f"{CRIT}.out_layers.{i}.weight": f"{WORDS}.emb_layers.{i}.weight" for i in tables}
     out |= {f"{CRIT}.out_projs.{i}": f"{WORDS}.emb_projs.{i}" for i in tables[1:]}
     if not cfg.untie_r:
@@ -162,4 +167,4 @@ def _check(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> None:
 
 
 def _wanted(cfg: TransformerXlConfig) -> str:
-    return (f"a model of {cfg.layers} layers with untie_r={cfg.untie_r}, cutoffs={cfg.cutoffs}, shrink={cfg.shrink}")
+    return f"a model of {cfg.layers} layers with untie_r={cfg.untie_r}, cutoffs={cfg.cutoffs}, shrink={cfg.shrink}"

@@ -1,11 +1,11 @@
 """Answers that a model writes by itself: each predicted token is its next input.
 
 Teacher-forced accuracy asks for one token at a time and shows the right one afterwards; a model that goes wrong once is put right
-at the next step. Here nothing is shown. Two rules, never to be mixed in one table, and what they are to be told apart from:
+at the next step. Here predictions are fed back, by two rules never to be mixed in one table; the third feeds nothing back:
 
     strict       every predicted token is fed back
     published    the first input of each segment is shown, as in the public code of RMT (arXiv 2207.06881)
-    shown        nothing is fed back; of use where the answer is a part of what is predicted and the steps before it are right
+    shown        as in training; tells how often an answer is right when the steps before it are
 
 A token is fed back where the next input is what was to be predicted; a question in between is read as it stands.
 """
