@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 Tree = Any
 Axes = tuple[str | None, ...]
+LIVES = ("stream", "segment", "derived")
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
@@ -43,15 +44,24 @@ class ParamSpec:
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One array of a carry. Exactly one of its axes is called "batch"."""
+    """One array of a carry. Exactly one of its axes is called "batch".
+
+    lives: how long its content lasts. "stream": as long as the stream. "segment": it is cleared to zero at a segment border.
+        "derived": it is a function of the parameters alone; `renew` brings it up to date when they have changed.
+    phase: whether it counts tokens of a unit that is still open; a call that promises `whole` needs it to be 0.
+    """
 
     shape: tuple[int, ...]
     axes: Axes
     dtype: Any = jnp.float32
+    lives: str = "stream"
+    phase: bool = False
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
             raise ValueError(f"shape {self.shape} has {len(self.shape)} dimensions, axes {self.axes} name {len(self.axes)}")
+        if self.lives not in LIVES:
+            raise ValueError(f"lives={self.lives!r} must be one of {', '.join(LIVES)}")
         if self.axes.count("batch") != 1:
             raise ValueError(f"a state has exactly one axis called 'batch', got {self.axes}")
 
@@ -199,6 +209,50 @@ def reset(state: Tree, rows: jax.Array, initial: Tree, state_specs: Tree) -> Tre
     hold prefix tokens). The other rows come back bit for bit.
     """
     return select_rows(rows, initial, state, state_specs)
+
+
+def _map_lives(function: Callable, state_specs: Tree, *states: Tree) -> Tree:
+    """Apply `function(spec, *leaves)` to each leaf of the states."""
+    specs, treedef = jax.tree.flatten(state_specs, is_leaf=_is_spec)
+    leaves = [jax.tree.leaves(s) for s in states]
+    return jax.tree.unflatten(treedef, [function(spec, *xs) for spec, *xs in zip(specs, *leaves, strict=True)])
+
+
+def renew(state: Tree, initial: Tree, state_specs: Tree) -> Tree:
+    """The carry with its derived leaves taken from `initial`, which `init_state` made of the parameters at hand.
+
+    A carry that outlives a change of the parameters needs this; it is also how derived leaves get their gradient.
+    """
+    return _map_lives(lambda spec, old, new: new if spec.lives == "derived" else old, state_specs, state, initial)
+
+
+def clear_segment(state: Tree, closes: jax.Array, state_specs: Tree) -> Tree:
+    """The carry behind a segment border: leaves that live for a segment are zero. closes: bool[B], rows whose segment ended."""
+
+    def one(spec, leaf):
+        if spec.lives != "segment":
+            return leaf
+        shape = [1] * leaf.ndim
+        shape[spec.axes.index("batch")] = closes.shape[0]
+        return jnp.where(closes.reshape(shape), jnp.zeros((), leaf.dtype), leaf)
+
+    return _map_lives(one, state_specs, state)
+
+
+def at_border(state: Tree, state_specs: Tree) -> jax.Array:
+    """bool[B]: which streams stand at a border of every unit, so that a call may promise `whole`."""
+    phases = []
+    _map_lives(lambda spec, leaf: phases.append(jnp.moveaxis(leaf, spec.axes.index("batch"), 0)) if spec.phase else None,
+               state_specs, state)
+    rows = [(p.reshape(p.shape[0], -1) == 0).all(1) for p in phases]
+    batch = state_specs_batch(state_specs)
+    return jnp.stack(rows).all(0) if rows else jnp.ones((batch,), bool)
+
+
+def state_specs_batch(state_specs: Tree) -> int:
+    """B of a tree of StateSpec with at least one leaf."""
+    spec = jax.tree.leaves(state_specs, is_leaf=_is_spec)[0]
+    return spec.shape[spec.axes.index("batch")]
 
 
 # ------------------------------------------------------------------------------------------------- ragged rows

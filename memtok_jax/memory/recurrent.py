@@ -85,7 +85,9 @@ def specs(cfg: RecurrentTokensConfig) -> dict[str, ParamSpec]:
 
 def state_specs(cfg: RecurrentTokensConfig, batch: int) -> RecurrentTokensState:
     """m_n of each row."""
-    return RecurrentTokensState(StateSpec((batch, cfg.tokens, cfg.width), ("batch", "tokens", "embed"), jnp.dtype(cfg.dtype)))
+    lives = "derived" if cfg.layout == "read" else "stream"
+    return RecurrentTokensState(StateSpec((batch, cfg.tokens, cfg.width), ("batch", "tokens", "embed"), jnp.dtype(cfg.dtype),
+                                          lives))
 
 
 def init_state(params, cfg: RecurrentTokensConfig, batch: int) -> RecurrentTokensState:

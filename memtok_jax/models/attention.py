@@ -33,7 +33,8 @@ def specs(cfg: BlockConfig) -> dict[str, ParamSpec]:
 
 def prefix_specs(cfg: BlockConfig, batch: int) -> Prefix:
     """The part of a carry that depends on the parameters alone."""
-    spec = lambda: StateSpec((batch, cfg.prefix, cfg.heads, cfg.head_dim), ("batch", None, "heads", None), jnp.dtype(cfg.dtype))
+    spec = lambda: StateSpec((batch, cfg.prefix, cfg.heads, cfg.head_dim), ("batch", None, "heads", None), jnp.dtype(cfg.dtype),
+                             lives="derived")
     return Prefix(spec(), spec())
 
 
