@@ -20,6 +20,8 @@ A model whose input are tokens has `vocabulary` too. Fields that an evaluation m
 
 from __future__ import annotations
 
+import importlib
+import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -87,8 +89,16 @@ class Model:
         return self.cfg.segment
 
 
+def functions_of(cfg: Any) -> ModuleType:
+    """The module of a model's config: the one that defines it, or beside it the one named like it."""
+    kind = type(cfg)
+    module = importlib.import_module(kind.__module__)
+    if hasattr(module, "apply"):
+        return module
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Config")).lower()
+    return importlib.import_module(f"{kind.__module__.rpartition('.')[0]}.{name}")
+
+
 def bind(cfg: Any) -> Model:
     """The model of a config."""
-    from memtok_jax.training.experiment import functions_of
-
     return Model(functions_of(cfg), cfg)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import re
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 from memtok_jax.config import UserError, override
 from memtok_jax.data import DataConfig, ImagesConfig, is_text
+from memtok_jax.models.protocol import functions_of as functions_of
 from memtok_jax.training import backpropagation, losses
 
 RULES = ("adamw", "lamb")
@@ -194,17 +192,3 @@ def _new_sequence(changes: list[str]) -> int:
 def mixes(cfg: DataConfig | ImagesConfig) -> bool:
     """Whether targets are shares of classes."""
     return isinstance(cfg, ImagesConfig) and cfg.augment.mixes
-
-
-def functions_of(model: Any) -> ModuleType:
-    """The module with `specs`, `state_specs`, `init_state`, `apply`, `run`, `refresh`, `for_training` of a model.
-
-    It is the module that defines the config, or beside it the one named like the config: `LanguageModelConfig` belongs
-    to `language_model`.
-    """
-    kind = type(model)
-    module = importlib.import_module(kind.__module__)
-    if hasattr(module, "apply"):
-        return module
-    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Config")).lower()
-    return importlib.import_module(f"{kind.__module__.rpartition('.')[0]}.{name}")
