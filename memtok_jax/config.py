@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
 import json
+import math
+import numbers
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +48,13 @@ def load(name: str, overrides: tuple[str, ...] = (), folder: Path = CONFIG_FOLDE
     stem, _, preset = name.partition(":")
     known = config_names(folder)
     if stem not in known:
-        raise UserError(f"no config called {stem!r}{_nearest(stem, known)}; there are {', '.join(known)}")
+        raise UserError(f"no config called {stem!r}{nearest(stem, known)}; there are {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(f"configs.{stem}", folder / f"{stem}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     preset = preset or module.PRESETS[0]
     if preset not in module.PRESETS:
-        hint = _nearest(preset, module.PRESETS)
+        hint = nearest(preset, module.PRESETS)
         raise UserError(f"config {stem!r} has no preset {preset!r}{hint}; there are {', '.join(module.PRESETS)}")
     return override(module.config(preset), overrides)
 
@@ -98,7 +102,7 @@ def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
     for name, change in changes.items():
         here = f"{path}.{name}"
         if name not in fields:
-            raise UserError(f"unknown field {here}{_nearest(name, fields)}; {path} has {', '.join(fields)}")
+            raise UserError(f"unknown field {here}{nearest(name, fields)}; {path} has {', '.join(fields)}")
         value = getattr(config, name)
         if not isinstance(change, dict):
             new[name] = parse(change, hints[name], here)
@@ -125,7 +129,7 @@ def parse(text: str, hint: Any, path: str) -> Any:
     if origin is typing.Literal:
         by_text = {str(a): a for a in args}
         if text not in by_text:
-            raise UserError(f"{path} must be one of {', '.join(by_text)}, got {text!r}{_nearest(text, by_text)}")
+            raise UserError(f"{path} must be one of {', '.join(by_text)}, got {text!r}{nearest(text, by_text)}")
         return by_text[text]
     words = {"true": True, "false": False, "none": None}
     if hint in (bool, types.NoneType):
@@ -161,9 +165,98 @@ def _parse_tuple(text: str, args: tuple, path: str) -> tuple:
     return tuple(parse(item, hint, path) for item, hint in zip(items, args, strict=True))
 
 
-def _nearest(name: str, known) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """"; did you mean 'x'?" for the most similar of the known names; empty if none is similar."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# -------------------------------------------------------------------------------------------------------- checks
+
+def choose(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise UserError if `value` is none of the known words. name: of the field, as the user writes it."""
+    known = tuple(known)
+    if value not in known:
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(str, known))}{nearest(value, known)}")
+
+
+_NO_BOUNDS: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def check_numbers(owner: str, cfg: Any, *, at_least: Mapping[str, float] = _NO_BOUNDS, above: Mapping[str, float] = _NO_BOUNDS,
+                  below: Mapping[str, float] = _NO_BOUNDS,
+                  between: Mapping[str, tuple[float, float]] = _NO_BOUNDS) -> None:
+    """Raise UserError if a field of a dataclass holds what its type or its bound forbids. Call it first in `__post_init__`.
+
+    All fields, with or without a bound: the value has the annotated type (int, float, bool, str, tuples and unions of them),
+    numbers are finite and whole numbers lie between -2^63 and 2^63.
+    owner: name of the config in messages, "" for none. at_least, above, below: field -> bound. between: field -> (lowest,
+    highest), both allowed. A bound of a tuple holds for each item; None is not compared.
+    """
+    for name, hint in _hints(type(cfg)).items():
+        value, full = getattr(cfg, name), _full(owner, name)
+        if not _fits(value, hint):
+            raise UserError(f"{full} is {value!r}; it must be {_describe(hint)}")
+        for number in _numbers(value):
+            if isinstance(number, numbers.Integral) and abs(number) >= 2**63:
+                raise UserError(f"{full} is {value!r}; it must be between -2^63 and 2^63")
+            if not math.isfinite(number):
+                raise UserError(f"{full} is {value!r}; it must be finite")
+    rules = [*((n, f"at least {b}", lambda x, b=b: x >= b) for n, b in at_least.items()),
+             *((n, f"above {b}", lambda x, b=b: x > b) for n, b in above.items()),
+             *((n, f"below {b}", lambda x, b=b: x < b) for n, b in below.items()),
+             *((n, f"between {lo} and {hi}", lambda x, lo=lo, hi=hi: lo <= x <= hi) for n, (lo, hi) in between.items())]
+    for name, rule, holds in rules:
+        value = getattr(cfg, name)
+        if not all(map(holds, _numbers(value))):
+            raise UserError(f"{_full(owner, name)} is {value!r}; it must be {rule}")
+
+
+def _full(owner: str, name: str) -> str:
+    return f"{owner}.{name}" if owner else name
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Type of each field of a dataclass."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the annotated type; types that are not listed here pass."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, member) for member in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple and args:
+        items = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
+        return isinstance(value, tuple) and len(value) == len(items) and all(map(_fits, value, items))
+    abstract = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str, types.NoneType: types.NoneType}
+    return hint not in abstract or (isinstance(value, abstract[hint]) and isinstance(value, bool) == (hint is bool))
+
+
+def _describe(hint: Any) -> str:
+    """A type in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, args))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is tuple and args[-1:] == (Ellipsis,):
+        return f"a tuple, each item {_describe(args[0])}"
+    if origin is tuple:
+        return f"a tuple of {len(args)} items: {', '.join(map(_describe, args))}"
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _numbers(value: Any) -> list[Any]:
+    """The numbers in a value: itself, or those in a tuple; booleans do not count."""
+    if isinstance(value, tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, numbers.Real) and not isinstance(value, bool) else []
 
 
 # ---------------------------------------------------------------------------------------------------------- JSON

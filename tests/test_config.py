@@ -124,3 +124,39 @@ def test_load_by_name_and_preset(tmp_path: Path):
         config.load("smal", folder=tmp_path)
     with pytest.raises(UserError, match="no preset '350m'; did you mean '340m'.*there are laptop, 340m"):
         config.load("small:350m", folder=tmp_path)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Fields of every kind that `check_numbers` looks at."""
+
+    count: int = 1
+    rate: float = 1
+    share: float = 0.5
+    sizes: tuple[float, ...] = (1, 2.5)
+    pair: tuple[int, int] = (0, 1)
+    name: str = "a"
+    on: bool = True
+    maybe: int | None = None
+
+    def __post_init__(self):
+        config.check_numbers("cfg", self, at_least={"count": 1, "sizes": 0, "maybe": 1}, above={"rate": 0}, below={"rate": 10},
+                             between={"share": (0, 1)})
+
+
+@pytest.mark.parametrize(("field", "value", "rule"), [
+    ("count", 0, "at least 1"), ("count", 2.5, "a whole number"), ("count", True, "a whole number"),
+    ("count", 2**63, r"between -2\^63 and 2\^63"), ("rate", float("nan"), "finite"), ("rate", float("inf"), "finite"),
+    ("rate", 0.0, "above 0"), ("rate", 10, "below 10"), ("rate", "1", "a number"), ("share", 1.1, "between 0 and 1"),
+    ("sizes", [1.0], "a tuple, each item a number"), ("sizes", (1.0, float("nan")), "finite"), ("sizes", (1, -1), "at least 0"),
+    ("pair", (1,), "a tuple of 2 items"), ("name", 1, "a text"), ("on", "no", "True or False"), ("maybe", 0, "at least 1")])
+def test_a_number_that_a_field_cannot_hold_is_refused_by_name(field, value, rule):
+    assert Bounded(maybe=None) == Bounded()
+    with pytest.raises(UserError, match=rf"^cfg\.{field} is .*; it must be {rule}"):
+        Bounded(**{field: value})
+
+
+def test_an_unknown_word_is_refused_with_the_nearest_known_one():
+    config.choose("cfg.rule", "lamb", ("adamw", "lamb"))
+    with pytest.raises(UserError, match="cfg.rule is 'adam'; it must be one of adamw, lamb; did you mean 'adamw'?"):
+        config.choose("cfg.rule", "adam", ("adamw", "lamb"))

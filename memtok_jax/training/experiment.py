@@ -5,19 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memtok_jax.config import UserError, override
+from memtok_jax.config import UserError, check_numbers, choose, override
 from memtok_jax.data import DataConfig, ImagesConfig, is_text
 from memtok_jax.models.protocol import functions_of as functions_of
 from memtok_jax.training import backpropagation, losses
 
-RULES = ("adamw", "lamb")
+RULES, REMAT = ("adamw", "lamb"), ("nothing", "segment")
 FIXED_IN_STAGES = ("training.curriculum", "training.start_from")  # the curriculum itself sets these
-
-
-def _at_least(owner: str, config: Any, **least: float) -> None:
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            raise UserError(f"{owner}.{name} is {getattr(config, name)}; it must be at least {bound}")
 
 
 @dataclass(frozen=True)
@@ -45,19 +39,13 @@ class OptimizerConfig:
     rule: str = "adamw"
 
     def __post_init__(self):
-        _at_least("optimizer", self, learning_rate=0.0, steps=1, warmup_steps=0, final_fraction=0.0, weight_decay=0.0,
-                  max_skipped=0)
+        check_numbers("optimizer", self, at_least=dict(learning_rate=0, steps=1, warmup_steps=0, beta1=0, beta2=0, weight_decay=0,
+                                                       max_skipped=0),
+                      above=dict(epsilon=0, clip_norm=0), below=dict(learning_rate=100, beta1=1, beta2=1),
+                      between=dict(final_fraction=(0, 1)))
+        choose("optimizer.rule", self.rule, RULES)
         if self.warmup_steps > self.steps:
             raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}, more than optimizer.steps {self.steps}")
-        if self.final_fraction > 1:
-            raise UserError(f"optimizer.final_fraction is {self.final_fraction}; it must be at most 1")
-        if self.rule not in RULES:
-            raise UserError(f"optimizer.rule is {self.rule!r}; it must be one of {', '.join(RULES)}")
-        if self.clip_norm <= 0:
-            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be above 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -100,17 +88,14 @@ class TrainingConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        _at_least("training", self, batch=1, microbatches=1, segment=0, seed=0, log_every=1,
-                  eval_every=0, checkpoint_every=0, keep=1, sample_tokens=0, data=-1, fsdp=1, tensor=1)
+        check_numbers("training", self, at_least=dict(batch=1, microbatches=1, segment=0, seed=0, log_every=1, eval_every=0,
+                                                      checkpoint_every=0, keep=1, sample_tokens=0, data=-1, fsdp=1, tensor=1),
+                      between=dict(stop_at=(0, 1)))
         if self.batch % self.microbatches:
             raise UserError(f"training.batch {self.batch} does not divide into {self.microbatches} microbatches")
         backpropagation.parse(self.gradient)
-        if self.remat not in ("nothing", "segment"):
-            raise UserError(f"training.remat is {self.remat!r}; it must be 'nothing' or 'segment'")
-        if self.loss not in losses.LOSSES:
-            raise UserError(f"training.loss is {self.loss!r}; it must be one of {', '.join(losses.LOSSES)}")
-        if not 0 <= self.stop_at <= 1:
-            raise UserError(f"training.stop_at is {self.stop_at}; it is an accuracy, from 0 (never) to 1")
+        choose("training.remat", self.remat, REMAT)
+        choose("training.loss", self.loss, losses.LOSSES)
         if self.stop_at and not self.eval_every:
             raise UserError(f"training.stop_at is {self.stop_at}, but training.eval_every is 0: nothing is measured on the way")
 
@@ -131,9 +116,7 @@ class EvaluationConfig:
     lengths: tuple[int, ...] = (1, 4, 16)
 
     def __post_init__(self):
-        _at_least("evaluation", self, batch=1, batches=0, streams=1)
-        if any(n < 1 for n in self.lengths):
-            raise UserError(f"evaluation.lengths is {self.lengths}; each must be at least 1")
+        check_numbers("evaluation", self, at_least=dict(batch=1, batches=0, streams=1, lengths=1))
 
 
 @dataclass(frozen=True)
