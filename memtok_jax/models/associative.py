@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
-from memtok_jax.memory import associative as memory
+from memtok_jax.memory import armt as memory
 from memtok_jax.memory import tokens as learned_tokens
-from memtok_jax.memory.associative import AssociativeMemoryConfig, AssociativeState
+from memtok_jax.memory.armt import ArmtConfig, ArmtState
 from memtok_jax.models import decoder, masks, segments, wavefront
 from memtok_jax.models.decoder import View
 from memtok_jax.models.segments import SegmentedConfig
@@ -31,7 +31,7 @@ from memtok_jax.numerics import affine_norm, recompute
 
 @dataclass(frozen=True)
 class AssociativeConfig(SegmentedConfig):
-    """key_dim, nu, correction: of the memory, which is float32, see `memory/associative.py`. The other fields:
+    """key_dim, nu, correction: of the memory, which is float32, see `memory/armt.py`. The other fields:
     `segments.SegmentedConfig`.
     """
 
@@ -45,9 +45,9 @@ class AssociativeConfig(SegmentedConfig):
         _ = self.memory
 
     @property
-    def memory(self) -> AssociativeMemoryConfig:
+    def memory(self) -> ArmtConfig:
         """Options of a layer's memory."""
-        return AssociativeMemoryConfig(self.width, self.key_dim, self.nu, self.correction, dtype=self.dtype)
+        return ArmtConfig(self.width, self.key_dim, self.nu, self.correction, dtype=self.dtype)
 
     @property
     def token_config(self) -> learned_tokens.TokensConfig:
@@ -68,7 +68,7 @@ class AssociativeConfig(SegmentedConfig):
 class AssociativeModelState(NamedTuple):
     """The carry."""
 
-    layers: AssociativeState  # leaves [L, B, ...]
+    layers: ArmtState  # leaves [L, B, ...]
     open: Any                 # segments.Open, or () where each call is a segment
 
 
@@ -101,8 +101,8 @@ def for_training(cfg: AssociativeConfig, tokens: int) -> AssociativeConfig:
     return replace(cfg, aligned=segments.is_one(cfg, tokens))
 
 
-def layer(params, state: AssociativeState, x: jax.Array, past: decoder.Past, view: View, closes: jax.Array,
-          cfg: AssociativeConfig) -> tuple[jax.Array, AssociativeState, decoder.Past]:
+def layer(params, state: ArmtState, x: jax.Array, past: decoder.Past, view: View, closes: jax.Array,
+          cfg: AssociativeConfig) -> tuple[jax.Array, ArmtState, decoder.Past]:
     """One layer on one segment: rows x[B, T+M, D] -> (x, the layer's memory, keys and values of the rows).
 
     params: {"block": of the decoder layer, "memory": of its memory}. closes: bool[B], the segment ends here.
@@ -128,7 +128,7 @@ def placed(params, call: segments.Call, view: View, cfg: AssociativeConfig) -> j
     return decoder.place(params["decoder"], jnp.concatenate([x, rows], axis=1), view, cfg.decoder)
 
 
-def step(params, state: AssociativeState, call: segments.Call, cfg: AssociativeConfig):
+def step(params, state: ArmtState, call: segments.Call, cfg: AssociativeConfig):
     """Tokens and memory rows once through the layers: (logits, memories, keys and values of the tokens)."""
     view, t = view_of(call, cfg), call.ids.shape[1]
 

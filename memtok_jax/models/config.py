@@ -71,7 +71,7 @@ class LanguageModelConfig:
     unroll: repeats of the pattern that are compiled side by side. All of them (`repeats`) makes decoding token by token faster on
         a CPU, where each layer then has arrays of its own (`language_model.unstack`), and compiling slower.
     aligned: promise that every call starts at a border of segment and chunk and has no padding; see `for_training`.
-    memory: of the neural memory; its width, dtype and aligned are filled in here.
+    memory: of the neural memory; its width and dtype are filled in here.
     """
 
     vocabulary: int = 256
@@ -133,7 +133,7 @@ class LanguageModelConfig:
     def block(self, kind: str) -> BlockConfig:
         """Options of one layer of the given kind."""
         hidden = self.hidden or -(-self.width * 8 // 3 // 32) * 32
-        memory = replace(self.memory, width=self.width, dtype=self.dtype, aligned=self.aligned)
+        memory = replace(self.memory, width=self.width, dtype=self.dtype)
         return BlockConfig(
             kind=kind, width=self.width, head_dim=self.head_dim, hidden=hidden, window=self.window, segment=self.segment,
             retrieved=self.retrieved, prefix=self.prefix, rope_base=self.rope_base, combine=self.combine,

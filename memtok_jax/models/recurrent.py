@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
-from memtok_jax.memory import recurrent as memory_tokens
+from memtok_jax.memory import rmt as memory_tokens
 from memtok_jax.memory import xl
-from memtok_jax.memory.recurrent import RecurrentTokensConfig, RecurrentTokensState
+from memtok_jax.memory.rmt import RmtTokensConfig, RmtTokensState
 from memtok_jax.models import decoder, masks, segments
 from memtok_jax.models.decoder import View
 from memtok_jax.models.segments import SegmentedConfig
@@ -71,11 +71,11 @@ class RecurrentConfig(SegmentedConfig):
         _ = self.memory
 
     @property
-    def memory(self) -> RecurrentTokensConfig:
+    def memory(self) -> RmtTokensConfig:
         """Options of the memory tokens."""
         layout = {"encoder": "front", "prefix": "read"}.get(self.form, "read" if self.ends == "never" else "both")
         std = segments.scale(self) * self.width ** -0.5
-        return RecurrentTokensConfig(self.width, self.tokens, layout, self.init, std, self.dtype)
+        return RmtTokensConfig(self.width, self.tokens, layout, self.init, std, self.dtype)
 
     @property
     def queue(self) -> xl.XlConfig:
@@ -104,7 +104,7 @@ class RecurrentConfig(SegmentedConfig):
 class RecurrentState(NamedTuple):
     """The carry."""
 
-    memory: RecurrentTokensState  # m_n
+    memory: RmtTokensState  # m_n
     open: Any                     # segments.Open, or () where each call is a segment
     cache: Any                    # xl.XlState of every layer, leaves [L, B, ...], or () without a cache
 
@@ -168,7 +168,7 @@ def remembered(x: jax.Array, call: segments.Call, cfg: RecurrentConfig) -> tuple
     return P.take_rows(x, row), jnp.where(call.length > 0, real[:, 0] + cfg.tail, 0)
 
 
-def step(params, carry: tuple[RecurrentTokensState, Any], call: segments.Call, cfg: RecurrentConfig):
+def step(params, carry: tuple[RmtTokensState, Any], call: segments.Call, cfg: RecurrentConfig):
     """Read block, tokens and write block once through the decoder.
 
     carry: (memory, caches). Returns (logits, carry, keys and values of the tokens).
@@ -203,7 +203,7 @@ def run(params, state: RecurrentState, ids: jax.Array, cfg: RecurrentConfig, len
     return logits, RecurrentState(memory, opened, cache), _seen(state.memory, memory, cfg)
 
 
-def _seen(before: RecurrentTokensState, after: RecurrentTokensState, cfg: RecurrentConfig) -> dict[str, jax.Array]:
+def _seen(before: RmtTokensState, after: RmtTokensState, cfg: RecurrentConfig) -> dict[str, jax.Array]:
     """Root mean squares of the memory and of its change, f32[]."""
     if not cfg.tokens or cfg.form == "prefix":
         return {}

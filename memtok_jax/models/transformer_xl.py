@@ -49,7 +49,7 @@ class TransformerXlConfig:
         code, whose mask hides one column too many; published evaluations used that.
     cutoffs, shrink: clusters of a vocabulary sorted by frequency, see `adaptive.AdaptiveConfig`; none, a tied softmax.
     std: of the initial weights. dtype: of activations and matrix operands. remat: as in
-        `numerics.recompute`.
+        `numerics.recompute`. aligned: promise that every call is `whole` for its memory.
     """
 
     vocabulary: int
@@ -68,6 +68,7 @@ class TransformerXlConfig:
     std: float = 0.02
     dtype: str = "float32"
     remat: str = "pointwise"
+    aligned: bool = False
 
     def __post_init__(self):
         for name in ("vocabulary", "width", "layers", "heads", "head_dim", "hidden"):
@@ -167,7 +168,7 @@ def visible_columns(real_BR: jax.Array, tokens: int, reach: int | None) -> jax.A
 def layer(params, position, state, x: jax.Array, cfg: TransformerXlConfig, length: jax.Array):
     """One layer on x[B, T, D]: (x, state of its memory, statistics). position: u and w, where all layers share them."""
     memory, tokens, pre = _memory(cfg), x.shape[1], cfg.norm == "pre"
-    rows, real = memory.read(params["memory"], state, cfg.layer_memory)
+    rows, real = memory.read(params["memory"], state, cfg.layer_memory, whole=cfg.aligned)
     normed = (lambda y: affine_norm(y, params["norm_attention"])) if pre else (lambda y: y)
     columns = normed(jnp.concatenate([rows.astype(x.dtype), x], axis=1))
     y, weight = relative.attend(params["attention"], params.get("position", position), columns, tokens,
@@ -190,7 +191,8 @@ def _write(params, state, x: jax.Array, weight: jax.Array, cfg: TransformerXlCon
 
     mine = jnp.arange(x.shape[1])[None] < length[:, None]
     usage = jnp.where(mine[:, None, :, None], weight, 0).sum((1, 2)) / (cfg.heads * jnp.maximum(length, 1)[:, None])
-    return _memory(cfg).update(params["memory"], state, x, cfg.layer_memory, length, usage, attend)
+    return _memory(cfg).update(params["memory"], state, x, cfg.layer_memory, None if cfg.aligned else length, usage, attend,
+                               whole=cfg.aligned)
 
 
 # -------------------------------------------------------------------------------------------------------------- the model
@@ -218,7 +220,10 @@ def refresh(params, state: TransformerXlState, cfg: TransformerXlConfig) -> Tran
 
 def for_training(cfg: TransformerXlConfig, tokens: int) -> TransformerXlConfig:
     """The same model for calls of `tokens` tokens without padding; raises ValueError where its memory refuses them."""
-    return replace(cfg, memory=_memory(cfg).for_training(cfg.memory, tokens))
+    if tokens % cfg.memory.unit:
+        raise ValueError(f"a training segment of {tokens} tokens is not a multiple of the {cfg.memory.unit} rows that "
+                         "model.memory compresses together")
+    return replace(cfg, aligned=True)
 
 
 def embed(params, ids: jax.Array, cfg: TransformerXlConfig) -> jax.Array:

@@ -69,8 +69,8 @@ def initial_reads(params, x_MD: jax.Array, cfg: BlockConfig) -> jax.Array:
 
 def run(params, state: LmmState, u: jax.Array, cfg: BlockConfig, length=None):
     """`apply` with statistics of the memory."""
-    r, memory, seen = neural.run(params["memory"], state.memory, u, cfg.memory, length)
-    return _branch(params, u, r, cfg), state._replace(memory=memory), neural.summarise(memory, seen, cfg.memory)
+    r, memory, seen = neural.run(params["memory"], state.memory, u, cfg.memory, length, whole=cfg.aligned)
+    return _branch(params, u, r, cfg), state._replace(memory=memory), seen
 
 
 def apply(params, state: LmmState, u: jax.Array, cfg: BlockConfig, length=None):

@@ -161,7 +161,8 @@ def _segment(params, state: MacState, xs, cfg: BlockConfig):
     u, length, closes = xs
     y, conv, keys = _attend(params, state, u, length, cfg)
     written = rms_norm(y, params["norm_written"])
-    r, memory, seen = neural.run(params["memory"], state.memory, written, cfg.memory, None if cfg.aligned else length)
+    r, memory, seen = neural.run(params["memory"], state.memory, written, cfg.memory, None if cfg.aligned else length,
+                                  whole=cfg.aligned)
     out = combine(params, y, r, cfg)
     per_row = lambda flag, x: flag.reshape(flag.shape + (1,) * (x.ndim - 1))
     start = jax.tree.map(lambda old, new: jnp.where(per_row(closes, new), new, old), state.start, memory.weights)
@@ -196,6 +197,7 @@ def _whole_segments(params, state: MacState, u: jax.Array, cfg: BlockConfig):
     carry = (state.memory.weights, state.memory.surprise, state.memory.conv, state.conv)
     (weights, surprise, memory_conv, conv), (out, seen) = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, grid)
     memory = state.memory._replace(anchor=weights, weights=weights, surprise=surprise, conv=memory_conv)
+    seen = neural.stats.merge(seen, jnp.full((n,), batch * cfg.segment))
     return jnp.moveaxis(out, 0, 1).reshape(u.shape), state._replace(memory=memory, start=weights, conv=conv), seen
 
 
@@ -204,7 +206,7 @@ def _open_segments(params, state: MacState, u: jax.Array, cfg: BlockConfig, leng
     cut = cutting.cut(state.fill, length, u.shape[1], cfg.segment)
     xs = (cutting.split(u, cut), cut.length, cut.closes)
     state, (out, seen) = jax.lax.scan(partial(_segment, params, cfg=cfg), state, xs)
-    return cutting.join(out, cut), state, seen
+    return cutting.join(out, cut), state, neural.stats.merge(seen, cut.length.sum(1))
 
 
 def run(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):
@@ -212,10 +214,8 @@ def run(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):
     if cfg.aligned:
         if u.shape[1] % cfg.segment or length is not None:
             raise ValueError(f"aligned=True needs whole segments of {cfg.segment} tokens without padding, got {u.shape[1]}")
-        out, state, seen = _whole_segments(params, state, u, cfg)
-    else:
-        out, state, seen = _open_segments(params, state, u, cfg, P.full_length(u) if length is None else length)
-    return out, state, neural.summarise(state.memory, seen, cfg.memory)
+        return _whole_segments(params, state, u, cfg)
+    return _open_segments(params, state, u, cfg, P.full_length(u) if length is None else length)
 
 
 def apply(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):

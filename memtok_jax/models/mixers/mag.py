@@ -67,8 +67,8 @@ def run(params, state: MagState, u: jax.Array, cfg: BlockConfig, length=None):
     """`apply` with statistics of the memory."""
     seen_length = P.full_length(u) if length is None else length
     y, past = window.window_attention(params, state.prefix, state.window, u, cfg, seen_length)
-    r, memory, seen = neural.run(params["memory"], state.memory, u, cfg.memory, length)
-    return combine(params, y, r, cfg), state._replace(window=past, memory=memory), neural.summarise(memory, seen, cfg.memory)
+    r, memory, seen = neural.run(params["memory"], state.memory, u, cfg.memory, length, whole=cfg.aligned)
+    return combine(params, y, r, cfg), state._replace(window=past, memory=memory), seen
 
 
 def apply(params, state: MagState, u: jax.Array, cfg: BlockConfig, length=None):
