@@ -52,7 +52,7 @@ class ArmtState(NamedTuple):
 class ArmtConfig:
     """Options of the associative memory.
 
-    width: D, features of a token.
+    width: D, features of a token; 0 inside a model, which fills it in.
     key_dim: length of the keys before phi.
     nu: neighbours that phi multiplies, so F = 2 nu key_dim.
     correction: False always takes gamma = 1 (the paper's ablation).
@@ -60,7 +60,7 @@ class ArmtConfig:
     dtype: of the operands of matrix products.
     """
 
-    width: int
+    width: int = 0
     key_dim: int = 64
     nu: int = 3
     correction: bool = True
