@@ -9,19 +9,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib
 import importlib.util
 import json
 import math
 import numbers
+import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+PACKAGE = "memtok_jax."
 
 
 class UserError(ValueError):
@@ -78,9 +79,10 @@ def split_overrides(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
 def override(config: Any, overrides: tuple[str, ...]) -> Any:
     """The config with fields replaced; its own checks run once, after all of them.
 
-    overrides: "dotted.path=text". The text is read by the type of the field: int, float, bool (true/false), str as
-    it stands, tuples as comma-separated items, None where the field allows it.
-    Raises UserError naming an unknown field with its neighbours, or a text of the wrong type.
+    overrides: "dotted.path=text"; an item of a tuple is named by its index, as in "model.pattern.0.chunk=16". The text is read by
+    the type of the field: int, float, bool (true/false), str as it stands, tuples as comma-separated items, None if the field
+    allows it.
+    Raises UserError naming an unknown field with its neighbours, a text of the wrong type, or what the config itself refuses.
     """
     tree: dict[str, Any] = {}
     for item in overrides:
@@ -96,21 +98,39 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
 
 
 def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(type(config))
-    fields = [f.name for f in dataclasses.fields(config)]
-    new = {}
+    hints, new = _hints(type(config)), {}
     for name, change in changes.items():
-        here = f"{path}.{name}"
-        if name not in fields:
-            raise UserError(f"unknown field {here}{nearest(name, fields)}; {path} has {', '.join(fields)}")
-        value = getattr(config, name)
-        if not isinstance(change, dict):
-            new[name] = parse(change, hints[name], here)
-        elif dataclasses.is_dataclass(value):
-            new[name] = _apply(value, change, here)
-        else:
-            raise UserError(f"{here} is {value!r}, not a group; it has no field {next(iter(change))!r}")
-    return dataclasses.replace(config, **new)
+        if name not in hints:
+            raise UserError(f"unknown field {path}.{name}{nearest(name, hints)}; {path} has {', '.join(hints)}")
+        new[name] = _changed(getattr(config, name), change, hints[name], f"{path}.{name}")
+    try:
+        return dataclasses.replace(config, **new)
+    except UserError:
+        raise
+    except ValueError as error:  # a config checks itself: what it refuses is a mistake of the user
+        raise UserError(str(error)) from error
+
+
+def _changed(value: Any, change: Any, hint: Any, path: str) -> Any:
+    """A value after a change: a text for the whole of it, or changes of its parts."""
+    if not isinstance(change, dict):
+        return parse(change, hint, path)
+    if dataclasses.is_dataclass(value):
+        return _apply(value, change, path)
+    if not isinstance(value, tuple):
+        raise UserError(f"{path} is {value!r}, not a group; it has no field {next(iter(change))!r}")
+    items = list(value)
+    for index, part in change.items():
+        if not index.isdecimal() or int(index) >= len(items):
+            raise UserError(f"{path} has no item {index!r}; it has {len(items)}, numbered from 0")
+        items[int(index)] = _changed(items[int(index)], part, _item_hint(hint, int(index)), f"{path}.{index}")
+    return tuple(items)
+
+
+def _item_hint(hint: Any, index: int) -> Any:
+    """Type of one item of a tuple type."""
+    args = typing.get_args(hint)
+    return (args[0] if args[1:] == (Ellipsis,) else args[index]) if typing.get_origin(hint) is tuple else Any
 
 
 def parse(text: str, hint: Any, path: str) -> Any:
@@ -138,6 +158,8 @@ def parse(text: str, hint: Any, path: str) -> Any:
             return value
         raise UserError(f"{path} must be {'true or false' if hint is bool else 'None'}, got {text!r}")
     try:
+        if hint in (int, float) and ("_" in text or not text.isascii()):
+            raise ValueError(text)
         return hint(text)
     except ValueError:
         raise UserError(f"{path} must be {hint.__name__}, got {text!r}") from None
@@ -265,34 +287,54 @@ def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain values; `_type` beside the fields names the class."""
     kind = type(config)
     out: dict[str, Any] = {"_type": f"{kind.__module__}:{kind.__qualname__}"}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        out[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
-    return out
+    return out | {field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return [_to_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def from_dict(data: dict[str, Any]) -> Any:
     """The config that `to_dict` wrote; lists become tuples again.
 
-    Raises UserError where the class, or one of its fields, is not there any more.
+    Raises UserError if a class or field is not there any more, or a field is missing.
     """
-    module, _, name = data["_type"].partition(":")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise UserError(f"a saved config names the class {module}.{name}, which this version does not have") from None
-    fields = [f.name for f in dataclasses.fields(kind)]
-    values = {key: _plain(value) for key, value in data.items() if key != "_type"}
+    kind = _class(data["_type"])
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    values = {key: _from_plain(value) for key, value in data.items() if key != "_type"}
     for key in values:
         if key not in fields:
-            raise UserError(f"a saved config has the field {key!r}, but {name} has {', '.join(fields)}")
+            raise _older(f"{kind.__name__} has no field {key!r}")
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise _older(f"{kind.__name__} has a new field {name!r}")
     return kind(**values)
 
 
-def _plain(value: Any) -> Any:
+def _class(text: str) -> type:
+    """The config class "module:name". Only modules of this package are imported; others must be in use already."""
+    module, _, name = text.partition(":")
+    if not module.startswith(PACKAGE) and module not in sys.modules:
+        raise UserError(f"a saved config names the class {module}.{name}, which is not of {PACKAGE.removesuffix('.')}")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise _older(f"there is no class {module}.{name}") from None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"a saved config names {module}.{name}, which is not a config")
+    return kind
+
+
+def _older(reason: str) -> UserError:
+    return UserError(f"this run was written by an older version of memtok_jax ({reason}); train it again")
+
+
+def _from_plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return from_dict(value) if "_type" in value else {k: _plain(v) for k, v in value.items()}
-    return tuple(_plain(v) for v in value) if isinstance(value, list) else value
+        return from_dict(value) if "_type" in value else {k: _from_plain(v) for k, v in value.items()}
+    return tuple(_from_plain(v) for v in value) if isinstance(value, list) else value
 
 
 def to_json(config: Any) -> str:
@@ -305,14 +347,36 @@ def from_json(text: str) -> Any:
     return from_dict(json.loads(text))
 
 
-def fingerprint(config: Any) -> str:
-    """Twelve hexadecimal digits that are equal for equal configs, on every machine and in every process."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
-
-
 def differences(old: Any, new: Any, path: str = "config") -> list[tuple[str, Any, Any]]:
-    """(dotted path, old value, new value) of every field in which two configs differ."""
-    if not (dataclasses.is_dataclass(old) and type(old) is type(new)):
+    """(dotted path, old value, new value) of every field in which two configs differ; items of a tuple are numbered."""
+    if dataclasses.is_dataclass(old) and type(old) is type(new):
+        pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
+    elif _holds_configs(old) and _holds_configs(new) and len(old) == len(new):
+        pairs = [(str(index), *both) for index, both in enumerate(zip(old, new, strict=True))]
+    else:
         return [] if old == new else [(path, old, new)]
-    return [d for f in dataclasses.fields(old)
-            for d in differences(getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}")]
+    return [difference for name, a, b in pairs for difference in differences(a, b, f"{path}.{name}")]
+
+
+def evaluation_fields(config: Any, path: str = "config") -> set[str]:
+    """Dotted paths of the fields that an evaluation may change: those declared with `field(metadata={"evaluation": True})`.
+
+    Nested configs are searched, also those in tuples; all of a group that is marked may change. The paths are those of
+    `differences`.
+    """
+    return set(_marked(config, path, False))
+
+
+def _marked(value: Any, path: str, marked: bool) -> Iterator[str]:
+    if marked:
+        yield path
+    if dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            yield from _marked(getattr(value, f.name), f"{path}.{f.name}", marked or f.metadata.get("evaluation", False))
+    elif _holds_configs(value):
+        for index, item in enumerate(value):
+            yield from _marked(item, f"{path}.{index}", marked)
+
+
+def _holds_configs(value: Any) -> bool:
+    return isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))

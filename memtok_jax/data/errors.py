@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from memtok_jax.config import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """A data setting or a data file that cannot be used."""
 
 

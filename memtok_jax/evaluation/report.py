@@ -20,8 +20,9 @@ from memtok_jax.evaluation import greedy
 from memtok_jax.evaluation.baselines import bits_per_byte, text_baselines, word_perplexity
 from memtok_jax.evaluation.image_baselines import image_baselines
 from memtok_jax.evaluation.score import Score, score
+from memtok_jax.models.protocol import functions_of
 from memtok_jax.training.checkpoint import Checkpoints, read_config
-from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.training.experiment import Experiment
 
 RESULT_FILE, GENERATED = "eval.json", 256
 
@@ -70,7 +71,7 @@ def abstract_params(experiment: Experiment, mesh: Mesh) -> pr.Tree:
 
 def _score(experiment: Experiment, params: pr.Tree, mesh: Mesh, cfg: data.DataConfig, rows: int) -> Score:
     return score(params, data.open_eval(cfg, rows), mesh, functions=functions_of(experiment.model),
-                 model=experiment.model, segment=experiment.segment)
+                 model=experiment.model, segment=experiment.call_tokens)
 
 
 def evaluate_text(experiment: Experiment, params: pr.Tree, mesh: Mesh, workdir: Path,
@@ -110,11 +111,11 @@ def written_answers(experiment: Experiment, params: pr.Tree, say: Callable[[str]
     questions. At most GENERATED held-out samples are answered, one token at a time."""
     rows = experiment.evaluation.batch
     batches = list(islice(data.open_eval(experiment.data, rows), -(-GENERATED // rows)))
-    if not any(greedy.fed_back(b["inputs"], b["targets"], experiment.segment, "strict").any() for b in batches):
+    if not any(greedy.fed_back(b["inputs"], b["targets"], experiment.call_tokens, "strict").any() for b in batches):
         return {}
     out, answer_right = {}, data.answer_right(experiment.data)
     for rule in greedy.RULES if answer_right else ("strict", "published"):
-        found = greedy.generated(params, batches, experiment.segment, rule, functions=functions_of(experiment.model),
+        found = greedy.generated(params, batches, experiment.call_tokens, rule, functions=functions_of(experiment.model),
                                  model=experiment.model, answer_right=answer_right)
         out |= {f"eval/{rule}_{name}": value for name, value in found.items()}
         who = "with all before it shown" if rule == "shown" else f"written by the model, {rule}"

@@ -62,7 +62,7 @@ def titans_paper(kind: str, size: str) -> Experiment:
         model=model,
         data=DataConfig(source="stdlib", sequence=TITANS_SEQUENCE),
         optimizer=OptimizerConfig(learning_rate=4e-4, steps=steps, warmup_steps=steps // 100, weight_decay=0.1),
-        training=TrainingConfig(batch=batch, segment=TITANS_SEQUENCE, log_every=10, eval_every=1000,
+        training=TrainingConfig(batch=batch, call_tokens=TITANS_SEQUENCE, log_every=10, eval_every=1000,
                                 checkpoint_every=500, data=-1, fsdp=16, tensor=2),
         evaluation=EvaluationConfig(batch=batch, batches=1),
     )
@@ -143,7 +143,7 @@ def laptop_cached(memory: XlConfig | CompressiveConfig) -> Experiment:
     style = replace(TRANSFORMER_XL, std=128 ** -0.5)
     exp = laptop_text(LanguageModelConfig(vocabulary=256, width=128, layers=2, head_dim=32, hidden=512, segment=64, style=style,
                                           pattern=(CachedConfig(memory),)))
-    return replace(exp, training=replace(exp.training, segment=64))
+    return replace(exp, training=replace(exp.training, call_tokens=64))
 
 
 def cached(memory: XlConfig | CompressiveConfig, segment: int, style: Style, **sizes) -> LanguageModelConfig:

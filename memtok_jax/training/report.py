@@ -17,8 +17,9 @@ from memtok_jax.data.config import DataConfig
 from memtok_jax.evaluation.baselines import bits_per_byte, text_baselines
 from memtok_jax.evaluation.image_baselines import image_baselines
 from memtok_jax.evaluation.score import Score, memory_statistics, score
+from memtok_jax.models.protocol import functions_of
 from memtok_jax.training import metrics as mx
-from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.training.experiment import Experiment
 
 PROMPT_TOKENS = 64
 
@@ -38,10 +39,10 @@ def held_out(experiment: Experiment, params: Any, mesh: Mesh, most: int) -> tupl
     model, functions = experiment.model, functions_of(experiment.model)
     batches = data.open_eval(experiment.data, experiment.evaluation.batch)
     result = score(params, islice(batches, most or None), mesh, functions=functions, model=model,
-                   segment=experiment.segment)
+                   segment=experiment.call_tokens)
     first = next(iter(batches))
-    inputs = first["inputs"][:, :experiment.segment]
-    length = np.minimum(first["length"], experiment.segment)
+    inputs = first["inputs"][:, :experiment.call_tokens]
+    length = np.minimum(first["length"], experiment.call_tokens)
     seen = memory_statistics(params, sharding.place_rows(mesh, inputs), sharding.place_rows(mesh, length),
                              functions=functions, model=model)
     memory = {f"memory/{name}": float(value) for name, value in seen.items()}

@@ -68,7 +68,7 @@ class CachedConfig(MixerConfig):
             raise UserError("style.positions is 'table', which has no row for earlier segments; set 'relative' or 'rope'")
 
     def unit(self, b: Backbone) -> int:
-        """A segment; its rows must leave a compressive memory in whole blocks."""
+        """A segment."""
         return b.segment
 
     @property
@@ -76,10 +76,9 @@ class CachedConfig(MixerConfig):
         """The memory is written at a border."""
         return True
 
-    @property
-    def whole_blocks(self) -> bool:
-        """Whether the memory may promise that none of its rows waits."""
-        return not self.keep_memory_tokens
+    def whole_blocks(self, b: Backbone) -> bool:
+        """Whether no row of the memory ever waits in whole calls."""
+        return not self.keep_memory_tokens and b.segment % self.memory.unit == 0
 
 
 class CachedState(NamedTuple):
@@ -141,7 +140,7 @@ def _visible(real_BC: jax.Array, inside: jax.Array, places: Places, call: Call, 
 def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedConfig, b: Backbone, side: dict):
     """Tokens of one segment see cache and segment: (branch, weight [B, H, T, C + S], inputs of the open segment)."""
     tokens, m = x.shape[1], options(cfg.memory, b)
-    rows, real = _module(cfg).read(params["memory"], state.memory, m, whole=call.whole and cfg.whole_blocks)
+    rows, real = _module(cfg).read(params["memory"], state.memory, m, whole=call.whole and cfg.whole_blocks(b))
     c = rows.shape[1]
     if call.whole:
         inputs, own = state.inputs, x
@@ -185,7 +184,7 @@ def _write(params, state: CachedState, inputs: jax.Array, filled: jax.Array, usa
     attend_fixed = lambda x, rows, real: attend_by_content(fixed, enter(fixed, x, b), enter(fixed, rows, b), real, b)
     kept, length = _kept(inputs, jnp.where(call.closes, filled, 0), cfg, b)
     m = options(cfg.memory, b)
-    if call.whole and cfg.whole_blocks:
+    if call.whole and cfg.whole_blocks(b):
         return _module(cfg).update(params["memory"], state.memory, kept, m, None, usage, attend_fixed, whole=True)
     write = lambda memory: _module(cfg).update(params["memory"], memory, kept, m, length, usage, attend_fixed)
     none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(write, state.memory)[1])
