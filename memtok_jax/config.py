@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -79,7 +78,8 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
     """The config with fields replaced; its own checks run once, after all of them.
 
     overrides: "dotted.path=text". The text is read by the type of the field: int, float, bool (true/false), str as
-    it stands, tuples as comma-separated items, None where the field allows it.
+    it stands, tuples as comma-separated items, None where the field allows it. A group of fields can be chosen by a name if its
+    field has the metadata "named", a function (old value, name) -> new value; fields of the group are then set in the new value.
     Raises UserError naming an unknown field with its neighbours, or a text of the wrong type.
     """
     tree: dict[str, Any] = {}
@@ -89,27 +89,26 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
         node = tree
         for group in groups:
             node = node.setdefault(group, {})
-            if not isinstance(node, dict):
-                raise UserError(f"config.{path}: {group!r} was given a value before")
-        node[last] = text
+        node.setdefault(last, {})[""] = text
     return _apply(config, tree, "config")
 
 
 def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
     hints = typing.get_type_hints(type(config))
     fields = [f.name for f in dataclasses.fields(config)]
-    new = {}
+    new, named = {}, {f.name: f.metadata["named"] for f in dataclasses.fields(config) if "named" in f.metadata}
     for name, change in changes.items():
         here = f"{path}.{name}"
         if name not in fields:
             raise UserError(f"unknown field {here}{nearest(name, fields)}; {path} has {', '.join(fields)}")
-        value = getattr(config, name)
-        if not isinstance(change, dict):
-            new[name] = parse(change, hints[name], here)
-        elif dataclasses.is_dataclass(value):
-            new[name] = _apply(value, change, here)
-        else:
-            raise UserError(f"{here} is {value!r}, not a group; it has no field {next(iter(change))!r}")
+        value, fields_of_group = getattr(config, name), {key: inner for key, inner in change.items() if key}
+        if "" in change and name in named:
+            value = named[name](value, change[""])
+        elif "" in change:
+            value = parse(change[""], hints[name], here)
+        if fields_of_group and not dataclasses.is_dataclass(value):
+            raise UserError(f"{here} is {value!r}, not a group; it has no field {next(iter(fields_of_group))!r}")
+        new[name] = _apply(value, fields_of_group, here) if fields_of_group else value
     return dataclasses.replace(config, **new)
 
 
@@ -303,11 +302,6 @@ def to_json(config: Any) -> str:
 def from_json(text: str) -> Any:
     """The config from `to_json`. Raises UserError as `from_dict` does."""
     return from_dict(json.loads(text))
-
-
-def fingerprint(config: Any) -> str:
-    """Twelve hexadecimal digits that are equal for equal configs, on every machine and in every process."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(old: Any, new: Any, path: str = "config") -> list[tuple[str, Any, Any]]:

@@ -96,11 +96,10 @@ def test_split_overrides():
         config.split_overrides(["--config.x", "1"])
 
 
-def test_json_round_trip_and_stable_fingerprint():
+def test_json_round_trip():
     one = Root(Model(width=8, layers=(1,), memory=None), 3)
     assert config.from_json(config.to_json(one)) == one
     assert hash(config.from_json(config.to_json(one))) == hash(one)
-    assert config.fingerprint(one) == config.fingerprint(dataclasses.replace(one)) != config.fingerprint(Root())
 
 
 def test_json_with_an_unknown_field():

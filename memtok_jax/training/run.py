@@ -83,7 +83,7 @@ def check(experiment: Experiment, mesh: Mesh) -> None:
                             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
     symbols, kinds = data.vocabulary(experiment.data), experiment.model.vocabulary
     if symbols > kinds:
-        what, field = ("classes", "classes") if data.is_images(experiment.data) else ("symbols", "vocabulary")
+        what, field = ("classes", "classes") if data.targets(experiment.data) in ("classes", "shares") else ("symbols", "vocabulary")
         raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
     state_shardings(experiment, mesh)
 

@@ -19,7 +19,7 @@ from memtok_jax import data, sharding
 from memtok_jax import params as pr
 from memtok_jax.compiler import options
 from memtok_jax.training import backpropagation, losses
-from memtok_jax.training.experiment import Experiment, functions_of, mixes
+from memtok_jax.training.experiment import Experiment, functions_of
 from memtok_jax.training.optimizer import make_optimizer, schedule
 
 Tree = pr.Tree
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """One batch on the devices."""
 
     inputs: jax.Array     # [B, T, ...]: token ids i32[B, T], or images u8[B, 1, rows, columns, C], a sequence of one
-    targets: jax.Array    # i32[B, T], -100 where nothing is scored; of mixed images shares f32[B, 1, classes]
+    targets: jax.Array    # i32[B, T] or f32[B, T, n], see `memtok_jax/data/__init__.py`
     start: jax.Array      # bool[B], the row begins a new stream
 
 
@@ -84,8 +84,8 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> Batch:
         return jax.ShapeDtypeStruct((experiment.training.batch, *shape), dtype, sharding=sharding.rows(mesh))
 
     shape, dtype = data.input_shape(experiment.data)
-    targets = rows((1, experiment.model.vocabulary), jnp.float32) if mixes(experiment.data) else rows(
-        (experiment.data.sequence,), jnp.int32)
+    tokens, numbers = experiment.data.sequence, data.targets(experiment.data) in ("shares", "values")
+    targets = rows((tokens, experiment.model.vocabulary), jnp.float32) if numbers else rows((tokens,), jnp.int32)
     return Batch(rows(shape, dtype), targets, rows((), jnp.bool_))
 
 
