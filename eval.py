@@ -29,7 +29,8 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
         raise cli.UserError(f"{argv[1]!r} is not a flag; flags start with --, as in --workdir={argv[1]}")
     if WORKDIR.value is None:
         raise cli.UserError("which run? give --workdir=FOLDER, as printed by train.py")
-    return cli.evaluate(WORKDIR.value, (*cli.data_overrides(DATA.value, DATA_DIR.value), *overrides), SUITE.value)
+    overrides = (*cli.data_overrides(DATA.value, DATA_DIR.value), *overrides)
+    return cli.evaluate(cli.folder(WORKDIR.value), overrides, SUITE.value)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
     experiment = cli.experiment(CONFIG.value, overrides, DATA.value, DATA_DIR.value)
     if COMPILE_ONLY.value:
         return cli.compile_only(experiment, COMPILE_ONLY.value)
-    return cli.train(experiment, WORKDIR.value or cli.default_workdir(CONFIG.value), DISTRIBUTED.value)
+    return cli.train(experiment, cli.folder(WORKDIR.value, cli.default_workdir(CONFIG.value)), DISTRIBUTED.value)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def experiment(name: str, task: str, segment: int, args: argparse.Namespace) -> 
         base, model=model_of(name, task, segment, base.model),
         data=replace(base.data, seed=args.seed, eval_samples=512),
         optimizer=replace(base.optimizer, steps=args.steps, warmup_steps=min(100, args.steps)),
-        training=replace(base.training, segment=segment, seed=args.seed, log_every=50, data=1, curriculum=stages))
+        training=replace(base.training, call_tokens=segment, seed=args.seed, log_every=50, data=1, curriculum=stages))
 
 
 def rows_of(found: dict[str, dict], jobs: dict[str, tuple]) -> list[dict]:

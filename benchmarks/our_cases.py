@@ -29,12 +29,13 @@ from memtok_jax.memory.neural import literal, scan
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models import language_model, transformer_xl
 from memtok_jax.models.associative import AssociativeConfig
+from memtok_jax.models.protocol import bind
 from memtok_jax.models.recurrent import RecurrentConfig
 from memtok_jax.models.transformer_xl import TransformerXlConfig
 from memtok_jax.numerics import rms_norm
 from memtok_jax.training.distributed import use_cores
-from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig, functions_of
-from memtok_jax.training.step import Batch, compile_step, init_train_state, state_shardings
+from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
+from memtok_jax.training.step import Batch, compile_step, init_train_state, state_shardings, update_of
 
 VIEWS = {"chunked": scan, "literal": literal, "associative_scan": associative_scan}
 
@@ -147,7 +148,7 @@ def run_training(case: dict) -> dict:
 
 def run_segments(case: dict) -> dict:
     """One update of a model that reads segment by segment; the gradient flows through all of them."""
-    training = TrainingConfig(batch=case["batch"], segment=case["segment"], remat=case["remat"])
+    training = TrainingConfig(batch=case["batch"], call_tokens=case["segment"], remat=case["remat"])
     return run_update(segmented_config(case), training, case)
 
 
@@ -189,15 +190,16 @@ def run_update(model, training: TrainingConfig, case: dict) -> dict:
         OptimizerConfig(learning_rate=3e-4, steps=1000, warmup_steps=10),
         training,
     )
+    update = update_of(experiment, bind(model))
     use_cores(experiment.training, case["batch"])
     mesh = sharding.make_mesh(-1, 1, 1)
     ids = jax.random.randint(jax.random.key(1), (case["batch"], case["length"] + 1), 0, 256)
     batch = Batch(ids[:, :-1], ids[:, 1:], jnp.ones((case["batch"],), bool))
     with jax.set_mesh(mesh):
-        init = jax.jit(lambda key: init_train_state(experiment, key), out_shardings=state_shardings(experiment, mesh))
+        init = jax.jit(lambda key: init_train_state(update, key), out_shardings=state_shardings(update, mesh))
         state = init(jax.random.key(0))
         before, start = measure.peak_mb(), time.perf_counter()
-        step = compile_step(experiment, mesh).lower(state, batch).compile()
+        step = compile_step(update, mesh).lower(state, batch).compile()
         compile_s, temporaries = time.perf_counter() - start, step.memory_analysis().temp_size_in_bytes / 1e6
         losses = []
 
@@ -215,7 +217,7 @@ def run_update(model, training: TrainingConfig, case: dict) -> dict:
         "temporaries_mb": temporaries,
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        "parameters": P.count(functions_of(model).specs(model)),
+        "parameters": P.count(update.model.specs()),
     }
 
 

@@ -42,7 +42,7 @@ def points(args: argparse.Namespace) -> list[dict]:
     speed = [{"table": "speed", "side": side, "what": "segments", "model": model, "length": args.segments * args.segment}
              for model, side in itertools.product(("rmt", "transformer_xl"), sides)]
     memory = [{"table": "memory", "side": "ours", "what": "segments", "model": "rmt", "length": args.long * args.segment,
-               "remat": remat} for remat in ("nothing", "segment")]
+               "remat": remat} for remat in ("nothing", "call")]
     diagonal = [{"table": "diagonals", "side": "ours", "what": "diagonal", "model": "transformer_xl", "order": order, "batch": 1,
                  "segment": 16, "length": 16 * 16, "layers": 8, "width": 128} for order in ("sequential", "diagonal")]
     return [{**base, **p} for p in speed + memory + diagonal]

@@ -81,8 +81,8 @@ def load_model(folder: Path):
     import numpy as np
 
     from memtok_jax import config
+    from memtok_jax.models.protocol import functions_of
     from memtok_jax.params import abstract
-    from memtok_jax.training.experiment import functions_of
 
     cfg = config.from_json((folder / "model.json").read_text())
     functions = functions_of(cfg)
@@ -96,9 +96,9 @@ def read_run(workdir: Path):
     """Experiment and newest parameters of a run directory. Raises UserError where there are none."""
     import jax
 
+    from memtok_jax.models.protocol import functions_of
     from memtok_jax.params import abstract
     from memtok_jax.training.checkpoint import Checkpoints, read_config
-    from memtok_jax.training.experiment import functions_of
 
     experiment = read_config(workdir)
     shapes = abstract(functions_of(experiment.model).specs(experiment.model))
@@ -134,12 +134,13 @@ def train(experiment) -> tuple[dict, float]:
     import jax
 
     from memtok_jax import data, sharding
-    from memtok_jax.training.step import Batch, compile_step, init_train_state
+    from memtok_jax.models.protocol import bind
+    from memtok_jax.training.step import Batch, compile_step, init_train_state, update_of
 
-    mesh = sharding.make_mesh(1, 1, 1)
+    mesh, update = sharding.make_mesh(1, 1, 1), update_of(experiment, bind(experiment.model))
     with jax.set_mesh(mesh):
-        step = compile_step(experiment, mesh)
-        state = jax.jit(lambda key: init_train_state(experiment, key))(jax.random.key(0))
+        step = compile_step(update, mesh)
+        state = jax.jit(lambda key: init_train_state(update, key))(jax.random.key(0))
         batches = data.open_train(experiment.data, experiment.training.batch)
         for _ in range(experiment.optimizer.steps):
             batch = next(batches)

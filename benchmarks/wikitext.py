@@ -72,7 +72,7 @@ def models() -> dict[str, Any]:
 def fitted(model: Any) -> Any:
     """The model with the width of its feed-forward that brings it nearest to PARAMETERS."""
     from memtok_jax import params
-    from memtok_jax.training.experiment import functions_of
+    from memtok_jax.models.protocol import functions_of
 
     size = lambda hidden: params.count(functions_of(model).specs(replace(model, hidden=hidden)))
     low, high = size(8), size(16)
@@ -93,7 +93,7 @@ def experiment(model: Any, seed: int, args: argparse.Namespace) -> Any:
                         eval_bytes=16_384),
         optimizer=OptimizerConfig(learning_rate=args.learning_rate, steps=args.steps, warmup_steps=args.steps // 20,
                                   final_fraction=0.02),
-        training=TrainingConfig(batch=8, segment=SEGMENT, seed=seed, log_every=50, sample_tokens=0, data=1),
+        training=TrainingConfig(batch=8, call_tokens=SEGMENT, seed=seed, log_every=50, sample_tokens=0, data=1),
         evaluation=EvaluationConfig(batch=8, streams=8),
     )
 
@@ -117,7 +117,7 @@ def spread(values: list[float], digits: int) -> str:
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
     from memtok_jax import params
-    from memtok_jax.training.experiment import functions_of
+    from memtok_jax.models.protocol import functions_of
 
     load, known = report.load_average(), models()
     unknown = [name for name in args.models if name not in known]

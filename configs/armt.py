@@ -35,7 +35,7 @@ def config(preset: str) -> Experiment:
         model=model,
         data=TaskConfig(Task(rule=rule), sequence=(PAIRS + 1) * UNIT, eval_samples=512),
         optimizer=OptimizerConfig(learning_rate=2e-3, steps=steps, warmup_steps=100, weight_decay=0.001, final_fraction=0.05),
-        training=TrainingConfig(batch=64, segment=UNIT, log_every=20, eval_every=500),
+        training=TrainingConfig(batch=64, call_tokens=UNIT, log_every=20, eval_every=500),
         # The next lengths hold 11 pairs (and, for "rewrite", 23: there are only 16 keys to tell apart in "remember").
         evaluation=EvaluationConfig(batch=128, lengths=(1, 2) if rule == "remember" else (1, 2, 4, 10)),
     )

@@ -75,7 +75,7 @@ def config(preset: str) -> Experiment:
         model=RecurrentConfig(**(shape | MODELS.get(task, {}) | kind_options(kind, segment))),
         data=TaskConfig(settings_named(task), sequence, eval_samples=1024),
         optimizer=OptimizerConfig(learning_rate=rate, steps=steps, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
-        training=TrainingConfig(batch=batch, segment=segment, log_every=20, eval_every=every, stop_at=goal,
+        training=TrainingConfig(batch=batch, call_tokens=segment, log_every=20, eval_every=every, stop_at=goal,
                                 curriculum=() if kind in ("none", "prefix") else CURRICULUM.get(task, ())),
         evaluation=EvaluationConfig(batch=128, lengths=(1,)),
     )

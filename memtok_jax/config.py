@@ -14,13 +14,15 @@ import importlib.util
 import json
 import math
 import numbers
+import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+PACKAGE = "memtok_jax."
 
 
 class UserError(ValueError):
@@ -77,10 +79,11 @@ def split_overrides(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
 def override(config: Any, overrides: tuple[str, ...]) -> Any:
     """The config with fields replaced; its own checks run once, after all of them.
 
-    overrides: "dotted.path=text". The text is read by the type of the field: int, float, bool (true/false), str as
-    it stands, tuples as comma-separated items, None where the field allows it. A group of fields can be chosen by a name if its
-    field has the metadata "named", a function (old value, name) -> new value; fields of the group are then set in the new value.
-    Raises UserError naming an unknown field with its neighbours, or a text of the wrong type.
+    overrides: "dotted.path=text"; an item of a tuple is named by its index, as in "model.pattern.0.chunk=16". The text is read by
+    the type of the field: int, float, bool (true/false), str as it stands, tuples as comma-separated items, None if the field
+    allows it. A field with the metadata "named", a function (old value, name) -> new value, takes a name for the whole group, as
+    in "data=task:copy"; overrides of its fields, as in "data.task.length=8", are then made in the new value.
+    Raises UserError naming an unknown field with its neighbours, a text of the wrong type, or what the config itself refuses.
     """
     tree: dict[str, Any] = {}
     for item in overrides:
@@ -94,22 +97,43 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
 
 
 def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(type(config))
-    fields = [f.name for f in dataclasses.fields(config)]
-    new, named = {}, {f.name: f.metadata["named"] for f in dataclasses.fields(config) if "named" in f.metadata}
+    hints, new = _hints(type(config)), {}
+    named = {f.name: f.metadata.get("named") for f in dataclasses.fields(config)}
     for name, change in changes.items():
-        here = f"{path}.{name}"
-        if name not in fields:
-            raise UserError(f"unknown field {here}{nearest(name, fields)}; {path} has {', '.join(fields)}")
-        value, fields_of_group = getattr(config, name), {key: inner for key, inner in change.items() if key}
-        if "" in change and name in named:
-            value = named[name](value, change[""])
-        elif "" in change:
-            value = parse(change[""], hints[name], here)
-        if fields_of_group and not dataclasses.is_dataclass(value):
-            raise UserError(f"{here} is {value!r}, not a group; it has no field {next(iter(fields_of_group))!r}")
-        new[name] = _apply(value, fields_of_group, here) if fields_of_group else value
-    return dataclasses.replace(config, **new)
+        if name not in hints:
+            raise UserError(f"unknown field {path}.{name}{nearest(name, hints)}; {path} has {', '.join(hints)}")
+        new[name] = _changed(getattr(config, name), change, hints[name], f"{path}.{name}", named[name])
+    try:
+        return dataclasses.replace(config, **new)
+    except UserError:
+        raise
+    except ValueError as error:  # a config checks itself: what it refuses is a mistake of the user
+        raise UserError(str(error)) from error
+
+
+def _changed(value: Any, change: dict[str, Any], hint: Any, path: str, named: Callable | None = None) -> Any:
+    """A value after a change. change: under "" a text for the whole of it, under other names changes of its parts."""
+    parts = {name: part for name, part in change.items() if name}
+    if "" in change:
+        value = named(value, change[""]) if named else parse(change[""], hint, path)
+    if not parts:
+        return value
+    if dataclasses.is_dataclass(value):
+        return _apply(value, parts, path)
+    if not isinstance(value, tuple):
+        raise UserError(f"{path} is {value!r}, not a group; it has no field {next(iter(parts))!r}")
+    items = list(value)
+    for index, part in parts.items():
+        if not index.isdecimal() or int(index) >= len(items):
+            raise UserError(f"{path} has no item {index!r}; it has {len(items)}, numbered from 0")
+        items[int(index)] = _changed(items[int(index)], part, _item_hint(hint, int(index)), f"{path}.{index}")
+    return tuple(items)
+
+
+def _item_hint(hint: Any, index: int) -> Any:
+    """Type of one item of a tuple type."""
+    args = typing.get_args(hint)
+    return (args[0] if args[1:] == (Ellipsis,) else args[index]) if typing.get_origin(hint) is tuple else Any
 
 
 def parse(text: str, hint: Any, path: str) -> Any:
@@ -137,6 +161,8 @@ def parse(text: str, hint: Any, path: str) -> Any:
             return value
         raise UserError(f"{path} must be {'true or false' if hint is bool else 'None'}, got {text!r}")
     try:
+        if hint in (int, float) and ("_" in text or not text.isascii()):
+            raise ValueError(text)
         return hint(text)
     except ValueError:
         raise UserError(f"{path} must be {hint.__name__}, got {text!r}") from None
@@ -264,34 +290,54 @@ def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain values; `_type` beside the fields names the class."""
     kind = type(config)
     out: dict[str, Any] = {"_type": f"{kind.__module__}:{kind.__qualname__}"}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        out[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
-    return out
+    return out | {field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return [_to_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def from_dict(data: dict[str, Any]) -> Any:
     """The config that `to_dict` wrote; lists become tuples again.
 
-    Raises UserError where the class, or one of its fields, is not there any more.
+    Raises UserError if a class or field is not there any more, or a field is missing.
     """
-    module, _, name = data["_type"].partition(":")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise UserError(f"a saved config names the class {module}.{name}, which this version does not have") from None
-    fields = [f.name for f in dataclasses.fields(kind)]
-    values = {key: _plain(value) for key, value in data.items() if key != "_type"}
+    kind = _class(data["_type"])
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    values = {key: _from_plain(value) for key, value in data.items() if key != "_type"}
     for key in values:
         if key not in fields:
-            raise UserError(f"a saved config has the field {key!r}, but {name} has {', '.join(fields)}")
+            raise _older(f"{kind.__name__} has no field {key!r}")
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise _older(f"{kind.__name__} has a new field {name!r}")
     return kind(**values)
 
 
-def _plain(value: Any) -> Any:
+def _class(text: str) -> type:
+    """The config class "module:name". Only modules of this package are imported; others must be in use already."""
+    module, _, name = text.partition(":")
+    if not module.startswith(PACKAGE) and module not in sys.modules:
+        raise UserError(f"a saved config names the class {module}.{name}, which is not of {PACKAGE.removesuffix('.')}")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise _older(f"there is no class {module}.{name}") from None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"a saved config names {module}.{name}, which is not a config")
+    return kind
+
+
+def _older(reason: str) -> UserError:
+    return UserError(f"this run was written by an older version of memtok_jax ({reason}); train it again")
+
+
+def _from_plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return from_dict(value) if "_type" in value else {k: _plain(v) for k, v in value.items()}
-    return tuple(_plain(v) for v in value) if isinstance(value, list) else value
+        return from_dict(value) if "_type" in value else {k: _from_plain(v) for k, v in value.items()}
+    return tuple(_from_plain(v) for v in value) if isinstance(value, list) else value
 
 
 def to_json(config: Any) -> str:
@@ -305,8 +351,35 @@ def from_json(text: str) -> Any:
 
 
 def differences(old: Any, new: Any, path: str = "config") -> list[tuple[str, Any, Any]]:
-    """(dotted path, old value, new value) of every field in which two configs differ."""
-    if not (dataclasses.is_dataclass(old) and type(old) is type(new)):
+    """(dotted path, old value, new value) of every field in which two configs differ; items of a tuple are numbered."""
+    if dataclasses.is_dataclass(old) and type(old) is type(new):
+        pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
+    elif _holds_configs(old) and _holds_configs(new) and len(old) == len(new):
+        pairs = [(str(index), *both) for index, both in enumerate(zip(old, new, strict=True))]
+    else:
         return [] if old == new else [(path, old, new)]
-    return [d for f in dataclasses.fields(old)
-            for d in differences(getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}")]
+    return [difference for name, a, b in pairs for difference in differences(a, b, f"{path}.{name}")]
+
+
+def evaluation_fields(config: Any, path: str = "config") -> set[str]:
+    """Dotted paths of the fields that an evaluation may change: those declared with `field(metadata={"evaluation": True})`.
+
+    Nested configs are searched, also those in tuples; all of a group that is marked may change. The paths are those of
+    `differences`.
+    """
+    return set(_marked(config, path, False))
+
+
+def _marked(value: Any, path: str, marked: bool) -> Iterator[str]:
+    if marked:
+        yield path
+    if dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            yield from _marked(getattr(value, f.name), f"{path}.{f.name}", marked or f.metadata.get("evaluation", False))
+    elif _holds_configs(value):
+        for index, item in enumerate(value):
+            yield from _marked(item, f"{path}.{index}", marked)
+
+
+def _holds_configs(value: Any) -> bool:
+    return isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))

@@ -12,13 +12,14 @@ The compiler places the collectives (axes of type Auto). Nothing else in the pac
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from memtok_jax.config import UserError, nearest
 
 Tree = Any
 MeshAxes = tuple[str, ...]
@@ -47,14 +48,12 @@ def mesh_axes_of(names: tuple[str | None, ...]) -> tuple[MeshAxes, ...]:
     """Axes of the mesh for each dimension of an array.
 
     names: a logical axis, or None (whole), for each dimension.
-    Raises ValueError for an unknown logical axis, and where two dimensions would share an axis of the mesh.
+    Raises ValueError for an unknown logical axis, and if two dimensions would share an axis of the mesh.
     """
     rules = RULES_WITH_BATCH if "batch" in names else RULES
     for name in names:
         if name is not None and name not in rules:
-            near = difflib.get_close_matches(name, rules, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown logical axis {name!r}, known are {', '.join(sorted(rules))}{hint}")
+            raise ValueError(f"unknown logical axis {name!r}, known are {', '.join(sorted(rules))}{nearest(name, rules)}")
     out = tuple(() if name is None else rules[name] for name in names)
     used = [axis for axes in out for axis in axes]
     for axis in MESH_AXES:
@@ -68,7 +67,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
     names: one logical axis or None for each dimension of x. Without a mesh (`jax.set_mesh`) x comes back untouched;
     mesh axes that are not Auto (all of them inside `jax.shard_map`) are left alone.
-    Raises ValueError where the number of names, or the size of a dimension, does not fit.
+    Raises ValueError if the number of names does not fit, UserError if the size of a dimension does not divide.
     """
     if x.ndim != len(names):
         raise ValueError(f"an array of shape {x.shape} has {x.ndim} dimensions, got {len(names)} axis names {names}")
@@ -92,7 +91,7 @@ def constrain_tree(tree: Tree, specs: Tree) -> Tree:
 def shardings(mesh: Mesh, specs: Tree) -> Tree:
     """Tree of `NamedSharding` for a tree of `ParamSpec` or `StateSpec`.
 
-    Raises ValueError naming the array where two dimensions collide or a size does not divide.
+    Raises ValueError naming the array if two dimensions collide, UserError if a size does not divide.
     """
 
     def one(path, spec) -> NamedSharding:
@@ -168,7 +167,7 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
     process = jax.process_index()
     mine = {where[0].indices(groups)[0] for device, where in places.items() if device.process_index == process}
     if groups % len(mine) or min(mine) % len(mine) or max(mine) - min(mine) + 1 != len(mine):
-        raise ValueError(f"process {process} holds row groups {sorted(mine)} of {groups}; they must be one "
+        raise UserError(f"process {process} holds row groups {sorted(mine)} of {groups}; they must be one "
                          "aligned block: give the data and fsdp axes sizes that divide among the processes")
     return min(mine) // len(mine), groups // len(mine)
 
@@ -176,23 +175,32 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
 def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
     """Sizes of the mesh axes over so many devices; data = -1 takes all that the other two leave.
 
-    Raises ValueError naming both numbers where they do not fit. A mesh may be smaller than there are devices.
+    Raises UserError naming both numbers if they do not fit. A mesh may be smaller than there are devices.
     """
     for name, size in (("fsdp", fsdp), ("tensor", tensor)):
         if size < 1:
-            raise ValueError(f"mesh axis {name} is {size}; it must be at least 1")
+            raise UserError(f"mesh axis {name} is {size}; it must be at least 1")
     if data == -1:
         group = fsdp * tensor
         if devices % group:
-            raise ValueError(f"{devices} devices do not divide into fsdp {fsdp} x tensor {tensor} = {group}")
+            raise UserError(f"{devices} devices do not divide into fsdp {fsdp} x tensor {tensor} = {group}")
         data = devices // group
     if data < 1:
-        raise ValueError(f"mesh axis data is {data}; it must be at least 1, or -1 for all devices that are left")
+        raise UserError(f"mesh axis data is {data}; it must be at least 1, or -1 for all devices that are left")
     need = data * fsdp * tensor
     if need > devices:
         sizes = f"data {data} x fsdp {fsdp} x tensor {tensor}"
-        raise ValueError(f"mesh {sizes} = {need} devices, but there are {devices}")
+        raise UserError(f"mesh {sizes} = {need} devices, but there are {devices}")
     return data, fsdp, tensor
+
+
+def data_axis(devices: int, fsdp: int, tensor: int, rows: tuple[int, ...]) -> int:
+    """The largest data axis over at most so many devices, beside fsdp and tensor, that divides each of these numbers of rows.
+
+    1 if there is none.
+    """
+    most = devices // (fsdp * tensor)
+    return max((n for n in range(1, most + 1) if all(count % (n * fsdp) == 0 for count in rows)), default=1)
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
@@ -204,7 +212,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
     sizes = mesh_sizes(data, fsdp, tensor, len(devices))
     need = math.prod(sizes)
     if jax.process_count() > 1 and need != len(devices):
-        raise ValueError(f"a mesh of {need} devices leaves some of the {len(devices)} devices of "
+        raise UserError(f"a mesh of {need} devices leaves some of the {len(devices)} devices of "
                          f"{jax.process_count()} processes out; use all")
     types = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices[:need])
@@ -224,4 +232,4 @@ def _check_divides(name: str, shape, names, axes: tuple[MeshAxes, ...], sizes: d
         parts = math.prod(sizes[axis] for axis in dim)
         if size % parts:
             where = " x ".join(f"{axis} {sizes[axis]}" for axis in dim)
-            raise ValueError(f"{name}: axis {logical!r} of size {size} does not divide into {parts} (mesh {where})")
+            raise UserError(f"{name}: axis {logical!r} of size {size} does not divide into {parts} (mesh {where})")

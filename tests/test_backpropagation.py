@@ -14,6 +14,7 @@ from recurrent_cases import T, V, model, setup, some_ids
 from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.recall import RecallConfig
 from memtok_jax.models import decoder, recurrent
+from memtok_jax.models.protocol import bind
 from memtok_jax.training import backpropagation, losses, step
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
 
@@ -21,7 +22,7 @@ from memtok_jax.training.experiment import Experiment, OptimizerConfig, Training
 def experiment(gradient: str, segments: int = 4, remat: str = "nothing", **options) -> Experiment:
     return Experiment(model(**options), TaskConfig(RecallConfig(), sequence=segments * T),
                       OptimizerConfig(learning_rate=0.01, steps=20, warmup_steps=2),
-                      TrainingConfig(batch=2, segment=T, gradient=gradient, remat=remat))
+                      TrainingConfig(batch=2, call_tokens=T, gradient=gradient, remat=remat))
 
 
 def batch_of(segments: int, scored: int | None = None) -> step.Batch:
@@ -34,8 +35,12 @@ def batch_of(segments: int, scored: int | None = None) -> step.Batch:
     return step.Batch(jnp.asarray(own, jnp.int32), jnp.asarray(targets, jnp.int32), jnp.ones(2, bool))
 
 
+def update(exp: Experiment) -> step.Update:
+    return step.update_of(exp, bind(exp.model))
+
+
 def gradients(exp, params, carry):
-    return jit(lambda batch: step.batch_gradient(params, carry, batch, exp)[0])
+    return jit(lambda batch: step.batch_gradient(params, carry, batch, update(exp))[0])
 
 
 REACH = {  # (scored segment n, segment s <= n) -> whether a gradient arrives
@@ -90,7 +95,7 @@ def test_rolling_is_the_sum_of_each_segments_own_gradient():
 
 def test_recomputed_segments_give_the_same_gradient_as_a_plain_loop():
     """Scan = Python loop, `remat` = none, in gradients and in the carry."""
-    exp = experiment("full", 3, "segment")
+    exp = experiment("full", 3, "call")
     params, carry = setup(exp.model, 2)
     batch = batch_of(3)
 
@@ -102,7 +107,7 @@ def test_recomputed_segments_give_the_same_gradient_as_a_plain_loop():
         return nats / step.scored_positions(batch), state
 
     expected, end = jit(jax.grad(loop, has_aux=True))(params)
-    run = jit(lambda params: step.batch_gradient(params, carry, batch, exp)[:2])
+    run = jit(lambda params: step.batch_gradient(params, carry, batch, update(exp))[:2])
     got, after = run(params)
     assert_close(got, expected, 2e-5)
     assert_close(after, end, 2e-5)
@@ -116,7 +121,7 @@ def test_one_compilation_for_every_rule_and_for_many_steps():
     batch = batch_of(4)
     ids, targets = (step.split_time(x, 4) for x in (batch.inputs, batch.targets))
     run = jit(lambda cut: jax.grad(step.group_loss, has_aux=True)(params, carry, batch.start, ids, targets, jnp.ones(4, bool),
-                                                                  cut, 1.0, 0.25, exp)[0])
+                                                                  cut, 1.0, 0.25, update(exp))[0])
     found = [run(jnp.asarray(backpropagation.cuts(rule, 4))) for rule in ("full", "every:1", "every:2", "last:1", "last:3")]
     assert run._cache_size() == 1
     sizes = [np.abs(g["memory"]["tokens"]).max() for g in found]

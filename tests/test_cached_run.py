@@ -15,9 +15,10 @@ from memtok_jax.config import UserError
 from memtok_jax.evaluation.report import evaluate_run
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.models import transformer_xl
+from memtok_jax.models.protocol import bind
 from memtok_jax.models.transformer_xl import TransformerXlConfig
 from memtok_jax.training import metrics, optimizer, step
-from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.run import train
 
 
@@ -26,13 +27,13 @@ from memtok_jax.training.run import train
 def test_presets_have_the_published_size(name, millions):
     """Parameters as the papers count them; nothing is allocated."""
     exp = config.load(name)
-    assert round(P.count(functions_of(exp.model).specs(exp.model)) / 1e6) == millions
+    assert round(P.count(bind(exp.model).specs()) / 1e6) == millions
 
 
 @pytest.mark.parametrize("name", ["transformer_xl", "compressive", "compressive:mean", "compressive:enwik8", "compressive:pg19"])
 def test_presets_fit_their_segment(name):
     exp = config.load(name)
-    transformer_xl.for_training(exp.model, exp.segment)
+    transformer_xl.for_training(exp.model, exp.call_tokens)
     assert config.from_json(config.to_json(exp)) == exp
 
 
@@ -40,7 +41,7 @@ def tiny(source: str) -> Experiment:
     """The compressive preset on a small text, cut down."""
     exp = config.load("compressive", (
         "model.width=8", "model.heads=2", "model.head_dim=4", "model.hidden=8", "model.layers=1", "model.memory.length=8",
-        "model.memory.compressed=4", "data.sequence=32", "data.eval_bytes=100", "training.segment=8", "training.batch=2",
+        "model.memory.compressed=4", "data.sequence=32", "data.eval_bytes=100", "training.call_tokens=8", "training.batch=2",
         "training.data=1", "evaluation.batch=2", "optimizer.steps=4", "optimizer.warmup_steps=1", "training.log_every=1",
         "training.sample_tokens=0", "training.checkpoint_every=2", "training.eval_every=0"))
     return replace(exp, data=replace(exp.data, source=source))
@@ -69,11 +70,12 @@ def test_one_update_moves_the_compression_by_its_own_loss_alone():
     grads = []
     for objective in ("attention", "none"):
         exp = replace(base, model=replace(model, memory=replace(model.memory, objective=objective)),
-                      data=replace(base.data, sequence=16), training=replace(base.training, batch=2, segment=4))
-        state = step.init_train_state(exp, jax.random.key(0))
+                      data=replace(base.data, sequence=16), training=replace(base.training, batch=2, call_tokens=4))
+        update = step.update_of(exp, bind(exp.model))
+        state = step.init_train_state(update, jax.random.key(0))
         ids = jnp.asarray(np.random.default_rng(0).integers(16, size=(2, 16)), jnp.int32)
         batch = step.Batch(ids, ids, jnp.array([True, True]))
-        grads.append(jax.jit(lambda s, b, e=exp: step.batch_gradient(s.params, s.carry, b, e)[0])(state, batch))
+        grads.append(jax.jit(lambda s, b, u=update: step.batch_gradient(s.params, s.carry, b, u)[0])(state, batch))
     own = [g["layers"].pop("memory") for g in grads]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), *grads)
     assert all(np.any(g) for g in jax.tree.leaves(own[0])) and not any(np.any(g) for g in jax.tree.leaves(own[1]))

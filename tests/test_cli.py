@@ -67,7 +67,7 @@ def test_eval_ends_with_one_json_object(tiny_run):
     (["--config.model.width=wide"], "config.model.width must be int, got 'wide'"),
     (["--config.model.width"], "--config.model.width needs a value"),
     (["--config.model.head_dim=48", "--config.model.width=128"], "width=128 is not a multiple of head_dim=48"),
-    (["--config.training.segment=100"], "does not divide into segments of 100 tokens"),
+    (["--config.training.call_tokens=100"], "does not divide into calls of 100 tokens"),
     (["--config.model.memory.chunk=48", "--config.model.segment=64"], "segment=64 and memory.chunk=48"),
     (["--config.training.microbatches=3", "--config.training.batch=8"],
      "training.batch 8 does not divide into 3 microbatches"),
@@ -103,7 +103,7 @@ def run_main(args: list[str], tmp_path: Path, monkeypatch) -> int:
 
     class App:
         @staticmethod
-        def run(main, argv):
+        def run(main, argv, flags_parser):
             sys.exit(main(values(argv)))
 
     monkeypatch.chdir(tmp_path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import subprocess  # noqa: F401, named by a config that must be refused
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +64,7 @@ def test_override_reads_the_type_of_the_field(text, path, value):
 
 @pytest.mark.parametrize("text, message", [
     ("model.widht=128", "unknown field config.model.widht; did you mean 'width'.*config.model has width, heads"),
+    ("model.width=3_2", "config.model.width must be int, got '3_2'"),
     ("model.width=128.5", "config.model.width must be int, got '128.5'"),
     ("model.memory.rate=fast", "config.model.memory.rate must be float, got 'fast'"),
     ("model.remat=1", "config.model.remat must be true or false, got '1'"),
@@ -96,17 +97,65 @@ def test_split_overrides():
         config.split_overrides(["--config.x", "1"])
 
 
-def test_json_round_trip():
-    one = Root(Model(width=8, layers=(1,), memory=None), 3)
-    assert config.from_json(config.to_json(one)) == one
-    assert hash(config.from_json(config.to_json(one))) == hash(one)
+@dataclass(frozen=True)
+class Window:
+    """A mixer whose window an evaluation may widen."""
+
+    window: int = field(default=8, metadata={"evaluation": True})
+    heads: int = 2
 
 
-def test_json_with_an_unknown_field():
-    data = config.to_dict(Root())
-    data["speed"] = 3
-    with pytest.raises(UserError, match="field 'speed', but Root has model, steps"):
-        config.from_dict(data)
+@dataclass(frozen=True)
+class Branch:
+    """A mixer with a memory inside, of which an evaluation may change all."""
+
+    memory: Memory = field(default=Memory(), metadata={"evaluation": True})
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A pattern of mixers, each with its own options."""
+
+    pattern: tuple[Window | Branch, ...] = (Window(), Branch())
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@pytest.mark.parametrize("one", [Root(Model(width=8, layers=(1,), memory=None), 3), Stack((Window(4), Branch(Memory(2))), (3,))])
+def test_json_round_trip(one):
+    again = config.from_json(config.to_json(one))
+    assert again == one and hash(again) == hash(one)
+
+
+def test_items_of_a_tuple_are_overridden_by_their_index():
+    out = config.override(Stack(), ("pattern.0.window=3", "pattern.1.memory.chunk=5", "sizes.1=7"))
+    assert out == Stack((Window(3), Branch(Memory(5))), (1, 7))
+    with pytest.raises(UserError, match="config.pattern has no item '2'; it has 2, numbered from 0"):
+        config.override(Stack(), ("pattern.2.window=3",))
+    with pytest.raises(UserError, match="unknown field config.pattern.0.windw; did you mean 'window'"):
+        config.override(Stack(), ("pattern.0.windw=3",))
+
+
+def test_differences_and_evaluation_fields_share_their_paths():
+    changed = config.override(Stack(), ("pattern.0.window=3", "pattern.0.heads=1", "pattern.1.memory.chunk=5", "sizes=9"))
+    found = {path for path, *_ in config.differences(Stack(), changed)}
+    assert found == {"config.pattern.0.window", "config.pattern.0.heads", "config.pattern.1.memory.chunk", "config.sizes"}
+    assert found - config.evaluation_fields(Stack()) == {"config.pattern.0.heads", "config.sizes"}
+
+
+@pytest.mark.parametrize("change", [{"speed": 3}, {"_type": "memtok_jax.config:Gone"}, {"_type": "memtok_jax.gone:Model"}])
+def test_a_config_of_an_older_layout_is_refused(change):
+    with pytest.raises(UserError, match=r"^this run was written by an older version of memtok_jax \(.*\); train it again$"):
+        config.from_dict(config.to_dict(Root()) | change)
+
+
+def test_a_saved_config_imports_nothing_foreign(monkeypatch):
+    """Neither a module that is not in use, nor a class that is no config."""
+    monkeypatch.setattr(config.importlib, "import_module", lambda name: pytest.fail(f"imported {name}"))
+    with pytest.raises(UserError, match="antigravity.*not of memtok_jax"):
+        config.from_dict({"_type": "antigravity:fly"})
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="subprocess.Popen, which is not a config"):
+        config.from_dict({"_type": "subprocess:Popen", "args": "true"})
 
 
 def test_differences_name_the_dotted_path():

@@ -11,17 +11,19 @@ import pytest
 from toy_run import experiment
 
 from memtok_jax.config import UserError
+from memtok_jax.models.protocol import bind
 from memtok_jax.training import curriculum, metrics, step
 from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.run import make_mesh, train
 
-TASK = ("task:associative", "training.segment=4", "training.batch=2", "evaluation.lengths=1")
+TASK = ("task:associative", "training.call_tokens=4", "training.batch=2", "evaluation.lengths=1")
 
 
 def parameters(workdir: Path, exp):
     """The newest parameters of a run, on the host."""
     with Checkpoints(workdir, None) as checkpoints:
-        return jax.device_get(checkpoints.restore(step.abstract_state(exp, make_mesh(exp)))[0].params)
+        abstract = step.abstract_state(step.update_of(exp, bind(exp.model)), make_mesh(exp))
+        return jax.device_get(checkpoints.restore(abstract)[0].params)
 
 
 def test_stages_hand_on_their_parameters(tmp_path, capsys):
@@ -79,12 +81,12 @@ def test_a_reached_goal_ends_the_run_and_its_continuation(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("overrides, message", [
-    (("training.stop_at=2",), "it is an accuracy"),
+    (("training.stop_at=2",), "training.stop_at is 2.0; it must be between 0 and 1"),
     (("training.stop_at=0.9", "training.eval_every=0"), "nothing is measured on the way"),
     (("training.curriculum=data.sequence=8,data.sequence=6",), r"stage 2 \('data.sequence=6'\): data.sequence 6 does not divide"),
     (("training.curriculum=data.sequenze=8",), r"stage 1 .*unknown field config.data.sequenze; did you mean 'sequence'"),
     (("training.curriculum=training.start_from=runs/x",), "a stage cannot change training.curriculum or training.start_from"),
-    (("data.lengths=8,10",), "data.lengths 10 does not divide into segments of 4"),
+    (("data.lengths=8,10",), "data.lengths 10 does not divide into calls of 4"),
 ])
 def test_impossible_curricula_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):

@@ -16,6 +16,7 @@ from memtok_jax.config import UserError
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.images import augment
 from memtok_jax.data.images.config import AugmentConfig, CompositesConfig, ImagesConfig
+from memtok_jax.models.protocol import bind
 from memtok_jax.models.vision import classifier
 from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.models.vision.config import VitConfig
@@ -168,14 +169,15 @@ def experiment(**training) -> Experiment:
 def test_an_update_of_the_whole_recipe():
     """Through the trainer's own step: the loss of two microbatches is that of the whole batch, and goes down on it."""
     exp, mesh, found = experiment(microbatches=2), sharding.make_mesh(1, 1, 1), []
+    how = step.update_of(exp, bind(exp.model))
     read = next(data.open_train(exp.data, 8))
     batch = step.Batch(*(jnp.asarray(read[name]) for name in step.Batch._fields))
     with jax.set_mesh(mesh):
-        shape = step.abstract_batch(exp, mesh).targets     # of all outputs; those beyond the classes of the data are padded
+        shape = step.abstract_batch(how, exp.data, mesh).targets  # of all outputs; those beyond the classes of the data are padded
         assert (shape.shape, shape.dtype, batch.targets.shape) == ((8, 1, 5), jnp.float32, (8, 1, 4))
-        state = jax.jit(lambda k: step.init_train_state(exp, k))(jax.random.key(0))
+        state = jax.jit(lambda k: step.init_train_state(how, k))(jax.random.key(0))
         logits = jax.jit(lambda p, c, x: classifier.apply(p, c, x, exp.model)[0])(state.params, state.carry, batch.inputs)
-        update = step.compile_step(exp, mesh)
+        update = step.compile_step(how, mesh)
         for _ in range(6):
             state, numbers = update(state, batch)
             found.append(float(numbers["loss"]))

@@ -15,13 +15,14 @@ from memtok_jax.analysis import registers
 from memtok_jax.config import UserError
 from memtok_jax.data.images.config import AugmentConfig, CompositesConfig, ImagesConfig
 from memtok_jax.evaluation.report import evaluate_run
+from memtok_jax.models.protocol import bind
 from memtok_jax.models.vision import classifier, vit
 from memtok_jax.models.vision.classifier import ClassifierConfig, ClassifierState
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.models.vision.output import Counts, VitOutput
 from memtok_jax.training import metrics, run, step
 from memtok_jax.training.checkpoint import Checkpoints
-from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig, functions_of
+from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 
 VIT = VitConfig(width=16, layers=2, heads=2, hidden=32, patch=4, grid=(4, 4), registers=2, layerscale=1.0, drop_path=0.4, std=0.2)
 CFG = ClassifierConfig(VIT, classes=5, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -164,7 +165,7 @@ def experiment(*overrides: str) -> Experiment:
 
 def saved(workdir, exp) -> step.TrainState:
     with Checkpoints(workdir, 2) as checkpoints:
-        return jax.device_get(checkpoints.restore(step.abstract_state(exp, run.make_mesh(exp)))[0])
+        return jax.device_get(checkpoints.restore(step.abstract_state(step.update_of(exp, bind(exp.model)), run.make_mesh(exp)))[0])
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def finished(tmp_path_factory):
 
 
 def test_functions_of_the_config():
-    assert functions_of(CFG) is classifier
+    assert bind(CFG).functions is classifier
 
 
 def test_presets_have_their_published_sizes():
@@ -184,7 +185,7 @@ def test_presets_have_their_published_sizes():
     presets = {name: config.load(f"vit_registers:{name}") for name in
                ("laptop", "fashion_mnist", "cifar10", "imagenet_s", "imagenet_b", "imagenet_l", "experiment_b")}
     for exp in presets.values():
-        assert config.from_json(config.to_json(exp)) == exp and exp.segment == 1
+        assert config.from_json(config.to_json(exp)) == exp and exp.call_tokens == 1
     count = pr.count(classifier.specs(presets["imagenet_s"].model))
     assert count == 22_059_496 + 4 * 384
 
@@ -234,14 +235,15 @@ def test_a_restarted_run_equals_an_uninterrupted_one(finished, tmp_path, monkeyp
 def test_eight_devices_equal_one(finished):
     """Random keys travel with their rows, so that stochastic depth draws the same wherever a row lies."""
     exp = experiment("training.microbatches=1")
+    how = step.update_of(exp, bind(exp.model))
     batches = [next(it) for it in [data.open_train(exp.data, 8)] for _ in range(2)]
     after = []
     for sizes in ((1, 1, 1), (2, 2, 2)):
         mesh = sharding.make_mesh(*sizes)
         with jax.set_mesh(mesh):
-            where = step.state_shardings(exp, mesh)
-            state = jax.jit(lambda k: step.init_train_state(exp, k), out_shardings=where)(jax.random.key(0))
-            update = step.compile_step(exp, mesh)
+            where = step.state_shardings(how, mesh)
+            state = jax.jit(lambda k: step.init_train_state(how, k), out_shardings=where)(jax.random.key(0))
+            update = step.compile_step(how, mesh)
             for batch in batches:
                 placed = step.Batch(*(sharding.place_rows(mesh, batch[name]) for name in step.Batch._fields))
                 state, numbers = update(state, placed)

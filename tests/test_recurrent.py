@@ -273,7 +273,7 @@ def test_carry_in_bfloat16_keeps_the_compute_dtype():
 def test_presets_fit_their_tasks(task, kind):
     """Each segment of a task's row is one of the model, whose words are those of the task."""
     experiment = config.load(f"rmt:{task}{kind}")
-    assert recurrent.for_training(experiment.model, experiment.segment).aligned
+    assert recurrent.for_training(experiment.model, experiment.call_tokens).aligned
     assert experiment.model.vocabulary == data.vocabulary(experiment.data)
     assert (kind == "_none") == (experiment.model.tokens == 0) and (kind == "_cached") == (experiment.model.cache > 0)
 

@@ -20,8 +20,9 @@ from toy_run import experiment
 
 from memtok_jax import config
 from memtok_jax.config import StoppedError, UserError
+from memtok_jax.models.protocol import bind
 from memtok_jax.training import distributed, metrics, step
-from memtok_jax.training.checkpoint import Checkpoints, open_workdir
+from memtok_jax.training.checkpoint import Checkpoints, RunFolder
 from memtok_jax.training.progress import Progress, duration
 from memtok_jax.training.run import make_mesh, train
 
@@ -36,10 +37,14 @@ def text(tmp_path_factory) -> str:
     return str(path)
 
 
+def abstract(exp) -> step.TrainState:
+    return step.abstract_state(step.update_of(exp, bind(exp.model)), make_mesh(exp))
+
+
 def saved(workdir: Path, exp) -> step.TrainState:
     """The newest state of a run, on the host."""
     with Checkpoints(workdir, 2) as checkpoints:
-        return jax.device_get(checkpoints.restore(step.abstract_state(exp, make_mesh(exp)))[0])
+        return jax.device_get(checkpoints.restore(abstract(exp))[0])
 
 
 def equal(a, b):
@@ -138,7 +143,7 @@ def test_restore_onto_another_mesh_is_exact(short_run, tmp_path):
     other = config.override(exp, ("training.data=2", "training.fsdp=2", "training.tensor=2"))
     equal(saved(workdir, exp), saved(workdir, other))
     with Checkpoints(workdir, 2) as checkpoints:
-        state, meta = checkpoints.restore(step.abstract_state(other, make_mesh(other)))
+        state, meta = checkpoints.restore(abstract(other))
     assert state.params["embed"].sharding.spec == jax.sharding.PartitionSpec("tensor", "fsdp")
     assert meta["step"] == 12 and config.from_dict(meta["config"]) == exp
 
@@ -151,7 +156,8 @@ def test_restore_onto_another_mesh_is_exact(short_run, tmp_path):
 def test_continuation_with_another_model_or_data_is_refused(short_run, change, message):
     workdir, exp = short_run
     with pytest.raises(UserError, match=message) as error:
-        open_workdir(workdir, config.override(exp, change))
+        with RunFolder(workdir, config.override(exp, change)):
+            pass
     assert "\n" not in str(error.value)
 
 
@@ -178,10 +184,10 @@ def test_foreign_and_damaged_directories(short_run, text, tmp_path):
 def test_a_run_killed_while_its_config_was_written_begins(text, tmp_path):
     """Only the new version of the config is there: the same command begins the run."""
     exp = experiment(text, "optimizer.steps=2")
-    open_workdir(tmp_path / "run", exp)
-    (tmp_path / "run" / "config.json").rename(tmp_path / "run" / "config.json.new")
-    open_workdir(tmp_path / "run", exp)
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+    with RunFolder(tmp_path / "run", exp):
+        (tmp_path / "run" / "config.json").rename(tmp_path / "run" / "config.json.new")
+    with RunFolder(tmp_path / "run", exp):
+        assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json", "run.lock"}
 
 
 def test_corrupt_checkpoint_names_the_older_one(short_run, tmp_path):
@@ -214,8 +220,8 @@ def test_full_disk_is_one_line_and_loses_nothing(short_run, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_the_run(text, tmp_path):
-    exp = experiment(text, "optimizer.steps=40", "training.checkpoint_every=2", "optimizer.learning_rate=1e25",
-                     "optimizer.warmup_steps=0", "training.keep=20")
+    exp = experiment(text, "optimizer.steps=40", "training.checkpoint_every=2", "optimizer.learning_rate=90",
+                     "optimizer.warmup_steps=0", "optimizer.weight_decay=1e6", "training.keep=20")
     with pytest.raises(StoppedError, match=r"train/loss is (nan|inf) at step \d+, after 4 updates in a row.*good") as e:
         train(exp, tmp_path / "run")
     assert "\n" not in str(e.value)
@@ -238,8 +244,8 @@ def test_metrics_forget_what_will_be_done_again(tmp_path):
 
 
 def test_progress_without_a_terminal_prints_plain_lines(capsys):
-    progress = Progress(0, 4, 100, quiet=False)
-    progress.first_step_done()
+    progress = Progress(0, 4, quiet=False)
+    progress.first_step_done(100)
     for n in (1, 2, 3, 4):
         progress.show(n, 1.0, 50.0)
     out = capsys.readouterr().out

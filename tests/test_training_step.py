@@ -17,6 +17,7 @@ from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.recall import RecallConfig
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models.config import LanguageModelConfig
+from memtok_jax.models.protocol import bind
 from memtok_jax.training import losses, step
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
 from memtok_jax.training.optimizer import schedule
@@ -44,8 +45,12 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def update(exp: Experiment) -> step.Update:
+    return step.update_of(exp, bind(exp.model))
+
+
 def gradient(exp, params, carry, batch):
-    return jax.jit(lambda p, c, b: step.batch_gradient(p, c, b, exp))(params, carry, batch)
+    return jax.jit(lambda p, c, b: step.batch_gradient(p, c, b, update(exp)))(params, carry, batch)
 
 
 def setup(exp):
@@ -54,7 +59,7 @@ def setup(exp):
 
 
 def fresh_state(exp):
-    return jax.jit(lambda: step.init_train_state(exp, jax.random.key(1)))()
+    return jax.jit(lambda: step.init_train_state(update(exp), jax.random.key(1)))()
 
 
 def test_cross_entropy_ignores_what_is_not_scored():
@@ -80,7 +85,7 @@ def test_gradient_is_that_of_the_mean_loss():
     np.testing.assert_allclose(sums.nats / sums.count, mean_loss(params), rtol=1e-6)
 
 
-@pytest.mark.parametrize("cut", [{"microbatches": 8}, {"segment": 3}, {"segment": 4, "microbatches": 4}])
+@pytest.mark.parametrize("cut", [{"microbatches": 8}, {"call_tokens": 3}, {"call_tokens": 4, "microbatches": 4}])
 def test_parts_of_a_batch_equal_the_whole(cut):
     whole, parts = experiment(), experiment(**cut)
     params, carry = setup(whole)
@@ -97,7 +102,7 @@ def test_parts_of_a_batch_equal_the_whole(cut):
 def test_the_models_own_loss_is_added_and_told_apart(cut, sizes):
     """Its mean over rows and segments joins the gradient; the loss that is reported is without it."""
     with_own, without = ({"model": toy.ToyConfig(vocabulary=16, auxiliary=a)} for a in (0.3, 0.0))
-    exp, plain = (dataclasses.replace(experiment(segment=4, **cut), **m) for m in (with_own, without))
+    exp, plain = (dataclasses.replace(experiment(call_tokens=4, **cut), **m) for m in (with_own, without))
     params, carry = setup(exp)
     batch = make_batch(exp)
 
@@ -113,7 +118,7 @@ def test_the_models_own_loss_is_added_and_told_apart(cut, sizes):
             return gradient(exp, params, carry, batch)
         mesh = sharding.make_mesh(*sizes)
         with jax.set_mesh(mesh):
-            state = jax.device_put(fresh_state(exp), step.state_shardings(exp, mesh))
+            state = jax.device_put(fresh_state(exp), step.state_shardings(update(exp), mesh))
             return jax.device_get(gradient(exp, state.params, state.carry, jax.device_put(batch, sharding.rows(mesh))))
 
     (grads, _, sums), (plain_grads, _, plain_sums) = run(exp), run(plain)
@@ -136,7 +141,7 @@ def test_rows_return_to_their_place():
 
 def test_detach_cuts_the_gradient_and_nothing_else():
     """With the gradient cut at every segment, a token of segment 0 gets no gradient from later targets."""
-    free, cut = experiment(segment=4), experiment(segment=4, gradient="every:1")
+    free, cut = experiment(call_tokens=4), experiment(call_tokens=4, gradient="every:1")
     params, carry = setup(free)
     batch = make_batch(free)
     # Token 15 stands in segment 0 only; only the last segment is scored.
@@ -157,7 +162,7 @@ def test_no_gradient_enters_the_batch_before_but_the_prefix_learns():
     grads, new, _ = gradient(exp, params, stale, batch)
     equal(new.prefix[0], params["prefix"])
     assert np.abs(grads["prefix"]).max() > 1e-6
-    through = jax.grad(lambda c: step.batch_gradient(params, c, batch, exp)[2].nats)(carry)
+    through = jax.grad(lambda c: step.batch_gradient(params, c, batch, update(exp))[2].nats)(carry)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(through))
 
 
@@ -178,7 +183,7 @@ def test_an_update_that_is_not_finite_is_left_out():
     exp = experiment()
     state = fresh_state(exp)
     bad = state._replace(params=dict(state.params, embed=state.params["embed"].at[3, 0].set(jnp.nan)))
-    run = jax.jit(lambda s, b: step.train_step(s, b, exp))
+    run = jax.jit(lambda s, b: step.train_step(s, b, update(exp)))
     after, metrics = run(bad, make_batch(exp))
     equal(after.params, bad.params)
     equal(after.carry, bad.carry)
@@ -194,7 +199,7 @@ def test_decay_only_where_the_spec_says():
     plain = dataclasses.replace(exp, optimizer=dataclasses.replace(exp.optimizer, weight_decay=0.0))
     state = fresh_state(exp)
     run = jax.jit(step.train_step, static_argnums=2)
-    decayed, free = (run(state, make_batch(exp), e)[0] for e in (exp, plain))
+    decayed, free = (run(state, make_batch(exp), update(e))[0] for e in (exp, plain))
     rate = schedule(exp.optimizer)(0)
     equal(decayed.params["prefix"], free.params["prefix"])
     np.testing.assert_allclose(free.params["out"] - decayed.params["out"], rate * 0.5 * state.params["out"], atol=1e-7)
@@ -209,9 +214,9 @@ def test_schedule_rises_and_falls():
 
 def run_steps(exp, mesh, count=3):
     with jax.set_mesh(mesh):
-        where = step.state_shardings(exp, mesh)
-        state = jax.jit(lambda k: step.init_train_state(exp, k), out_shardings=where)(jax.random.key(0))
-        run = step.compile_step(exp, mesh)
+        where = step.state_shardings(update(exp), mesh)
+        state = jax.jit(lambda k: step.init_train_state(update(exp), k), out_shardings=where)(jax.random.key(0))
+        run = step.compile_step(update(exp), mesh)
         for n in range(count):
             batch = jax.device_put(make_batch(exp, n, start=n == 0), sharding.rows(mesh))
             before = state
@@ -223,7 +228,7 @@ def run_steps(exp, mesh, count=3):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
 def test_sharded_equals_one_device(sizes):
-    exp = experiment(batch=16, microbatches=2, segment=4, gradient="every:1")
+    exp = experiment(batch=16, microbatches=2, call_tokens=4, gradient="every:1")
     one, one_metrics = run_steps(exp, sharding.make_mesh(1, 1, 1))
     many, many_metrics = run_steps(exp, sharding.make_mesh(*sizes))
     close(jax.device_get(one), jax.device_get(many), 1e-5)
@@ -238,7 +243,7 @@ def test_sharded_equals_one_device(sizes):
 
 @pytest.mark.parametrize("training, message", [
     ({"microbatches": 3}, "training.batch 8 does not divide into 3 microbatches"),
-    ({"segment": 5}, "data.sequence 12 does not divide into segments of 5"),
+    ({"call_tokens": 5}, "data.sequence 12 does not divide into calls of 5"),
     ({"gradient": "evry:2"}, "training.gradient is 'evry:2'; .* did you mean 'every'"),
     ({"gradient": "last"}, "training.gradient is 'last'; .* one of at least 1"),
     ({"remat": "block"}, "training.remat is 'block'"),
@@ -261,7 +266,7 @@ def test_language_model_sharded_equals_one_device():
     for sizes in ((1, 1, 1), (2, 2, 2)):
         mesh = sharding.make_mesh(*sizes)
         with jax.set_mesh(mesh):
-            placed = jax.device_put(state, step.state_shardings(exp, mesh))
+            placed = jax.device_put(state, step.state_shardings(update(exp), mesh))
             results.append(gradient(exp, placed.params, placed.carry, jax.device_put(batch, sharding.rows(mesh))))
     one, many = results
     largest = max(np.abs(x).max() for x in jax.tree.leaves(one[0]))

@@ -15,8 +15,8 @@ from memtok_jax import params as P
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models import relative, transformer_xl
+from memtok_jax.models.protocol import functions_of
 from memtok_jax.models.transformer_xl import TransformerXlConfig, for_training
-from memtok_jax.training.experiment import functions_of
 
 
 def model(memory, **options) -> TransformerXlConfig:

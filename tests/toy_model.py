@@ -1,7 +1,7 @@
 """The smallest model with the signature of a language model: a decayed sum of embeddings, and a prefix token.
 
 The carry holds both kinds of memory that training must handle: one that is written by tokens (`sum`), and one that is
-made from a parameter (`prefix`) and must follow it (`refresh`).
+derived from a parameter (`prefix`) and must follow it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,12 @@ def specs(cfg: ToyConfig):
 
 
 def state_specs(cfg: ToyConfig, batch: int):
-    return ToyState(*(pr.StateSpec((batch, cfg.width), ("batch", "embed")),) * 2)
+    shape, axes = (batch, cfg.width), ("batch", "embed")
+    return ToyState(pr.StateSpec(shape, axes), pr.StateSpec(shape, axes, lives="derived"))
 
 
 def init_state(params, cfg: ToyConfig, batch: int):
-    return refresh(params, pr.zero_state(state_specs(cfg, batch)), cfg)
-
-
-def refresh(params, state, cfg: ToyConfig):
+    state = pr.zero_state(state_specs(cfg, batch))
     return state._replace(prefix=jnp.zeros_like(state.prefix) + params["prefix"][None])
 
 

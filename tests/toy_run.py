@@ -24,7 +24,7 @@ def experiment(source: str, *overrides: str) -> Experiment:
     base = Experiment(
         toy_model.ToyConfig(), _data(source),
         OptimizerConfig(learning_rate=0.02, steps=12, warmup_steps=2),
-        TrainingConfig(batch=4, segment=8, log_every=2, eval_every=4, checkpoint_every=4, sample_tokens=0, data=1),
+        TrainingConfig(batch=4, call_tokens=8, log_every=2, eval_every=4, checkpoint_every=4, sample_tokens=0, data=1),
         EvaluationConfig(batch=2, batches=2))
     return config.override(base, overrides)
 
@@ -34,7 +34,7 @@ if __name__ == "__main__":
         """As absl's app, without flags."""
 
         @staticmethod
-        def run(main, argv):
+        def run(main, argv, flags_parser):
             sys.exit(main(argv))
 
     class Debug:

@@ -55,7 +55,7 @@ def score_data(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh,
 
     cfg: the data, such as that of the experiment with another `sequence`. most: batches to score, 0 for all.
     """
-    return score(params, islice(data.open_eval(cfg, rows), most or None), mesh, model=model, segment=experiment.segment,
+    return score(params, islice(data.open_eval(cfg, rows), most or None), mesh, model=model, segment=experiment.call_tokens,
                  loss=experiment.training.loss)
 
 

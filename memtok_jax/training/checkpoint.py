@@ -1,24 +1,29 @@
 """Checkpoints of a run: written in the background, restored onto any mesh. The only file that knows Orbax.
 
 A checkpoint has three items: `params`; `rest`, the other arrays of the train state; `meta`, the config, the position
-in the data and counters as JSON. Reading `params` alone is all that evaluation needs.
+in the data, counters, and shape and checksum of every array as JSON. Reading `params` alone is all that evaluation needs.
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
 import logging
+import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
-from memtok_jax import config
+from memtok_jax import config, sharding
 from memtok_jax.config import UserError
 from memtok_jax.training.step import TrainState
 
-FOLDER, CONFIG_FILE = "checkpoints", "config.json"
+FOLDER, CONFIG_FILE, LOCK_FILE = "checkpoints", "config.json", "run.lock"
 
 # Fields that may change between a run and its continuation; all others of these groups must stay.
 FREE = ("config.data.data_dir", "config.data.cache_dir", "config.data.eval_split", "config.data.eval_bytes",
@@ -29,66 +34,88 @@ FIXED_GROUPS = ("config.model", "config.data", "config.training.batch", "config.
 class Checkpoints:
     """The checkpoints of one run directory. Use it as a context manager: leaving waits until all are written.
 
-    keep: how many stay when a new one is written; None, all.
+    Nothing is created before the first save.
+    keep: how many stay when a new one is written. None: all.
     """
 
     def __init__(self, workdir: Path, keep: int | None):
         # Orbax reports each stage of a save as a warning or info line; a run prints its own.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        self.folder = (Path(workdir) / FOLDER).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
-        try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except OSError as error:
-            raise UserError(f"cannot create the checkpoint folder {self.folder}: {error.strerror}") from None
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.workdir, self.folder, self._keep = Path(workdir), (Path(workdir) / FOLDER).absolute(), keep
+        self._writing: int | None = None
+        self._manager: ocp.CheckpointManager | None = None
+        self._threads = _QuietThreads()
+        if self.folder.is_dir():
+            self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True, create=True)
+            try:
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
+            except OSError as error:
+                raise UserError(f"cannot create the checkpoint folder {self.folder}: {error.strerror}") from None
+        return self._manager
 
     def __enter__(self) -> Checkpoints:
+        self._threads.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if self._manager is not None:
+                self._manager.close()
+        except Exception as error:
+            if kind is None:
+                raise self._not_written(error) from error
+        finally:
+            self._threads.__exit__()
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints."""
-        return sorted(self._manager.all_steps())
+        return [] if self._manager is None else sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Start to write the state after `meta["step"]` updates; the arrays may be donated as soon as this returns.
 
-        Raises UserError, in this call or the next, where the disk refuses; complete checkpoints stay as they are.
+        Raises UserError, in this call or the next, if the disk refuses; complete checkpoints stay as they are.
         """
         step = meta["step"]
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
-        items = ocp.args.Composite(params=ocp.args.PyTreeSave(_filled(state.params)), meta=ocp.args.JsonSave(meta),
-                                   rest=ocp.args.PyTreeSave(_filled(_rest(state))))
+        self.wait()
+        trees = {"params": state.params, "rest": _rest(state)}
+        meta = meta | {"arrays": {name: describe(tree) for name, tree in trees.items()}}
+        items = {name: ocp.args.PyTreeSave(_filled(tree)) for name, tree in trees.items()}
+        self._writing = step
         try:
-            self._manager.save(step, args=items)
+            self._open().save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta | {"checksum": _checksum(meta)}), **items))
         except Exception as error:
-            raise self._not_written(step, error) from error
+            raise self._not_written(error) from error
 
     def wait(self) -> None:
         """Return when everything is on disk. Raises UserError as `save` does."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._not_written(None, error) from error
+        if self._manager is not None:
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                raise self._not_written(error) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest state and its meta. abstract: shapes, dtypes and shardings it shall have; any mesh will do.
 
-        Raises UserError where the files cannot be read.
+        Raises UserError if the files cannot be read, hold something else than was written, or belong to another model.
         """
         out = self._read(params=abstract.params, rest=_rest(abstract))
         rest = out["rest"]
         return TrainState(rest["step"], rest["skipped"], out["params"], rest["optimizer"], rest["carry"]), out["meta"]
 
     def restore_params(self, abstract_params: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest parameters and their meta. Raises UserError where the files cannot be read."""
+        """The newest parameters and their meta. Raises UserError as `restore` does."""
         out = self._read(params=abstract_params)
         return out["params"], out["meta"]
 
@@ -96,23 +123,105 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             raise UserError(f"no complete checkpoint in {self.folder}")
+        meta = self._read_meta(step)
+        for name, tree in trees.items():
+            if difference := _first_misfit(meta["arrays"].get(name, {}), tree):
+                raise UserError(f"checkpoint {self.folder / str(step)} is of another model: {name}{difference}")
         filled = {name: _filled(tree) for name, tree in trees.items()}
         items = {name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
                  for name, tree in filled.items()}
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items))
-            return {"meta": found["meta"]} | {name: _like(tree, found[name]) for name, tree in trees.items()}
+            found = self._open().restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            older = [s for s in self._manager.all_steps() if s < step]
-            advice = f"remove that folder to go on from step {max(older)}" if older else "start in a new --workdir"
-            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read ({_first_line(error)}); {advice}"
-                            ) from error
+            raise self._damaged(step, _first_line(error)) from error
+        out = {name: _like(tree, found[name]) for name, tree in trees.items()}
+        for name, tree in out.items():
+            written, read = meta["arrays"][name], describe(tree)
+            if wrong := [path for path in read if read[path] != written[path]]:
+                raise self._damaged(step, f"{name}{wrong[0]} is not what was written")
+        return out | {"meta": meta}
 
-    def _not_written(self, step: int | None, error: Exception) -> UserError:
-        saved = [s for s in self._manager.all_steps() if s != step and (self.folder / str(s)).is_dir()]
-        kept = f"step {max(saved)} is complete and stays" if saved else "none was complete before"
-        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        return UserError(f"{what} could not be written to {self.folder} ({_first_line(error)}); {kept}")
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        """The meta of a step. Raises UserError if it is damaged, or if the config beside it is of another model."""
+        try:
+            meta = dict(self._open().restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+        except Exception as error:
+            raise self._damaged(step, _first_line(error)) from error
+        if "checksum" not in meta:
+            raise UserError(f"checkpoint {self.folder / str(step)} was written by an older version of memtok_jax (it has no "
+                            "checksums); train it again")
+        if meta.pop("checksum") != _checksum(meta):
+            raise self._damaged(step, "its meta is not what was written")
+        if (self.workdir / CONFIG_FILE).exists():
+            here, then = read_config(self.workdir).model, config.from_dict(meta["config"]).model
+            for path, now, was in config.differences(here, then, "config.model"):
+                raise UserError(f"{self.workdir / CONFIG_FILE} says {path} = {_brief(now)}, but the checkpoint of step {step} was "
+                                f"written with {_brief(was)}; put that value back into the file")
+        return meta
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        older = [s for s in self.steps() if s < step]
+        advice = f"remove that folder to go on from step {max(older)}" if older else "start in a new --workdir"
+        return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({reason}); {advice}")
+
+    def _not_written(self, error: Exception) -> UserError:
+        saved = [s for s in self.steps() if s != self._writing and (self.folder / str(s)).is_dir()]
+        kept = f"step {max(saved)} is complete and stays, and the same command goes on from there" if saved else "there is no other"
+        return UserError(f"the checkpoint of step {self._writing} could not be written to {self.folder} ({_first_line(error)}); "
+                         f"{kept}")
+
+
+class _QuietThreads:
+    """While it is entered, errors in background threads are not printed: Orbax raises them again in `wait` and `save`."""
+
+    def __enter__(self) -> None:
+        self._before, threading.excepthook = threading.excepthook, lambda _: None
+
+    def __exit__(self, *_) -> None:
+        threading.excepthook = self._before
+
+
+# -------------------------------------------------------------------------------------------------------- checksums
+
+def describe(tree: Any) -> dict[str, list]:
+    """Path of each array -> [shape, dtype, checksum]: JSON-able, the same on any mesh and in any process."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = [x for _, x in leaves]
+    where = next((x.sharding for x in arrays if isinstance(getattr(x, "sharding", None), NamedSharding)), None)
+    # Copied to every device, so that every process can read them.
+    sums = jax.jit(lambda xs: jnp.stack([array_checksum(x) for x in xs]),
+                   out_shardings=where and sharding.replicated(where.mesh))(arrays)
+    return {jax.tree_util.keystr(path): [list(x.shape), str(x.dtype), int(s)]
+            for (path, x), s in zip(leaves, jax.device_get(sums), strict=True)}
+
+
+def array_checksum(x: jax.Array) -> jax.Array:
+    """u32[]: the sum of the words of x, each times an odd number made from its place, modulo 2^32.
+
+    A single flipped bit always changes it. It is a sum of integers, so it does not depend on how x is divided over devices.
+    """
+    x = x.astype(jnp.uint8) if x.dtype == bool else x
+    words = jax.lax.bitcast_convert_type(x, f"uint{8 * min(x.dtype.itemsize, 4)}").astype(jnp.uint32)
+    place, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    place = place * jnp.uint32(0x9E3779B1)
+    return (words * ((place ^ (place >> 15)) | 1)).sum(dtype=jnp.uint32)
+
+
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def _first_misfit(written: dict[str, list], tree: Any) -> str:
+    """The first array that has another shape than was written, in one line; "" if all fit."""
+    wanted = {jax.tree_util.keystr(path): list(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    for path in sorted(written.keys() | wanted.keys()):
+        there, here = written[path][0] if path in written else "missing", wanted.get(path, "missing")
+        if there != here:
+            return f"{path} is {there} there and {here} here"
+    return ""
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -140,35 +249,71 @@ def _first_line(error: BaseException) -> str:
 
 # --------------------------------------------------------------------------------------------------- run directory
 
-def open_workdir(workdir: Path, experiment: Any) -> None:
-    """Make the run directory, or check that the one that is there belongs to this experiment, and write its config.
+class RunFolder:
+    """A run directory that belongs to this experiment and, while it is entered, to this command alone.
 
-    Raises UserError for a directory of something else, and where a field that must not change has changed.
+    Entering makes the directory, or checks that the one that is there belongs to the experiment, and writes the config.
+    Raises UserError for a directory of something else, if a field that must not change has changed, and if another process
+    trains in it.
     """
-    workdir = Path(workdir)
-    if jax.process_index() == 0:
-        _claim(workdir, experiment)
-        _write(workdir / CONFIG_FILE, config.to_json(experiment) + "\n")
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices("run directory")
+    def __init__(self, workdir: Path, experiment: Any):
+        self._workdir, self._experiment = Path(workdir), experiment
+        self._lock: Any = None
+
+    def __enter__(self) -> RunFolder:
+        if jax.process_index() == 0:
+            try:
+                self._take()
+            except BaseException as error:
+                self.__exit__()
+                if isinstance(error, OSError):
+                    raise UserError(f"--workdir={self._workdir} cannot be used: {error.strerror}") from None
+                raise
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("run directory")
+        return self
+
+    def _take(self) -> None:
+        _claim(self._workdir)
+        self._lock = _locked(self._workdir)
+        if (self._workdir / CONFIG_FILE).exists():
+            refuse_other(read_config(self._workdir), self._experiment, self._workdir)
+        _write(self._workdir / CONFIG_FILE, config.to_json(self._experiment) + "\n")
+
+    def __exit__(self, *_) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
 
-def _claim(workdir: Path, experiment: Any) -> None:
-    if (workdir / CONFIG_FILE).exists():
-        refuse_other(read_config(workdir), experiment, workdir)
-    elif workdir.is_dir() and (others := {p.name for p in workdir.iterdir()} - {_scratch(workdir / CONFIG_FILE).name}):
-        names = ", ".join(sorted(others)[:3])
-        raise UserError(f"{workdir} is not a run directory: it holds {names} but no {CONFIG_FILE}; "
+def _claim(workdir: Path) -> None:
+    """Make the directory. Raises UserError if it is something else than a run directory."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a directory")
+    known = {CONFIG_FILE, _scratch(workdir / CONFIG_FILE).name, LOCK_FILE}
+    names = {p.name for p in workdir.iterdir()} if workdir.is_dir() else set()
+    if names - known and CONFIG_FILE not in names:
+        raise UserError(f"{workdir} is not a run directory: it holds {', '.join(sorted(names - known)[:3])} but no {CONFIG_FILE}; "
                         "give an empty or new --workdir")
-    elif workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file; give a directory")
     workdir.mkdir(parents=True, exist_ok=True)
 
 
+def _locked(workdir: Path) -> Any:
+    """An open file that holds the lock of the directory; the lock ends with the process. Raises UserError if another has it."""
+    file = (workdir / LOCK_FILE).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process trains in this folder ({workdir}); wait for it, or give another --workdir") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
 def read_config(workdir: Path) -> Any:
-    """The experiment of a run directory. Raises UserError where there is none, or it cannot be read."""
+    """The experiment of a run directory. Raises UserError if there is none, or if it cannot be read."""
     file = Path(workdir) / CONFIG_FILE
     if not file.exists():
         raise UserError(f"{workdir} is not a run directory: there is no {CONFIG_FILE} in it")
@@ -176,7 +321,7 @@ def read_config(workdir: Path) -> Any:
         return config.from_json(file.read_text())
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({_first_line(error)}); give a new --workdir") from None
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+from absl import flags, logging
 
 from memtok_jax import config
 from memtok_jax.config import StoppedError, UserError
+
+FAULT = "this is a fault of memtok_jax, not of your command: please report it, with the command and the lines above"
 
 
 def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], int], debug: Any) -> None:
     """Parse the flags, call `main`, and leave with its status.
 
-    debug: the flag that asks for tracebacks. A mistake of the user, a full disk and a run that cannot go on each end
-    in one line on stderr and status 2.
+    debug: the flag that asks for tracebacks. A mistake of the user and a run that cannot go on end in one line on stderr and
+    status 2. Any other error is ours: it keeps its traceback, and the status is 1.
     """
     try:
         argv, overrides = config.split_overrides(argv)
@@ -31,23 +34,55 @@ def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], 
     def guarded(rest: list[str]) -> int:
         try:
             return main(rest, overrides)
-        except (ValueError, OSError, StoppedError) as error:
+        except (UserError, StoppedError) as error:
             if debug.value:
                 raise
             return _fail(error)
+        except Exception:
+            traceback.print_exc()
+            print(FAULT, file=sys.stderr)
+            return 1
 
-    app.run(guarded, argv=argv)
+    app.run(guarded, argv=argv, flags_parser=parse_flags)
 
 
-def _fail(error: Exception) -> int:
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's flags out of argv; returns the rest. A mistake ends the process as any other does."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        near = config.nearest(error.flagname, flags.FLAGS)
+        sys.exit(_fail(f"unknown flag --{error.flagname}{near}; --help lists all, and --config.GROUP.FIELD=VALUE changes a config"))
+    except flags.Error as error:
+        sys.exit(_fail(error))
+
+
+def _fail(error: Exception | str) -> int:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     print(f"error: {lines[0]}", file=sys.stderr)
     return 2
 
 
+def folder(value: str, default: Path | None = None) -> Path:
+    """The path behind `--workdir`; `default` stands for a flag that was not given. Raises UserError for what cannot be a path."""
+    if value is None and default is not None:
+        return default
+    if not value:
+        raise UserError("--workdir is empty; give a folder, as in --workdir=runs/first")
+    if "\0" in value:
+        raise UserError(f"--workdir={value!r} holds a NUL character, which no path can")
+    return Path(value)
+
+
 def experiment(name: str, overrides: tuple[str, ...], source: str | None, data_dir: str | None) -> Any:
     """The experiment behind `--config`, `--config.x=y`, `--data` and `--data_dir`."""
-    return config.load(name, (*data_overrides(source, data_dir), *overrides))
+    from memtok_jax.training.experiment import shorter_warmup
+
+    changes = (*data_overrides(source, data_dir), *overrides)
+    base = config.load(name)
+    if more := shorter_warmup(base, changes):
+        print(f"note: the run is shorter than its warm-up; {more[0].replace('=', ' is ')} (set it to choose another)")
+    return config.override(base, (*changes, *more))
 
 
 def data_overrides(source: str | None, data_dir: str | None) -> tuple[str, ...]:
@@ -76,6 +111,7 @@ def compile_only(experiment: Any, target: str) -> int:
     """Compile the training step for `target` and print what it needs."""
     from memtok_jax.training.compile_only import compile_for
 
+    print(f"compiling the training step for {target}", flush=True)
     for line in compile_for(experiment, target):
         print(line)
     return 0

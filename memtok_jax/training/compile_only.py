@@ -19,11 +19,13 @@ from jax.sharding import AxisType, Mesh
 from memtok_jax import params as pr
 from memtok_jax import sharding
 from memtok_jax.config import UserError
-from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.models.protocol import bind
+from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.run import check
-from memtok_jax.training.step import abstract_batch, abstract_state, compile_step
+from memtok_jax.training.step import Update, abstract_batch, abstract_state, compile_step, update_of
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+MOST_CPU_DEVICES = 4096
 # What libtpu asks for on a machine without a TPU; the type need not match the topology that is compiled for.
 TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
                    "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
@@ -37,13 +39,14 @@ def compile_for(experiment: Experiment, target: str) -> list[str]:
     """
     t = experiment.training
     mesh = _target_mesh(target, t.data, t.fsdp, t.tensor)
-    check(experiment, mesh)
+    update = update_of(experiment, bind(experiment.model))
+    check(experiment, update, mesh)
     begun = time.monotonic()
     # An abstract mesh has no devices here to run on: it tells `constrain` the axes, the shardings name the devices.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        arguments = (abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
-        compiled = compile_step(experiment, mesh).lower(*arguments).compile()
-    return _report(experiment, target, mesh, compiled, time.monotonic() - begun)
+        arguments = (abstract_state(update, mesh), abstract_batch(update, experiment.data, mesh))
+        compiled = compile_step(update, mesh).lower(*arguments).compile()
+    return _report(update, experiment.data.sequence, target, mesh, compiled, time.monotonic() - begun)
 
 
 def _target_mesh(target: str, data: int, fsdp: int, tensor: int) -> Mesh:
@@ -51,9 +54,12 @@ def _target_mesh(target: str, data: int, fsdp: int, tensor: int) -> Mesh:
     if not size:
         raise UserError(f"--compile_only={target} must be KIND:SIZE, as in v5e:16x16 or cpu:8")
     if platform == "cpu":
-        if not size.isdigit():
-            raise UserError(f"--compile_only={target}: the number of CPU devices must be a whole number, got {size!r}")
+        if not (size.isdecimal() and 1 <= int(size) <= MOST_CPU_DEVICES):
+            raise UserError(f"--compile_only={target}: the number of CPU devices must be a whole number from 1 to "
+                            f"{MOST_CPU_DEVICES}, got {size!r}")
         return sharding.make_mesh(data, fsdp, tensor, _cpu_devices(int(size)))
+    if not re.fullmatch(r"v\d+\w*", platform):
+        raise UserError(f"--compile_only={target}: {platform!r} is no machine to compile for; give v5e:16x16 (a TPU) or cpu:8")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--compile_only={target} needs the TPU compiler, which is not installed: pip install libtpu")
     for name, value in TPU_ENVIRONMENT.items():
@@ -82,24 +88,26 @@ def _cpu_devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def _report(experiment: Experiment, target: str, mesh: Mesh, compiled, seconds: float) -> list[str]:
-    specs = functions_of(experiment.model).specs(experiment.model)
+def _report(update: Update, sequence: int, target: str, mesh: Mesh, compiled, seconds: float) -> list[str]:
     memory = compiled.memory_analysis()
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak = arguments + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    output = memory.output_size_in_bytes - memory.alias_size_in_bytes
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     counts = collectives(compiled.as_text())
-    t = experiment.training
     return [
         f"compiled for {target} in {seconds:.0f} s: {mesh.size} devices, mesh {sizes}",
-        f"model: {pr.count(specs):,} parameters; batch {t.batch} x {experiment.data.sequence} tokens, "
-        f"{t.microbatches} microbatches, segments of {experiment.segment}",
-        f"memory per device: {peak / 1e9:.2f} GB = {arguments / 1e9:.2f} arguments + {temporary / 1e9:.2f} temporary + "
-        f"{(memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e9:.2f} output beyond the "
-        f"{memory.alias_size_in_bytes / 1e9:.2f} that are donated",
+        f"model: {pr.count(update.model.specs()):,} parameters; batch {update.batch} x {sequence} tokens, "
+        f"{update.microbatches} microbatches, calls of {update.call_tokens} tokens",
+        f"memory per device: {_size(arguments + temporary + output)} = {_size(arguments)} arguments + {_size(temporary)} temporary "
+        f"+ {_size(output)} output beyond the {_size(memory.alias_size_in_bytes)} that are donated",
         "collectives in the program (a loop body counts once): "
         + (", ".join(f"{n} {name}" for name, n in counts.items() if n) or "none"),
     ]
+
+
+def _size(count: int) -> str:
+    """Bytes in GB, or in MB below a tenth of one."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def collectives(text: str) -> dict[str, int]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from memtok_jax.config import UserError, check_numbers, choose, override
 from memtok_jax import data
-from memtok_jax.models.protocol import functions_of as functions_of
+from memtok_jax.config import UserError, check_numbers, choose, override
 from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.training import backpropagation, losses
 
-RULES, REMAT = ("adamw", "lamb"), ("nothing", "segment")
+RULES, REMAT = ("adamw", "lamb"), ("nothing", "call")
 # The curriculum itself sets the first two; with another cut, a stage would train on what a later one holds out.
 FIXED_IN_STAGES = ("training.curriculum", "training.start_from", "data.held_out")
 
@@ -20,12 +19,15 @@ FIXED_IN_STAGES = ("training.curriculum", "training.start_from", "data.held_out"
 class OptimizerConfig:
     """AdamW or LAMB with linear warm-up and a cosine down to a fraction of the peak.
 
+    learning_rate: the peak.
+    steps: length of the run in updates.
+    warmup_steps: updates until the peak.
+    final_fraction: learning rate at the end, as a fraction of the peak.
+    beta1, beta2, epsilon: of Adam.
+    weight_decay: decoupled, only on parameters whose spec says `decayed`.
+    clip_norm: bound of the global norm of the gradient. Parameters that only a memory's own loss teaches are clipped apart.
+    max_skipped: an update whose loss or gradient is not finite is left out; after this many in a row the run stops.
     rule: "adamw", or "lamb" (arXiv 1904.00962), which scales the step of each matrix to the length of the matrix.
-    learning_rate: the peak. steps: length of the run in updates. warmup_steps: updates until the peak.
-    final_fraction: learning rate at the end, as a fraction of the peak. beta1, beta2, epsilon: of Adam.
-    weight_decay: decoupled, only on parameters whose spec says `decayed`. clip_norm: bound of the global norm of the
-    gradient; what a memory's own loss alone teaches is clipped by itself. max_skipped: an update whose loss or gradient is not
-    finite is left out; after this many in a row the run stops.
     """
 
     learning_rate: float
@@ -54,25 +56,28 @@ class OptimizerConfig:
 class TrainingConfig:
     """How the batch is cut, how often things happen, and over how many devices it runs.
 
-    batch: B, rows of one update, over all devices and microbatches. microbatches: the rows are taken in so many
-    parts, one after the other, and their gradients added. segment: tokens per call of the model (0 = the whole
-    sequence). gradient: how far it flows back through the segments of a sequence, "full", "every:k", "last:k" or "rolling:k"
-    (see `backpropagation.py`). remat: "segment" keeps only the carries between segments and computes each segment again in the
-    backward pass, "nothing" stores all.
-    seed: of the initial parameters. start_from: a run directory whose newest parameters take their place ("" = none); optimizer,
-    carry and data begin anew. curriculum: what differs in each of the stages before this one, as on the command line, fields
-    apart by spaces ("data.sequence=24 model.segment=8"); each is a run that begins with the parameters of the one before.
-    stop_at: a task is finished as soon as its held-out accuracy reaches this (0 = after all steps).
+    batch: B, rows of one update, over all devices and microbatches.
+    microbatches: the rows are taken in this many parts, one after the other, and their gradients added.
+    call_tokens: tokens per call of the model; 0: the whole sequence.
+    gradient: how far it flows back through the calls of a sequence: "full", "every:k", "last:k" or "rolling:k", see
+        `backpropagation.py`.
+    remat: "call" keeps only the carries between calls and computes each call again in the backward pass, "nothing" stores all.
+    seed: of the initial parameters.
+    start_from: a run directory whose newest parameters take their place; optimizer, carry and data begin anew. "": none.
+    curriculum: what differs in each of the stages before this one, as on the command line, with spaces between fields
+        ("data.sequence=24 model.segment=8"). Each stage is a run that begins with the parameters of the one before.
+    stop_at: a task is finished as soon as its held-out accuracy reaches this; 0: after all steps.
     loss: "softmax" (cross-entropy), "binary" (of classes, each for itself) or "squared" (of numbers), see `losses.py`.
-    log_every, eval_every, checkpoint_every: in updates (0 = only at the end).
-    keep: number of checkpoints that stay. sample_tokens: length of the text printed at the end (0 = none).
-    data, fsdp, tensor: axes of the mesh; data -1 takes the devices that the others leave, in one process only as many as
-    the rows of a batch divide over.
+    log_every, eval_every, checkpoint_every: in updates; 0: only at the end.
+    keep: number of checkpoints that stay.
+    sample_tokens: length of the text printed at the end; 0: none.
+    data, fsdp, tensor: axes of the mesh. data -1 takes the devices that the others leave; in one process only as many as the rows
+        of a batch divide over.
     """
 
     batch: int
     microbatches: int = 1
-    segment: int = 0
+    call_tokens: int = 0
     gradient: str = "full"
     remat: str = "nothing"
     seed: int = 0
@@ -90,7 +95,7 @@ class TrainingConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        check_numbers("training", self, at_least=dict(batch=1, microbatches=1, segment=0, seed=0, log_every=1, eval_every=0,
+        check_numbers("training", self, at_least=dict(batch=1, microbatches=1, call_tokens=0, seed=0, log_every=1, eval_every=0,
                                                       checkpoint_every=0, keep=1, sample_tokens=0, data=-1, fsdp=1, tensor=1),
                       between=dict(stop_at=(0, 1)))
         if self.batch % self.microbatches:
@@ -106,10 +111,11 @@ class TrainingConfig:
 class EvaluationConfig:
     """How the held-out data is scored.
 
-    batch: rows scored at once while training, and for tasks. batches: while training, at most so many batches are
-    scored (0 = all held-out data; the end of the run always scores all). streams: rows in `eval.py` (1 = the whole
-    text is one stream with one carry; more is faster, and each stream starts without history). lengths: for tasks,
-    accuracy is also measured at these multiples of the training length.
+    batch: rows scored at once while training, and for tasks.
+    batches: at most this many batches are scored while training; 0: all. The end of the run always scores all.
+    streams: rows in `eval.py`. With 1 the whole text is one stream with one carry; more is faster, and each stream starts without
+        history.
+    lengths: for tasks, accuracy is also measured at these multiples of the training length.
     """
 
     batch: int = 8
@@ -137,8 +143,8 @@ class Experiment:
     def __post_init__(self):
         for name, lengths in (("sequence", (self.data.sequence,)), ("lengths", self.data.lengths)):
             for tokens in lengths:
-                if tokens % self.segment:
-                    raise UserError(f"data.{name} {tokens} does not divide into segments of {self.segment} tokens")
+                if tokens % self.call_tokens:
+                    raise UserError(f"data.{name} {tokens} does not divide into calls of {self.call_tokens} tokens")
         for number, text in enumerate(self.training.curriculum, 1):
             try:
                 stage(self, text)
@@ -154,9 +160,21 @@ class Experiment:
                             f"{self.data.source} are {kind}: choose {fitting}")
 
     @property
-    def segment(self) -> int:
+    def call_tokens(self) -> int:
         """Tokens per call of the model."""
-        return self.training.segment or self.data.sequence
+        return self.training.call_tokens or self.data.sequence
+
+
+def shorter_warmup(experiment: Experiment, changes: tuple[str, ...]) -> tuple[str, ...]:
+    """The override that shortens the warm-up in proportion, if `changes` make the run shorter than it and say nothing of it.
+
+    changes: overrides such as "optimizer.steps=30". Returns one override, or none.
+    """
+    given = dict(change.partition("=")[::2] for change in changes)
+    steps, old = given.get("optimizer.steps", ""), experiment.optimizer
+    if "optimizer.warmup_steps" in given or not steps.isdecimal() or not 0 < int(steps) < old.warmup_steps:
+        return ()
+    return (f"optimizer.warmup_steps={int(steps) * old.warmup_steps // old.steps}",)
 
 
 def stage(experiment: Experiment, text: str) -> Experiment:
@@ -171,7 +189,7 @@ def stage(experiment: Experiment, text: str) -> Experiment:
     if text and experiment.data.lengths and (tokens := _new_sequence(changes)):
         fitting = tuple(n for n in experiment.data.lengths if n <= tokens)
         alone = replace(alone, data=replace(alone.data, lengths=fitting))
-    return override(alone, tuple(changes))
+    return override(alone, (*changes, *shorter_warmup(alone, tuple(changes))))
 
 
 def _new_sequence(changes: list[str]) -> int:

@@ -16,7 +16,7 @@ from memtok_jax.config import StoppedError
 from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.progress import Progress
-from memtok_jax.training.step import Batch, TrainState, compile_step
+from memtok_jax.training.step import Batch, TrainState, Update, compile_step
 
 
 class Signals:
@@ -47,18 +47,23 @@ class Signals:
 class Run:
     """What the loop works with, and what it has seen.
 
-    evaluate: function params -> flat names and numbers. stopped_by: the signal that ended the loop. skipped: updates
-    in a row, up to the last one reported, that were not finite. first_done: the first update has been reported. accuracy: the
-    last one measured on held-out data.
+    evaluate: function params -> flat names and numbers.
+    tokens: tokens or images read so far, over all devices.
+    stopped_by: the signal that ended the loop.
+    skipped: updates in a row, up to the last one reported, that were not finite.
+    first_done: the first update has been reported.
+    accuracy: the last one measured on held-out data.
     """
 
     experiment: Experiment
+    update: Update
     mesh: Mesh
     batches: Any
     checkpoints: Checkpoints
     metrics: Any
     progress: Progress
     evaluate: Callable[[Any], dict[str, float]]
+    tokens: int = 0
     stopped_by: str | None = None
     skipped: int = 0
     first_done: bool = False
@@ -83,28 +88,25 @@ def run_loop(run: Run, state: TrainState, first: int) -> TrainState:
     Raises StoppedError where too many updates in a row are not finite.
     """
     training, steps = run.experiment.training, run.experiment.optimizer.steps
-    train_step = compile_step(run.experiment, run.mesh)
-    waiting: tuple[int, dict[str, jax.Array]] | None = None
+    train_step = compile_step(run.update, run.mesh)
+    waiting: list[tuple[int, int, dict[str, jax.Array]]] = []
     step = first
+    run.progress.say("compiling the training step")
     with Signals() as signals:
         while step < steps:
             batch = _placed(next(run.batches), run.mesh)
             state, numbers = train_step(state, batch)
-            step += 1
-            if waiting is not None:
-                _report(run, *waiting)
-            waiting = (step, numbers)
+            step, run.tokens = step + 1, run.tokens + run.update.batch * batch.targets.shape[1]
+            _report_all(run, waiting)
+            waiting.append((step, run.tokens, numbers))
             if step == first + 1 or step == steps or _due(step, training.eval_every):
-                _report(run, *waiting)
-                waiting = None
+                _report_all(run, waiting)
             if _due(step, training.eval_every) and step < steps:
                 _evaluate(run, state, step)
             if _stop_agreed(signals, step, training.log_every):
                 run.stopped_by = signals.received or "another process"
             if run.stopped_by or run.finished or step == steps or _due(step, training.checkpoint_every):
-                if waiting is not None:
-                    _report(run, *waiting)
-                    waiting = None
+                _report_all(run, waiting)
                 _save(run, state, step)
             if run.stopped_by or run.finished:
                 break
@@ -130,30 +132,32 @@ def _save(run: Run, state: TrainState, step: int) -> None:
 
 
 def _meta(run: Run, step: int) -> dict[str, Any]:
-    return {"step": step, "config": config.to_dict(run.experiment), "data": run.batches.get_state(), "accuracy": run.accuracy}
+    return {"step": step, "tokens": run.tokens, "config": config.to_dict(run.experiment), "data": run.batches.get_state(),
+            "accuracy": run.accuracy}
 
 
-def _report(run: Run, step: int, numbers: dict[str, jax.Array]) -> None:
-    """Fetch the numbers of an update, log them where due, and stop the run where it has gone wrong."""
+def _report_all(run: Run, waiting: list[tuple[int, int, dict[str, jax.Array]]]) -> None:
+    """Report the updates that wait, and empty the list."""
+    while waiting:
+        _report(run, *waiting.pop(0))
+
+
+def _report(run: Run, step: int, tokens: int, numbers: dict[str, jax.Array]) -> None:
+    """Fetch the numbers of an update, log them if due, and stop the run if it has gone wrong. tokens: read by then."""
     values = {name: float(value) for name, value in jax.device_get(numbers).items()}
     if not run.first_done:
         run.first_done = True
-        run.progress.first_step_done()
+        run.progress.first_step_done(tokens)
     run.skipped = int(values["skipped"])
     if run.skipped > run.experiment.optimizer.max_skipped:
         raise StoppedError(_not_finite(run, step, values))
     steps, every = run.experiment.optimizer.steps, run.experiment.training.log_every
     if not (_due(step, every) or step == steps):
         return
-    rate, unit = run.progress.rate(step), data.unit(run.experiment.data)
+    rate, unit = run.progress.rate(tokens), data.unit(run.experiment.data)
     run.metrics.write(step, {f"train/{name}": value for name, value in values.items()}
-                      | {f"train/{unit}_per_second": rate, f"train/{unit}_seen": float(step * per_step(run.experiment))})
+                      | {f"train/{unit}_per_second": rate, f"train/{unit}_seen": float(tokens)})
     run.progress.show(step, values["loss"], rate)
-
-
-def per_step(experiment: Experiment) -> int:
-    """Tokens or images read by one update, over all devices."""
-    return experiment.training.batch * experiment.data.sequence
 
 
 def _not_finite(run: Run, step: int, values: dict[str, float]) -> str:

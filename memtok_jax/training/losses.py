@@ -25,7 +25,7 @@ class Sums(NamedTuple):
     """Totals of a batch or of a part of it, each a float32 scalar; the first three over scored positions."""
 
     nats: jax.Array       # the loss: negative log-likelihood in nats, or that of LOSSES
-    correct: jax.Array    # positions where the target has the highest output; 0 for numbers
+    correct: jax.Array    # positions where the target has the highest output, of equal ones the first; 0 for numbers
     count: jax.Array      # scored positions
     auxiliary: jax.Array  # the model's own loss, a mean over all rows and segments of the batch; see `auxiliary_loss`
 
@@ -39,11 +39,12 @@ def token_scores(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arra
     scored = targets_BT != IGNORE
     logits = logits_BTV.astype(jnp.float32)
     # A sum over a comparison, not an index: it stays local where the vocabulary is divided over devices.
-    is_target = targets_BT[..., None] == jnp.arange(logits.shape[-1])[None, None]
-    picked = jnp.where(is_target, logits, 0.0).sum(-1)
+    place, target = jnp.arange(logits.shape[-1])[None, None], targets_BT[..., None]
+    picked = jnp.where(place == target, logits, 0.0).sum(-1)
     nats = jnp.where(scored, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
-    # Compared with the largest logit rather than by argmax: no second pass over the vocabulary with indices.
-    return nats, scored & (picked >= logits.max(-1)), scored
+    # The same as logits.argmax(-1) == target, which needs a second pass over the vocabulary, with indices.
+    first = (logits < picked[..., None]) | ((logits == picked[..., None]) & (place >= target))
+    return nats, scored & first.all(-1), scored
 
 
 def is_scored(targets: jax.Array) -> jax.Array:

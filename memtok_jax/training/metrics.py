@@ -51,10 +51,10 @@ class NoMetrics:
 
 
 def read(workdir: Path) -> list[dict[str, float]]:
-    """All records of a run, in order; a last line torn by a kill is left out."""
+    """All records of a run, in order; lines that a kill or the disk has damaged are left out."""
     path = Path(workdir) / FILE
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").split("\n") if path.exists() else []:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

@@ -20,16 +20,15 @@ def duration(seconds: float) -> str:
 class Progress:
     """Speed, loss and time left of a run of `steps` updates that begins at `first`.
 
-    per_step: tokens or images (`unit`) of one update, over all devices. Time spent outside training (`pause`, `resume`) does
-    not count as speed.
+    unit: what is read, tokens or images. Time spent outside training (`pause`, `resume`) does not count as speed.
     """
 
-    def __init__(self, first: int, steps: int, per_step: int, quiet: bool, out: TextIO | None = None, unit: str = "tokens"):
+    def __init__(self, first: int, steps: int, quiet: bool, out: TextIO | None = None, unit: str = "tokens"):
         self._out = sys.stdout if out is None else out
         self._terminal, self._quiet = self._out.isatty(), quiet
-        self._first, self._steps, self._per_step, self._unit = first, steps, per_step, unit
+        self._first, self._steps, self._unit = first, steps, unit
         self._begun = self._mark = time.monotonic()
-        self._mark_step, self._idle, self._printed, self._open_line = first, 0.0, -PLAIN_SECONDS, False
+        self._mark_amount, self._idle, self._printed, self._open_line = 0, 0.0, -PLAIN_SECONDS, False
         self._paused = 0.0
 
     def say(self, text: str) -> None:
@@ -39,10 +38,10 @@ class Progress:
         print(("\n" if self._open_line else "") + text, file=self._out, flush=True)
         self._open_line = False
 
-    def first_step_done(self) -> None:
-        """The first update is done: compilation is over, speed counts from here."""
+    def first_step_done(self, amount: int) -> None:
+        """The first update is done: compilation is over, speed counts from here. amount: tokens or images read so far."""
         self.say(f"first step after {duration(time.monotonic() - self._begun)} (compilation included)")
-        self._mark, self._mark_step, self._begun = time.monotonic(), self._first + 1, time.monotonic()
+        self._mark, self._mark_amount, self._begun = time.monotonic(), amount, time.monotonic()
 
     def pause(self) -> None:
         """Training stops for something else, such as evaluation."""
@@ -53,11 +52,11 @@ class Progress:
         lost = time.monotonic() - self._paused
         self._mark, self._idle = self._mark + lost, self._idle + lost
 
-    def rate(self, step: int) -> float:
-        """Tokens or images per second since this was last asked."""
+    def rate(self, amount: int) -> float:
+        """Tokens or images per second since this was last asked. amount: how many have been read so far."""
         now = time.monotonic()
-        rate = (step - self._mark_step) * self._per_step / max(now - self._mark, 1e-9)
-        self._mark, self._mark_step = now, step
+        rate = (amount - self._mark_amount) / max(now - self._mark, 1e-9)
+        self._mark, self._mark_amount = now, amount
         return rate
 
     def show(self, step: int, loss: float, rate: float) -> None:

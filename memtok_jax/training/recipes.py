@@ -44,7 +44,7 @@ def titans_paper(pattern: tuple[str, ...], size: str) -> Experiment:
         model=model,
         data=TextConfig(source="stdlib", sequence=TITANS_SEQUENCE),
         optimizer=OptimizerConfig(learning_rate=4e-4, steps=steps, warmup_steps=steps // 100, weight_decay=0.1),
-        training=TrainingConfig(batch=batch, segment=TITANS_SEQUENCE, log_every=10, eval_every=1000,
+        training=TrainingConfig(batch=batch, call_tokens=TITANS_SEQUENCE, log_every=10, eval_every=1000,
                                 checkpoint_every=500, data=-1, fsdp=16, tensor=2),
         evaluation=EvaluationConfig(batch=batch, batches=1),
     )
@@ -124,7 +124,7 @@ def laptop_cached(memory: XlConfig | CompressiveConfig) -> Experiment:
     """
     exp = laptop_text(TransformerXlConfig(vocabulary=256, width=128, layers=2, heads=4, head_dim=32, hidden=512, std=128 ** -0.5,
                                           memory=memory))
-    return replace(exp, training=replace(exp.training, segment=64))
+    return replace(exp, training=replace(exp.training, call_tokens=64))
 
 
 def _cached_paper(model: TransformerXlConfig, segment: int, batch: int, optimizer: OptimizerConfig) -> Experiment:

@@ -39,7 +39,7 @@ def held_out(experiment: Experiment, model: Model, params: Any, mesh: Mesh, most
 
 def first_segment(experiment: Experiment, model: Model, params: Any, mesh: Mesh) -> dict[str, float]:
     """What the memories do with the first segment of the held-out data: names with "memory/"."""
-    first, segment = data.open_eval(experiment.data, experiment.evaluation.batch)[0], experiment.segment
+    first, segment = data.open_eval(experiment.data, experiment.evaluation.batch)[0], experiment.call_tokens
     inputs, length = first["inputs"][:, :segment], np.minimum(first["length"], segment)
     whole = bool((length == segment).all()) and segment % model.call_tokens == 0
     stats = memory_statistics(params, sharding.place_rows(mesh, inputs), sharding.place_rows(mesh, length), model=model, whole=whole)

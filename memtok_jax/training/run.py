@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -11,37 +12,40 @@ from jax.sharding import Mesh
 from memtok_jax import data, sharding
 from memtok_jax import params as pr
 from memtok_jax.config import UserError
-from memtok_jax.training import report
-from memtok_jax.training.checkpoint import Checkpoints, open_workdir, read_config
-from memtok_jax.training.experiment import Experiment, functions_of
-from memtok_jax.training.loop import Run, per_step, reached, run_loop
+from memtok_jax.models.protocol import Model, bind
+from memtok_jax.training import machine, report
+from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config
+from memtok_jax.training.experiment import Experiment
+from memtok_jax.training.loop import Run, reached, run_loop
 from memtok_jax.training.metrics import Metrics, NoMetrics
 from memtok_jax.training.progress import Progress, duration
-from memtok_jax.training.step import TrainState, abstract_state, init_train_state, state_shardings
+from memtok_jax.training.step import TrainState, Update, abstract_state, init_train_state, state_shardings, update_of
 
 
 def train(experiment: Experiment, workdir: Path) -> int:
     """Train, or continue the run of this directory, and report.
 
     Returns the exit status: 0 when the run is complete, 130 or 143 when a signal ended it early (after a checkpoint).
-    Raises UserError or another ValueError for a mistake of the user, StoppedError for a run that cannot go on.
+    Raises UserError for a mistake of the user, StoppedError for a run that cannot go on.
     """
     workdir, quiet = Path(workdir), jax.process_index() != 0
+    model = bind(experiment.model)
+    update = update_of(experiment, model)
+    machine.refuse_what_cannot_fit(update)
     mesh = make_mesh(experiment)
-    check(experiment, mesh)
+    check(experiment, update, mesh)
     batches = data.open_train(experiment.data, experiment.training.batch, *sharding.process_rows(mesh))
-    open_workdir(workdir, experiment)
-    with jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
-        state, first, finished = start(experiment, mesh, checkpoints, batches)
-        steps = first if finished else experiment.optimizer.steps
-        progress = Progress(first, steps, per_step(experiment), quiet, unit=data.unit(experiment.data))
-        _announce(experiment, mesh, workdir, first, progress)
-        metrics = NoMetrics() if quiet else Metrics(workdir, first)
-        run = Run(experiment, mesh, batches, checkpoints, metrics, progress,
-                  evaluate=lambda params: report.held_out(experiment, params, mesh, experiment.evaluation.batches)[1])
+    with RunFolder(workdir, experiment), jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
+        start = begin(update, experiment, mesh, checkpoints, batches)
+        steps = start.step if start.finished else experiment.optimizer.steps
+        progress = Progress(start.step, steps, quiet, unit=data.unit(experiment.data))
+        _announce(experiment, update, mesh, workdir, start.step, progress)
+        metrics = NoMetrics() if quiet else Metrics(workdir, start.step)
+        run = Run(experiment, update, mesh, batches, checkpoints, metrics, progress, tokens=start.tokens,
+                  evaluate=lambda params: report.held_out(experiment, model, params, mesh, experiment.evaluation.batches)[1])
         begun = time.monotonic()
         try:
-            state = state if finished else run_loop(run, state, first)
+            state = start.state if start.finished else run_loop(run, start.state, start.step)
         finally:
             batches.close()
         done = int(state.step)
@@ -50,10 +54,11 @@ def train(experiment: Experiment, workdir: Path) -> int:
                          "the same command goes on from here")
             metrics.close()
             return {"SIGINT": 130}.get(run.stopped_by, 143)
-        if first < done:
+        if start.step < done:
             early = f", held-out accuracy has reached {experiment.training.stop_at}" if done < steps else ""
-            progress.say(f"trained {done - first} steps in {duration(time.monotonic() - begun)}{early}")
-        report.final(experiment, state.params, done, mesh, workdir, metrics, progress.say)
+            progress.say(f"trained {done - start.step} steps in {duration(time.monotonic() - begun)}{early}")
+        progress.say("scoring all held-out data (compiled for it first)")
+        report.final(experiment, model, state.params, done, mesh, workdir, metrics, progress.say)
         metrics.close()
     return 0
 
@@ -64,73 +69,86 @@ def make_mesh(experiment: Experiment) -> Mesh:
     In one process, data -1 leaves devices idle rather than refuse a batch that does not divide over all of them.
     """
     t = experiment.training
-    data, rows = t.data, (t.batch // t.microbatches, experiment.evaluation.batch)
-    if data == -1 and jax.process_count() == 1:
-        most = sharding.mesh_sizes(-1, t.fsdp, t.tensor, jax.device_count())[0]
-        fits = [n for n in range(1, most + 1) if all(count % (n * t.fsdp) == 0 for count in rows)]
-        data = max(fits, default=-1)
-    return sharding.make_mesh(data, t.fsdp, t.tensor)
+    size = t.data
+    if size == -1 and jax.process_count() == 1:
+        sharding.mesh_sizes(-1, t.fsdp, t.tensor, jax.device_count())  # refuses axes that do not divide the devices
+        size = sharding.data_axis(jax.device_count(), t.fsdp, t.tensor, rows_at_once(experiment))
+    return sharding.make_mesh(size, t.fsdp, t.tensor)
 
 
-def check(experiment: Experiment, mesh: Mesh) -> None:
-    """Raise UserError, naming both numbers, where segment, batch, vocabulary or mesh do not fit each other."""
-    functions_of(experiment.model).for_training(experiment.model, experiment.segment)
-    t, groups = experiment.training, sharding.row_groups(mesh)
-    for name, rows in ((f"training.batch {t.batch} / microbatches {t.microbatches} =", t.batch // t.microbatches),
-                       ("evaluation.batch", experiment.evaluation.batch)):
+def rows_at_once(experiment: Experiment) -> tuple[int, int]:
+    """Rows that go through the model together, in training and in evaluation; the mesh divides both."""
+    return experiment.training.batch // experiment.training.microbatches, experiment.evaluation.batch
+
+
+def check(experiment: Experiment, update: Update, mesh: Mesh) -> None:
+    """Raise UserError, naming both numbers, where call, batch, vocabulary or mesh do not fit each other."""
+    model, t, groups = update.model, experiment.training, sharding.row_groups(mesh)
+    if update.call_tokens % model.call_tokens:
+        raise UserError(f"a call has {update.call_tokens} tokens (training.call_tokens, or data.sequence if that is 0); this model "
+                        f"needs a multiple of {model.call_tokens}")
+    for name, rows in zip((f"training.batch {t.batch} / microbatches {t.microbatches} =", "evaluation.batch"),
+                          rows_at_once(experiment), strict=True):
         if rows % groups:
             raise UserError(f"{name} {rows} rows do not divide over {groups} parts of the mesh "
                             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
-    symbols, kinds = data.vocabulary(experiment.data), experiment.model.vocabulary
+    symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
     if symbols > kinds:
         what, field = ("classes", "classes") if data.targets(experiment.data) in ("classes", "shares") else ("symbols", "vocabulary")
         raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
-    state_shardings(experiment, mesh)
+    state_shardings(update, mesh)
 
 
-def start(experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches) -> tuple[TrainState, int, bool]:
-    """The state to begin with, its step, and whether nothing is left to do: the newest checkpoint (the data goes on from there
-    too), or a fresh state, with the parameters of another run where `training.start_from` names one."""
+class Start(NamedTuple):
+    """Where a run begins."""
+
+    state: TrainState
+    step: int        # updates done
+    tokens: int      # tokens or images read
+    finished: bool   # nothing is left to do
+
+
+def begin(update: Update, experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches) -> Start:
+    """The newest checkpoint, with the data at its place; or a fresh state, with the parameters of another run if
+    `training.start_from` names one."""
     if checkpoints.latest() is None:
-        init = jax.jit(lambda key: init_train_state(experiment, key), out_shardings=state_shardings(experiment, mesh))
+        init = jax.jit(lambda key: init_train_state(update, key), out_shardings=state_shardings(update, mesh))
         state = init(jax.random.key(experiment.training.seed))
-        return start_from(experiment, state), 0, False
-    state, meta = checkpoints.restore(abstract_state(experiment, mesh))
+        folder = experiment.training.start_from
+        return Start(start_from(Path(folder), update, state) if folder else state, 0, 0, False)
+    state, meta = checkpoints.restore(abstract_state(update, mesh))
     batches.set_state(meta["data"])
     if meta["step"] > experiment.optimizer.steps:
         raise UserError(f"the run has done {meta['step']} steps, optimizer.steps is {experiment.optimizer.steps}")
-    return state, meta["step"], reached(experiment, meta.get("accuracy", 0.0))
+    return Start(state, meta["step"], meta["tokens"], reached(experiment, meta["accuracy"]))
 
 
-def start_from(experiment: Experiment, state: TrainState) -> TrainState:
-    """The fresh state with the newest parameters of the run directory `training.start_from`, where it is not empty.
+def start_from(folder: Path, update: Update, state: TrainState) -> TrainState:
+    """The fresh state with the newest parameters of the run directory `folder`.
 
-    Raises UserError where there is no such run, or its model has other parameters.
+    Raises UserError if there is no such run, or if its model has other parameters.
     """
-    folder = Path(experiment.training.start_from)
-    if not experiment.training.start_from:
-        return state
-    specs = lambda e: functions_of(e.model).specs(e.model)
-    theirs, ours = (pr.abstract(specs(e)) for e in (read_config(folder), experiment))
+    theirs, ours = (pr.abstract(model.specs()) for model in (bind(read_config(folder).model), update.model))
     if difference := pr.first_difference(theirs, ours):
         raise UserError(f"training.start_from={folder}: {difference}")
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
     with Checkpoints(folder, keep=None) as checkpoints:
         params, _ = checkpoints.restore_params(wanted)
-    # Values made from parameters, such as a first memory, must be those of the new ones.
-    carry = functions_of(experiment.model).init_state(params, experiment.model, experiment.training.batch)
-    carry = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), carry, state.carry)
-    return state._replace(params=params, carry=carry)
+    # Leaves derived from parameters, such as a first memory, must be those of the new ones.
+    carry = update.model.init_state(params, update.batch)
+    return state._replace(params=params, carry=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), carry, state.carry))
 
 
-def _announce(experiment: Experiment, mesh: Mesh, workdir: Path, first: int, progress: Progress) -> None:
+def _announce(experiment: Experiment, update: Update, mesh: Mesh, workdir: Path, first: int, progress: Progress) -> None:
     """What is about to happen, in a few lines."""
-    specs = functions_of(experiment.model).specs(experiment.model)
-    carry = functions_of(experiment.model).state_specs(experiment.model, experiment.training.batch)
+    model: Model = update.model
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     progress.say(f"data   {data.describe(experiment.data)}")
-    progress.say(f"model  {pr.count(specs):,} parameters, carry of {pr.size_bytes(carry) / 1e6:,.1f} MB")
+    progress.say(f"model  {pr.count(model.specs()):,} parameters, carry of "
+                 f"{pr.size_bytes(model.state_specs(update.batch)) / 1e6:,.1f} MB")
     progress.say(f"mesh   {sizes} ({mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es))")
     where = f"continuing after step {first}" if first else "from the start"
-    progress.say(f"run    {workdir}, {where}, {experiment.optimizer.steps} steps of {experiment.training.batch} x "
+    progress.say(f"run    {workdir}, {where}, {experiment.optimizer.steps} steps of {update.batch} x "
                  f"{experiment.data.sequence} {data.unit(experiment.data)}")
+    for line in machine.warnings(update, update.batch * experiment.data.sequence):
+        progress.say(f"note   {line}")

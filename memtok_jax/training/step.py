@@ -1,14 +1,15 @@
-"""One update: the carry of the batch before, segments, parts of the batch, gradient, AdamW.
+"""One update: the carry of the batch before, calls, parts of the batch, gradient, AdamW.
 
 The batch is cut twice. Its rows are taken in microbatches whose gradients are added; inside one microbatch the
-sequence is a scan over groups of segments (`backpropagation.plan`), and the gradient flows within a group only. Both cuts
+sequence is a scan over groups of calls (`backpropagation.plan`), and the gradient flows within a group only. Both cuts
 are the same code for one part and for many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,44 @@ from jax.sharding import Mesh, PartitionSpec
 from memtok_jax import data, sharding
 from memtok_jax import params as pr
 from memtok_jax.compiler import options
+from memtok_jax.models.call import Call
+from memtok_jax.models.protocol import Model
 from memtok_jax.training import backpropagation, losses
-from memtok_jax.training.experiment import Experiment, functions_of
+from memtok_jax.training.experiment import Experiment, OptimizerConfig
 from memtok_jax.training.optimizer import make_optimizer, schedule
 
 Tree = pr.Tree
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update is made of; hashable. `update_of` takes it from an experiment once.
+
+    model: functions bound to their config.
+    optimizer: rule and learning rate.
+    loss: one of `losses.LOSSES`.
+    batch: B, rows over all devices and microbatches.
+    microbatches: number of parts of the rows, one after the other.
+    call_tokens: tokens of one call of the model.
+    gradient: how far it flows back through the calls, see `backpropagation.py`.
+    remat: each call is computed again in the backward pass.
+    """
+
+    model: Model
+    optimizer: OptimizerConfig
+    loss: str
+    batch: int
+    microbatches: int
+    call_tokens: int
+    gradient: str
+    remat: bool
+
+
+def update_of(experiment: Experiment, model: Model) -> Update:
+    """The update of an experiment, with its model bound."""
+    t = experiment.training
+    return Update(model, experiment.optimizer, t.loss, t.batch, t.microbatches, experiment.call_tokens, t.gradient,
+                  t.remat == "call")
 
 
 class TrainState(NamedTuple):
@@ -45,48 +79,43 @@ class Batch(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------------- state
 
-def init_train_state(experiment: Experiment, key: jax.Array) -> TrainState:
+def init_train_state(update: Update, key: jax.Array) -> TrainState:
     """Initial parameters, optimizer state and carry; call it under `jit` with `state_shardings`."""
-    functions, model = functions_of(experiment.model), experiment.model
-    specs = functions.specs(model)
-    params = pr.init_params(specs, key)
-    optimizer = make_optimizer(experiment.optimizer, specs).init(params)
-    carry = functions.init_state(params, model, experiment.training.batch)
-    return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer, carry)
+    params = update.model.init(key)
+    optimizer = make_optimizer(update.optimizer, update.model.specs()).init(params)
+    return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer, update.model.init_state(params, update.batch))
 
 
-def state_shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
+def state_shardings(update: Update, mesh: Mesh) -> TrainState:
     """A sharding for every array of the train state.
 
-    Raises ValueError naming the array and both numbers where a size does not divide.
+    Raises UserError naming the array and both numbers where a size does not divide.
     """
-    functions, model = functions_of(experiment.model), experiment.model
-    specs = functions.specs(model)
+    specs = update.model.specs()
     whole = sharding.replicated(mesh)
     params = sharding.shardings(mesh, specs)
-    carry = sharding.shardings(mesh, functions.state_specs(model, experiment.training.batch))
-    tx = make_optimizer(experiment.optimizer, specs)
+    carry = sharding.shardings(mesh, update.model.state_specs(update.batch))
+    tx = make_optimizer(update.optimizer, specs)
     moments = jax.eval_shape(tx.init, pr.abstract(specs))
     optimizer = optax.tree_map_params(tx, lambda _, s: s, moments, params, transform_non_params=lambda _: whole)
     return TrainState(whole, whole, params, optimizer, carry)
 
 
-def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+def abstract_state(update: Update, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the train state; nothing is allocated."""
-    shapes = jax.eval_shape(lambda key: init_train_state(experiment, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_train_state(update, key), jax.random.key(0))
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes,
-                        state_shardings(experiment, mesh))
+                        state_shardings(update, mesh))
 
 
-def abstract_batch(experiment: Experiment, mesh: Mesh) -> Batch:
-    """Shapes, dtypes and shardings of one batch."""
+def abstract_batch(update: Update, source: Any, mesh: Mesh) -> Batch:
+    """Shapes, dtypes and shardings of one batch. source: config of the data."""
     def rows(shape, dtype):
-        return jax.ShapeDtypeStruct((experiment.training.batch, *shape), dtype, sharding=sharding.rows(mesh))
+        return jax.ShapeDtypeStruct((update.batch, *shape), dtype, sharding=sharding.rows(mesh))
 
-    shape, dtype = data.input_shape(experiment.data)
-    tokens, numbers = experiment.data.sequence, data.targets(experiment.data) in ("shares", "values")
-    targets = rows((tokens, experiment.model.vocabulary), jnp.float32) if numbers else rows((tokens,), jnp.int32)
-    return Batch(rows(shape, dtype), targets, rows((), jnp.bool_))
+    numbers = data.targets(source) in ("shares", "values")
+    targets = rows((source.sequence, update.model.vocabulary), jnp.float32) if numbers else rows((source.sequence,), jnp.int32)
+    return Batch(rows(*data.input_shape(source)), targets, rows((), jnp.bool_))
 
 
 # -------------------------------------------------------------------------------------------------- cut and join
@@ -113,57 +142,56 @@ def split_time(x: jax.Array, segments: int) -> jax.Array:
 
 # ------------------------------------------------------------------------------------------------------ gradient
 
-def begin(params: Tree, carry: Tree, start_B: jax.Array, experiment: Experiment) -> Tree:
-    """The carry at the beginning of a group: no gradient enters it, and rows that begin a new stream are reset."""
-    functions, model = functions_of(experiment.model), experiment.model
-    # Values made from parameters are computed anew: they are of this update, and their gradient is not cut.
-    carry = functions.refresh(params, jax.lax.stop_gradient(carry), model)
-    initial = functions.init_state(params, model, start_B.shape[0])
-    return pr.reset(carry, start_B, initial, functions.state_specs(model, start_B.shape[0]))
+def begin(carry: Tree, start_B: jax.Array, initial: Tree, specs: Tree) -> Tree:
+    """The carry at the beginning of a group: no gradient enters it, and rows that begin a new stream are reset.
+
+    initial: what `init_state` makes of the parameters of this update; derived leaves come from it and keep their gradient.
+    specs: of the carry.
+    """
+    return pr.reset(pr.renew(jax.lax.stop_gradient(carry), initial, specs), start_B, initial, specs)
 
 
-def cut_gradient(params: Tree, carry: Tree, cut: jax.Array, experiment: Experiment) -> Tree:
-    """The same carry, without gradient where `cut` (bool[]) is True; values made from parameters keep theirs."""
-    stopped = functions_of(experiment.model).refresh(params, jax.lax.stop_gradient(carry), experiment.model)
+def cut_gradient(carry: Tree, cut: jax.Array, initial: Tree, specs: Tree) -> Tree:
+    """The same carry, without gradient where `cut` (bool[]) is True; derived leaves keep theirs. initial, specs: as in `begin`."""
+    stopped = pr.renew(jax.lax.stop_gradient(carry), initial, specs)
     return jax.tree.map(lambda a, b: jnp.where(cut, a, b), stopped, carry)
 
 
 def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Array, targets_NBT: jax.Array,
                scored_N: jax.Array, cut_N: jax.Array | None, total: jax.Array, share: float,
-               experiment: Experiment) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
-    """Loss of N segments through which the gradient flows, but where it is cut.
+               update: Update) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
+    """Loss of N calls through which the gradient flows, unless it is cut.
 
-    carry: from the segment before; no gradient enters it. start_B: rows that begin a new stream here. cut_N: bool[N],
-    the gradient is cut before that segment (None: nowhere). total: scored positions of the whole batch, by which the loss
-    is divided. share: of a segment's rows here in all rows and segments of the batch. scored_N: bool[N], whose own loss counts:
-    what the model adds is a mean over rows and segments of the whole batch, and the totals hold it apart. Returns the loss and
-    (carry after the last segment, totals).
+    carry: from the call before; no gradient enters it.
+    start_B: rows that begin a new stream here.
+    scored_N: bool[N], the calls whose loss counts.
+    cut_N: bool[N], the gradient is cut before that call. None: nowhere.
+    total: scored positions of the whole batch. The loss is divided by it.
+    share: weight of the model's own loss in one call, which is a mean over the rows at hand: the fraction that a call of these
+        rows is of all rows and calls of the batch.
+    Returns the loss and (carry after the last call, totals); the totals hold the model's own loss apart.
     """
-    functions = functions_of(experiment.model)
-    # Training segments are whole and start at the borders of the model's own units, which it may use.
-    model = functions.for_training(experiment.model, experiment.segment)
+    specs = update.model.state_specs(start_B.shape[0])
+    initial = update.model.init_state(params, start_B.shape[0])
 
-    def segment(carry, x):
+    def one_call(carry, x):
         inputs, targets, scored, cut = x
-        carry = carry if cut is None else cut_gradient(params, carry, cut, experiment)
-        logits, carry, seen = functions.run(params, carry, inputs, model)
-        own = losses.auxiliary_loss(seen) * jnp.where(scored, share, 0)
-        return carry, losses.totals(logits, targets, experiment.training.loss)._replace(auxiliary=own)
+        carry = carry if cut is None else cut_gradient(carry, cut, initial, specs)
+        logits, carry, stats = update.model.run(params, carry, inputs, Call(whole=True))
+        own = losses.auxiliary_loss(stats) * jnp.where(scored, share, 0)
+        return carry, losses.totals(logits, targets, update.loss)._replace(auxiliary=own)
 
-    segment = jax.checkpoint(segment, prevent_cse=False) if experiment.training.remat == "segment" else segment
-    carry = begin(params, carry, start_B, experiment)
-    carry, sums = jax.lax.scan(segment, carry, (inputs_NBT, targets_NBT, scored_N, cut_N))
+    one_call = jax.checkpoint(one_call, prevent_cse=False) if update.remat else one_call
+    carry, sums = jax.lax.scan(one_call, begin(carry, start_B, initial, specs), (inputs_NBT, targets_NBT, scored_N, cut_N))
     sums = jax.tree.map(lambda s: s.sum(), sums)
     return sums.nats / total + sums.auxiliary, (carry, sums)
 
 
-def carries_before(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Array,
-                   experiment: Experiment) -> tuple[Tree, Tree]:
-    """A pass without gradient: (carry after the last segment, carries that enter each segment, stacked [N, ...])."""
-    functions = functions_of(experiment.model)
-    model = functions.for_training(experiment.model, experiment.segment)
-    carry = begin(params, carry, start_B, experiment)
-    return jax.lax.scan(lambda c, x: (functions.apply(params, c, x, model)[1], c), carry, inputs_NBT)
+def carries_before(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Array, model: Model) -> tuple[Tree, Tree]:
+    """A pass without gradient: (carry after the last call, carries that enter each call, stacked [N, ...])."""
+    rows = start_B.shape[0]
+    carry = begin(carry, start_B, model.init_state(params, rows), model.state_specs(rows))
+    return jax.lax.scan(lambda c, x: (model.run(params, c, x, Call(whole=True))[1], c), carry, inputs_NBT)
 
 
 def scored_positions(batch: Batch) -> jax.Array:
@@ -171,22 +199,21 @@ def scored_positions(batch: Batch) -> jax.Array:
     return jnp.maximum(losses.is_scored(batch.targets).sum(dtype=jnp.float32), 1.0)
 
 
-def batch_gradient(params: Tree, carry: Tree, batch: Batch, experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
+def batch_gradient(params: Tree, carry: Tree, batch: Batch, update: Update) -> tuple[Tree, Tree, losses.Sums]:
     """Gradient of the mean loss over the scored positions of the batch.
 
-    Rows on different parts of the mesh's data axis never meet before the end: each part computes its own gradient,
-    and one sum joins them. Left to the compiler, the sum would be taken in every turn of the inner loops.
+    Each part of the mesh's data axis computes the gradient of its own rows, and one sum at the end joins them. The compiler,
+    left to itself, would take that sum in every iteration of the inner loops.
     Returns the gradient, the carry after the batch, and the totals.
     """
     total = scored_positions(batch)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["data"] == 1:
-        return _part_gradient(params, carry, batch, total, experiment)
-    specs = functions_of(experiment.model).state_specs(experiment.model, experiment.training.batch)
-    rows = pr.map_rows(lambda x, axis: PartitionSpec(*[None] * axis, "data"), specs, carry)
+        return _part_gradient(params, carry, batch, total, update)
+    rows = pr.map_rows(lambda x, axis: PartitionSpec(*[None] * axis, "data"), update.model.state_specs(update.batch), carry)
 
     def part(params, carry, batch, total):
-        grads, carry, sums = _part_gradient(params, carry, batch, total, experiment)
+        grads, carry, sums = _part_gradient(params, carry, batch, total, update)
         return jax.lax.psum(grads, "data"), carry, jax.lax.psum(sums, "data")
 
     whole, split = PartitionSpec(), PartitionSpec("data")
@@ -194,34 +221,27 @@ def batch_gradient(params: Tree, carry: Tree, batch: Batch, experiment: Experime
                          axis_names={"data"}, check_vma=False)(params, carry, batch, total)
 
 
-def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
-                   experiment: Experiment) -> tuple[Tree, Tree, losses.Sums]:
+def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array, update: Update) -> tuple[Tree, Tree, losses.Sums]:
     """`batch_gradient` of some of the rows; total: scored positions of all rows."""
-    functions, model = functions_of(experiment.model), experiment.model
-    n, tokens = experiment.training.microbatches, batch.targets.shape[1]
-    plan = backpropagation.plan(experiment.training.gradient, tokens // experiment.segment)
-    specs, state_specs = functions.specs(model), functions.state_specs(model, experiment.training.batch)
-
-    # A mean over the rows at hand counts by their share of all rows and segments of the batch.
-    share = batch.start.shape[0] / n / (experiment.training.batch * (tokens // experiment.segment))
+    n, calls = update.microbatches, batch.targets.shape[1] // update.call_tokens
+    plan = backpropagation.plan(update.gradient, calls)
+    specs, state_specs = update.model.specs(), update.model.state_specs(update.batch)
+    share = batch.start.shape[0] / n / (update.batch * calls)
 
     def group(outer, carry, x):
         grads, sums = outer
         # Each device adds up its own slice of a gradient only: that of its slice of the parameter.
-        more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, *x, total, share, experiment)
+        more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, *x, total, share, update)
         return (sharding.constrain_tree(jax.tree.map(jnp.add, grads, more), specs), jax.tree.map(jnp.add, sums, s)), carry
 
     def microbatch(outer, x):
         carry, inputs, targets, start = x
-        inputs, targets = (split_time(x, plan.scored.sum()) for x in (inputs, targets))
-        starts = start[None] & (plan.index[:, :1] == 0)
-        scored = jnp.asarray(plan.scored)
-        xs = (starts, inputs[plan.index], losses.keep(targets[plan.index], scored), scored,
-              jnp.asarray(plan.cut) if plan.cut.any() else None)
+        inputs, targets = (split_time(x, calls) for x in (inputs, targets))
+        xs = _groups(plan, inputs, targets, start)
         if plan.chained:
             (outer, carry), _ = jax.lax.scan(lambda both, x: (group(*both, x), None), (outer, carry), xs)
             return outer, carry
-        carry, before = carries_before(params, carry, start, inputs, experiment)
+        carry, before = carries_before(params, carry, start, inputs, update.model)
         before = jax.tree.map(lambda c: c[plan.index[:, 0]], before)
         outer, _ = jax.lax.scan(lambda outer, x: (group(outer, *x)[0], None), outer, (before, xs))
         return outer, carry
@@ -233,31 +253,56 @@ def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array,
     return grads, pr.map_rows(join_rows, state_specs, carries), sums
 
 
+def _groups(plan: backpropagation.Plan, inputs_NBT: jax.Array, targets_NBT: jax.Array, start_B: jax.Array) -> tuple:
+    """What `group_loss` takes for each of G groups of S calls: starts, inputs and targets [G, S, B, T], scored, cut."""
+    scored = jnp.asarray(plan.scored)
+    return (start_B[None] & (plan.index[:, :1] == 0), inputs_NBT[plan.index], losses.keep(targets_NBT[plan.index], scored), scored,
+            jnp.asarray(plan.cut) if plan.cut.any() else None)
+
+
 # -------------------------------------------------------------------------------------------------------- update
 
-def train_step(state: TrainState, batch: Batch, experiment: Experiment) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. An update with a loss or gradient that is not finite leaves params, optimizer and carry alone.
+def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update.
 
+    If the loss or the gradient is not finite, parameters, optimizer and carry stay as they are. If only the new carry is not
+    finite, the update counts, and the streams concerned begin anew.
     Returns the new state and float32 scalars: loss (of the predictions alone), auxiliary_loss (the model's own), accuracy,
-    gradient_norm, learning_rate, tokens, skipped.
+    gradient_norm, learning_rate, tokens, skipped (updates in a row that were left out), restarted (streams that began anew
+    because their carry was not finite).
     """
-    tx = make_optimizer(experiment.optimizer, functions_of(experiment.model).specs(experiment.model))
-    grads, carry, sums = batch_gradient(state.params, state.carry, batch, experiment)
+    tx = make_optimizer(update.optimizer, update.model.specs())
+    grads, carry, sums = batch_gradient(state.params, state.carry, batch, update)
     norm = optax.tree.norm(grads)
     count = jnp.maximum(sums.count, 1.0)
-    rate = jnp.asarray(schedule(experiment.optimizer)(state.step), jnp.float32)
+    rate = jnp.asarray(schedule(update.optimizer)(state.step), jnp.float32)
     direction, optimizer = tx.update(grads, state.optimizer, state.params)
     params = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, direction)
     finite = jnp.isfinite(sums.nats) & jnp.isfinite(sums.auxiliary) & jnp.isfinite(norm)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimizer, carry), state[2:])
+    params, optimizer, carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimizer, carry), state[2:])
+    carry, restarted = restart_bad_streams(params, carry, update)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     metrics = {"loss": sums.nats / count, "auxiliary_loss": sums.auxiliary, "accuracy": sums.correct / count, "gradient_norm": norm,
-               "learning_rate": rate, "tokens": sums.count, "skipped": skipped.astype(jnp.float32)}
-    return TrainState(state.step + 1, skipped, *kept), metrics
+               "learning_rate": rate, "tokens": sums.count, "skipped": skipped.astype(jnp.float32), "restarted": restarted}
+    return TrainState(state.step + 1, skipped, params, optimizer, carry), metrics
 
 
-def compile_step(experiment: Experiment, mesh: Mesh) -> Callable:
+def restart_bad_streams(params: Tree, carry: Tree, update: Update) -> tuple[Tree, jax.Array]:
+    """The carry with the initial one in the rows that hold a number that is not finite, and how many they are: f32[]."""
+    specs = update.model.state_specs(update.batch)
+    bad_B = ~finite_rows(carry, specs)
+    fresh = lambda carry: pr.reset(carry, bad_B, update.model.init_state(params, update.batch), specs)
+    return jax.lax.cond(bad_B.any(), fresh, lambda carry: carry, carry), bad_B.sum(dtype=jnp.float32)
+
+
+def finite_rows(carry: Tree, specs: Tree) -> jax.Array:
+    """bool[B]: the rows of a carry whose numbers are all finite."""
+    rows = pr.map_rows(lambda x, axis: jnp.isfinite(x).all(tuple(a for a in range(x.ndim) if a != axis)), specs, carry)
+    return jnp.stack(jax.tree.leaves(rows)).all(0)
+
+
+def compile_step(update: Update, mesh: Mesh) -> Callable:
     """The jitted `(state, batch) -> (state, metrics)`; the state is donated. Call it under `jax.set_mesh(mesh)`."""
-    return jax.jit(lambda state, batch: train_step(state, batch, experiment), donate_argnums=0,
+    return jax.jit(lambda state, batch: train_step(state, batch, update), donate_argnums=0,
                    compiler_options=options(mesh.devices.flat[0].platform),
-                   out_shardings=(state_shardings(experiment, mesh), sharding.replicated(mesh)))
+                   out_shardings=(state_shardings(update, mesh), sharding.replicated(mesh)))

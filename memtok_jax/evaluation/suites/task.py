@@ -61,7 +61,7 @@ def written_answers(experiment: Experiment, model: Model, params: P.Tree,
         return
     batches = list(islice(data.open_eval(cfg, rows), -(-GENERATED // rows)))
     for rule in greedy.RULES if answer_right else ("strict", "published"):
-        found = greedy.generated(params, batches, answers, experiment.segment, rule, model=model, answer_right=answer_right)
+        found = greedy.generated(params, batches, answers, experiment.call_tokens, rule, model=model, answer_right=answer_right)
         who = "with all before it shown" if rule == "shown" else f"written by the model, {rule}"
         say(f"{who}: " + ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in found.items()))
         yield from ((f"eval/{rule}_{name}", value) for name, value in found.items())

@@ -1,0 +1,53 @@
+"""What a run needs beside what the machine has: a run that cannot fit is refused, a run that would crawl is announced."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+from memtok_jax import params as pr
+from memtok_jax.config import UserError
+from memtok_jax.training.step import Update
+
+# The state alone may be this many times the memory before a run is refused: swap and estimates are given the benefit of the doubt.
+TOO_LARGE = 2
+# Multiplications of a core of a CPU in a second, generously, and the seconds of a step that deserve a word.
+CORE_FLOPS, SLOW_STEP = 50e9, 60
+
+
+def memory() -> int:
+    """Bytes of memory of all devices, or of this machine if they are its CPU; 0 if unknown."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    else:
+        here = sum((device.memory_stats() or {}).get("bytes_limit", 0) for device in devices)
+    return here * jax.process_count()
+
+
+def state_bytes(update: Update) -> int:
+    """Bytes of parameters, their gradient and two moments, and of the carry, over all devices."""
+    return 4 * pr.size_bytes(update.model.specs()) + pr.size_bytes(update.model.state_specs(update.batch))
+
+
+def refuse_what_cannot_fit(update: Update) -> None:
+    """Raise UserError if the state of the run is far larger than the memory. Nothing is allocated."""
+    need, have = state_bytes(update), memory()
+    if have and need > TOO_LARGE * have:
+        raise UserError(f"a run of {pr.count(update.model.specs()):,} parameters and {update.batch:,} rows needs "
+                        f"{need / 1e9:,.0f} GB for parameters, gradient, optimizer and carry; there are {have / 1e9:,.0f} GB here")
+
+
+def warnings(update: Update, tokens: int) -> list[str]:
+    """Lines for a run that this machine can start but hardly finish. tokens: of one update."""
+    lines, need, have = [], state_bytes(update), memory()
+    if have and need > have / 2:
+        lines.append(f"parameters, gradient, optimizer and carry need {need / 1e9:,.1f} GB, this machine has {have / 1e9:,.1f} GB; "
+                     "what a step computes comes on top")
+    if jax.default_backend() == "cpu":
+        seconds = 6 * pr.count(update.model.specs()) * tokens / (CORE_FLOPS * (os.cpu_count() or 1))
+        if seconds > SLOW_STEP:
+            lines.append(f"one step of this model takes a CPU about {seconds / 60:,.0f} minutes or more; this size is meant for "
+                         "accelerators (--compile_only shows what they need)")
+    return lines
