@@ -65,19 +65,21 @@ def chunk(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
 
 
 def run(
-    start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Array, inputs: Inputs, cfg: NeuralMemoryConfig
-) -> tuple[jax.Array, Carry, jax.Array]:
+    start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Array, inputs: Inputs, cfg: NeuralMemoryConfig,
+    whole: bool = True,
+) -> tuple[jax.Array, Carry, jax.Array, dict]:
     """The memory over T tokens of every row, T a multiple of the chunk; shapes as in `scan.run`.
 
-    phase_B and length_B must be 0 and T (not looked at). The backward pass keeps one carry per chunk and computes
-    the rest again.
+    phase_B and length_B must be 0 and T, as `whole` says (they are not read). The statistics are empty.
+    The backward pass keeps one carry per chunk and computes the rest again.
     """
     tokens = inputs.k.shape[1]
     per_head = Inputs(1, 1, 1, 1, 1, 1, None)
     heads = jax.vmap(partial(chunk, cfg=cfg), in_axes=(0, 0, 0, per_head), out_axes=(0, 1))
     rows = jax.vmap(heads, in_axes=(None, None, 0, 0))
-    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, cfg.chunk, *x.shape[2:]), 1, 0), inputs)
+    by_chunk = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, cfg.chunk, *x.shape[2:]), 1, 0)
+    split = jax.tree.map(by_chunk, inputs._replace(real=None))
     body = jax.checkpoint(lambda c, x: rows(start, slow, c, x), prevent_cse=False)
     carry, y = jax.lax.scan(body, carry, split)
     y = jnp.moveaxis(y, 0, 1)
-    return y.reshape(y.shape[0], tokens, *y.shape[3:]), carry, phase_B
+    return y.reshape(y.shape[0], tokens, *y.shape[3:]), carry, phase_B, {}

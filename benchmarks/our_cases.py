@@ -58,7 +58,7 @@ def layer_specs(cfg: neural.NeuralMemoryConfig) -> dict:
 def layer(params, state, x, cfg: neural.NeuralMemoryConfig, view) -> tuple:
     """x[B, T, D] -> ([B, T, D], state): RMS norm, memory, RMS norm of each head's read, SiLU gate, projection."""
     u = rms_norm(x, params["norm"])
-    reads, state, _ = neural.run(params["memory"], state, u, cfg, view=view)
+    reads, state, _ = neural.run(params["memory"], state, u, cfg, whole=True, view=view)
     reads = rms_norm(reads.reshape(*x.shape[:2], cfg.heads, cfg.head_dim), params["read_norm"]).reshape(x.shape)
     return (reads * jax.nn.silu(u @ params["gate"])) @ params["out"], state
 
@@ -90,7 +90,6 @@ def _run_memory(case: dict, mesh: Mesh) -> dict:
         head_dim=case["width"] // case["heads"],
         chunk=case["chunk"],
         dtype=case["dtype"],
-        aligned=True,
     )
     specs = layer_specs(cfg)
     params = jax.device_put(P.init_params(specs, jax.random.key(0)), sharding.shardings(mesh, specs))

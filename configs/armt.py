@@ -15,10 +15,16 @@ has 0.531, and 1 - 2 (1 - accuracy) is the share of right values.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.associative import AssociativeConfig as Task
-from memtok_jax.models.associative import AssociativeConfig
-from memtok_jax.models.recurrent import RecurrentConfig
+from memtok_jax.memory.armt import ArmtConfig
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.armt import ArmtLayerConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.models.style import GPT2
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 
 PAIRS, UNIT = 5, 4  # one symbol of key, one of value, two signs
@@ -29,8 +35,10 @@ def config(preset: str) -> Experiment:
     """The experiment of one preset."""
     rule, _, kind = preset.partition("_")
     steps = 1500 if rule == "remember" else 3000
-    shape = dict(vocabulary=19, width=64, layers=2, head_dim=16, segment=UNIT, tokens=4)
-    model = RecurrentConfig(**shape) if kind else AssociativeConfig(**shape, key_dim=16)
+    layer = SegmentConfig() if kind else ArmtLayerConfig(ArmtConfig(key_dim=16))
+    inside = LanguageModelConfig(vocabulary=19, width=64, layers=2, head_dim=16, segment=UNIT, pattern=(layer,),
+                                 style=replace(GPT2, scale_embedding=True))
+    model = RmtConfig(inside, tokens=4, form="causal" if kind else "suffix")
     return Experiment(
         model=model,
         data=TaskConfig(Task(rule=rule), sequence=(PAIRS + 1) * UNIT, eval_samples=512),

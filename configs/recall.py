@@ -15,20 +15,20 @@ paper's gate it learns several times slower (docs/log.md). "linear" is lmm with 
 from __future__ import annotations
 
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.models.config import LanguageModelConfig
+from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.training.experiment import Experiment
-from memtok_jax.training.recipes import recall
+from memtok_jax.training.recipes import recall, segment_of, titans_layer
 
 MEMORY = NeuralMemoryConfig(head_dim=32, chunk=8)
 LINEAR = NeuralMemoryConfig(head_dim=32, chunk=8, depth=1, residual=False, norm=False)
-PATTERNS = {"mac": "mac", "mag": "mag", "mal": "mal", "lmm": "lmm", "linear": "lmm", "window": "attention"}
+PATTERNS = {"mac": "mac", "mag": "mag", "mal": "mal", "lmm": "lmm", "linear": "lmm", "window": "window"}
 PRESETS = tuple(PATTERNS)
 
 
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
-    model = LanguageModelConfig(width=64, layers=2, pattern=(PATTERNS[preset],), head_dim=32, hidden=128, window=8,
-                                segment=8, prefix=0 if PATTERNS[preset] == "lmm" else 4,
-                                combine="sum" if preset == "mac" else "gate",
-                                memory=LINEAR if preset == "linear" else MEMORY)
+    kind, memory = PATTERNS[preset], LINEAR if preset == "linear" else MEMORY
+    layer = titans_layer(kind, 8, memory, "sum" if preset == "mac" else "gate")
+    model = LanguageModelConfig(width=64, layers=2, pattern=(layer,), head_dim=32, hidden=128, segment=segment_of(kind, 8),
+                                prefix=0 if kind == "lmm" else 4)
     return recall(model, pairs=4, sequence=64, steps=1200)

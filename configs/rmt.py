@@ -17,7 +17,7 @@ Neighbours: armt.
     equations  quadratic equations solved in six stages of 30  none stated: accuracy counts filler, more than half of the targets,
                and eval.py also prints the share of right last stages ("answers")
 
-Positions are relative (but for retrieval), in two heads (equations: four): see `DISTANCE_STD` in memtok_jax/models/decoder.py. A
+Positions are relative (but for retrieval), in two heads (equations: four): see `GPT2_RELATIVE` in memtok_jax/models/style.py. A
 run ends when 99.7 % of the held-out symbols are right (equations: 99.95 %, retrieval: 99.5 %). The gradient flows through all
 segments: cut between them (--config.training.gradient=every:1), no task can be learnt. Reverse begins with rows of half the
 length (training.curriculum): what the first segment wrote must pass through the second one unread, which is seldom learnt at
@@ -31,15 +31,22 @@ Transformer); _paper, with the paper's mask; _cached, with a cache of one segmen
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks import settings_named
-from memtok_jax.models.recurrent import RecurrentConfig
+from memtok_jax.memory.xl import XlConfig
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.models.style import GPT2, GPT2_RELATIVE
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 
 # vocabulary, tokens of a row, tokens of a segment, memory tokens
 TASKS = {"copy": (10, 72, 24, 24), "reverse": (10, 48, 12, 24), "retrieval": (37, 12, 4, 4), "equations": (24, 180, 30, 30)}
 # Other fields of the model. Retrieval compares keys: embeddings smaller than what the layers add to them, an output of its own.
-MODELS = {"equations": dict(width=128, layers=3, hidden=256), "retrieval": dict(position="learned", scaled=False, tied=False)}
+MODELS = {"equations": dict(width=128, layers=3, hidden=256), "retrieval": dict(style=replace(GPT2, embedding="matrix"))}
 KINDS = ("none", "prefix", "paper", "cached")
 PRESETS = (*TASKS, *(f"{task}_{kind}" for task in TASKS for kind in KINDS))
 
@@ -57,22 +64,23 @@ CURRICULUM = {"reverse": ("data.sequence=24",),
 TRAINING = {"retrieval": (256, 5e-4, 1000, 50, 0.995), "equations": (32, 2e-3, 2000, 100, 0.9995)}
 
 
-def kind_options(kind: str, segment: int) -> dict:
-    """Fields of the model that a preset's second word changes."""
-    kinds = {"none": dict(tokens=0), "prefix": dict(form="prefix"), "paper": dict(form="paper"),
-             "cached": dict(cache=segment, position="relative")}
-    return kinds.get(kind, {})
+def kind_options(kind: str) -> dict:
+    """What a preset's second word changes of the memory tokens."""
+    return {"none": dict(tokens=0), "prefix": dict(form="prefix"), "paper": dict(form="paper")}.get(kind, {})
 
 
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
     task, _, kind = preset.partition("_")
     vocabulary, sequence, segment, tokens = TASKS[task]
-    shape = dict(vocabulary=vocabulary, width=64, layers=2, head_dim=32, segment=segment, tokens=tokens, position="relative")
+    shape = dict(vocabulary=vocabulary, width=64, layers=2, head_dim=32, segment=segment, pattern=(SegmentConfig(),),
+                 style=GPT2_RELATIVE)
+    cache = dict(pattern=(CachedConfig(XlConfig(segment)),), style=GPT2_RELATIVE) if kind == "cached" else {}
+    inside = LanguageModelConfig(**(shape | MODELS.get(task, {}) | cache))
     # The paper's model for equations has six layers; a right answer is 30 right symbols, so that its run goes on for longer.
     batch, rate, steps, every, goal = TRAINING.get(task, (32, 2e-3, 2000, 100, 0.997))
     return Experiment(
-        model=RecurrentConfig(**(shape | MODELS.get(task, {}) | kind_options(kind, segment))),
+        model=RmtConfig(inside, **(dict(tokens=tokens) | kind_options(kind))),
         data=TaskConfig(settings_named(task), sequence, eval_samples=1024),
         optimizer=OptimizerConfig(learning_rate=rate, steps=steps, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
         training=TrainingConfig(batch=batch, call_tokens=segment, log_every=20, eval_every=every, stop_at=goal,

@@ -9,7 +9,8 @@ Neighbours: titans_mac, titans_mag, titans_mal, titans_lmm.
 
 from __future__ import annotations
 
-from memtok_jax.models.config import LanguageModelConfig
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.recipes import laptop_text
 
@@ -19,5 +20,4 @@ PRESETS = tuple(WINDOWS)
 
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
-    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=("attention",), head_dim=32,
-                                           window=WINDOWS[preset], prefix=0))
+    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=(WindowConfig(WINDOWS[preset]),), head_dim=32))

@@ -7,6 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+DTYPES = ("float32", "bfloat16")  # compute dtypes: of activations and of the operands of matrix products
+
 
 def wide(*arrays: jax.Array):
     """The dtype of sums, norms, gates and softmax: float32, or float64 where an input is."""
@@ -29,10 +31,10 @@ REMAT = ("pointwise", "block")
 
 
 def recompute(f, remat: str = "pointwise"):
-    """f, of which the backward pass computes something again instead of storing it; values and gradients are the same.
+    """f with less storage: the backward pass recomputes intermediate values. Values and gradients are the same.
 
-    "pointwise": everything but matrix products; norms, activations and softmax cost less than storing and reading them.
-    "block": everything.
+    "pointwise" (default): everything but matrix products is recomputed; that costs less than storing and reading it.
+    "block": everything is recomputed.
     """
     policies = {"pointwise": jax.checkpoint_policies.dots_saveable, "block": jax.checkpoint_policies.nothing_saveable}
     return jax.checkpoint(f, policy=policies[remat], prevent_cse=False)
@@ -42,7 +44,7 @@ HIDDEN = -1e30  # score of a key that a query may not see; finite, so that a row
 
 
 def lift(weight: jax.Array, like: jax.Array) -> jax.Array:
-    """A weight for the last axes of `like`, with leading axes of size one: shapes are never matched by accident."""
+    """A weight for the last axes of `like`, with leading axes of size one added; the tests forbid implicit rank promotion."""
     return weight.reshape((1,) * (like.ndim - weight.ndim) + weight.shape)
 
 

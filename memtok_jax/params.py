@@ -66,7 +66,8 @@ class StateSpec:
             raise ValueError(f"a state has exactly one axis called 'batch', got {self.axes}")
 
 
-def _is_spec(node) -> bool:
+def is_spec(node) -> bool:
+    """True for a leaf of a tree of specs."""
     return isinstance(node, (ParamSpec, StateSpec))
 
 
@@ -77,7 +78,7 @@ def is_axes(node) -> bool:
 
 def map_specs(function: Callable, specs: Tree) -> Tree:
     """`jax.tree.map` over a tree whose leaves are specs."""
-    return jax.tree.map(function, specs, is_leaf=_is_spec)
+    return jax.tree.map(function, specs, is_leaf=is_spec)
 
 
 # ---------------------------------------------------------------------------------------------- initializers
@@ -118,7 +119,7 @@ def init_params(specs: Tree, key: jax.Array) -> Tree:
         name = jax.tree_util.keystr(path)
         return spec.init(jax.random.fold_in(key, zlib.crc32(name.encode())), spec.shape, spec.dtype)
 
-    return jax.tree_util.tree_map_with_path(one, specs, is_leaf=_is_spec)
+    return jax.tree_util.tree_map_with_path(one, specs, is_leaf=is_spec)
 
 
 def abstract(specs: Tree) -> Tree:
@@ -151,12 +152,12 @@ def stack(specs: Tree, n: int, axis: str = "layers") -> Tree:
 
 def count(specs: Tree) -> int:
     """Number of scalars in the tree."""
-    return sum(_size(s.shape) for s in jax.tree.leaves(specs, is_leaf=_is_spec))
+    return sum(_size(s.shape) for s in jax.tree.leaves(specs, is_leaf=is_spec))
 
 
 def size_bytes(specs: Tree) -> int:
     """Bytes that the tree takes in memory, before anything is allocated."""
-    return sum(_size(s.shape) * jnp.dtype(s.dtype).itemsize for s in jax.tree.leaves(specs, is_leaf=_is_spec))
+    return sum(_size(s.shape) * jnp.dtype(s.dtype).itemsize for s in jax.tree.leaves(specs, is_leaf=is_spec))
 
 
 def first_difference(theirs: Tree, ours: Tree) -> str:
@@ -187,7 +188,7 @@ def zero_state(state_specs: Tree) -> Tree:
 def map_rows(function: Callable, state_specs: Tree, *states: Tree) -> Tree:
     """Apply `function(*leaves, axis)` to each leaf of the states; axis is where that leaf's batch lies."""
     leaves = [jax.tree.leaves(s) for s in states]
-    specs, treedef = jax.tree.flatten(state_specs, is_leaf=_is_spec)
+    specs, treedef = jax.tree.flatten(state_specs, is_leaf=is_spec)
     return jax.tree.unflatten(treedef, [function(*xs, spec.axes.index("batch")) for spec, *xs in zip(specs, *leaves, strict=True)])
 
 
@@ -213,7 +214,7 @@ def reset(state: Tree, rows: jax.Array, initial: Tree, state_specs: Tree) -> Tre
 
 def _map_lives(function: Callable, state_specs: Tree, *states: Tree) -> Tree:
     """Apply `function(spec, *leaves)` to each leaf of the states."""
-    specs, treedef = jax.tree.flatten(state_specs, is_leaf=_is_spec)
+    specs, treedef = jax.tree.flatten(state_specs, is_leaf=is_spec)
     leaves = [jax.tree.leaves(s) for s in states]
     return jax.tree.unflatten(treedef, [function(spec, *xs) for spec, *xs in zip(specs, *leaves, strict=True)])
 
@@ -251,7 +252,7 @@ def at_border(state: Tree, state_specs: Tree) -> jax.Array:
 
 def state_specs_batch(state_specs: Tree) -> int:
     """B of a tree of StateSpec with at least one leaf."""
-    spec = jax.tree.leaves(state_specs, is_leaf=_is_spec)[0]
+    spec = jax.tree.leaves(state_specs, is_leaf=is_spec)[0]
     return spec.shape[spec.axes.index("batch")]
 
 
@@ -260,6 +261,20 @@ def state_specs_batch(state_specs: Tree) -> int:
 def full_length(x: jax.Array) -> jax.Array:
     """i32[B] that says every one of the T tokens of x[B, T, ...] is real."""
     return jnp.full((x.shape[0],), x.shape[1], jnp.int32)
+
+
+def real_tokens(x: jax.Array, length_B: jax.Array) -> jax.Array:
+    """bool[B, T]: which tokens of x[B, T, ...] are real, those before length_B."""
+    return jnp.arange(x.shape[1])[None] < length_B[:, None]
+
+
+def zero_padding(x: jax.Array, length_B: jax.Array) -> jax.Array:
+    """x[B, T, ...] with zeros in the place of padding.
+
+    Padding may hold NaN or infinity. It is selected away before any product, because 0 times NaN is NaN in values and gradients.
+    """
+    real = real_tokens(x, length_B)
+    return jnp.where(real.reshape(real.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
 
 
 def compact(valid_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

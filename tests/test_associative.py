@@ -13,8 +13,8 @@ from neural_cases import assert_close, assert_equal, jit, random_params
 from test_recurrent import check_gradient
 
 from memtok_jax import params as P
-from memtok_jax.memory import associative as memory
-from memtok_jax.memory.associative import AssociativeMemoryConfig
+from memtok_jax.memory import armt as memory
+from memtok_jax.memory.armt import ArmtConfig
 from memtok_jax.models import associative, decoder, masks, segments
 from memtok_jax.models.associative import AssociativeConfig
 
@@ -46,7 +46,7 @@ def call(params, state, ids, cfg, length=None):
 
 # ------------------------------------------------------------------------------------------------------------ the memory
 
-def identity(cfg: AssociativeMemoryConfig):
+def identity(cfg: ArmtConfig):
     """Keys are the first coordinates, values the whole vector, and every write counts in full."""
     eye = jnp.eye(cfg.width)
     return {"w_query": eye[:, :cfg.key_dim], "w_key": eye[:, :cfg.key_dim], "w_values": eye,
@@ -69,7 +69,7 @@ def test_dpfp_is_its_loop():
 
 def test_a_stored_value_is_found_and_a_new_one_replaces_it():
     """v (k k) / (k k + eps) after one write; the new value after a second with the same key, and z hardly grows."""
-    cfg = AssociativeMemoryConfig(width=6, key_dim=4, nu=2)
+    cfg = ArmtConfig(width=6, key_dim=4, nu=2)
     params, rng = identity(cfg), np.random.default_rng(1)
     key = rng.standard_normal(4)
     first, second = (jnp.asarray(np.concatenate([key, rng.standard_normal(2)])[None, None], jnp.float32) for _ in range(2))
@@ -87,7 +87,7 @@ def test_a_stored_value_is_found_and_a_new_one_replaces_it():
 
 def test_the_first_write_is_told_by_data():
     """gamma = 1 exactly, also for a tiny key, where z = 0 alone would give nearly nothing; and nothing is read before it."""
-    cfg = AssociativeMemoryConfig(width=6, key_dim=4)
+    cfg = ArmtConfig(width=6, key_dim=4)
     params = identity(cfg)
     m = jnp.full((1, 1, 6), 0.02)
     state = memory.write(params, fresh(params, cfg), m, cfg, EVERY)
@@ -100,7 +100,7 @@ def test_the_first_write_is_told_by_data():
 
 
 def test_gamma_is_bounded_and_has_no_gradient():
-    cfg = AssociativeMemoryConfig(width=D, key_dim=3)
+    cfg = ArmtConfig(width=D, key_dim=3)
     params = random_params(memory.specs(cfg), 0, np.float32)
     rng = np.random.default_rng(2)
     m = [jnp.asarray(rng.standard_normal((2, M, D)), jnp.float32) for _ in range(3)]
@@ -122,7 +122,7 @@ def test_gamma_is_bounded_and_has_no_gradient():
 
 def test_a_dead_key_is_harmless():
     """phi = 0: reads and writes stay finite, and so do their gradients."""
-    cfg = AssociativeMemoryConfig(width=D, key_dim=3)
+    cfg = ArmtConfig(width=D, key_dim=3)
     params = random_params(memory.specs(cfg), 0, np.float32)
     zero = jnp.zeros((1, M, D))
 
@@ -136,7 +136,7 @@ def test_a_dead_key_is_harmless():
 
 def test_from_the_start_only_values_have_a_gradient():
     """With W_V = 0 nothing is found, whatever the keys and queries; W_V itself learns, so the memory comes alive."""
-    cfg = AssociativeMemoryConfig(width=D, key_dim=3)
+    cfg = ArmtConfig(width=D, key_dim=3)
     params = P.init_params(memory.specs(cfg), jax.random.key(0))
     m, x = jnp.asarray(np.random.default_rng(4).standard_normal((2, 1, M, D)), jnp.float32)
 
@@ -149,7 +149,7 @@ def test_from_the_start_only_values_have_a_gradient():
 
 def test_rows_of_a_write_are_interchangeable():
     """All of them see the old A and z."""
-    cfg = AssociativeMemoryConfig(width=D, key_dim=3)
+    cfg = ArmtConfig(width=D, key_dim=3)
     params = random_params(memory.specs(cfg), 0, np.float32)
     m = jnp.asarray(np.random.default_rng(3).standard_normal((1, 3, D)), jnp.float32)
     state = memory.write(params, fresh(params, cfg), m, cfg, EVERY)

@@ -22,14 +22,14 @@ def _wide(tree):
 
 @pytest.mark.slow
 def test_associative_scan_is_the_chunked_form():
-    cfg = neural.NeuralMemoryConfig(width=8, head_dim=4, expansion=2, chunk=4, step_max=0.3, aligned=True)
+    cfg = neural.NeuralMemoryConfig(width=8, head_dim=4, expansion=2, chunk=4, step_max=0.3)
     with jax.enable_x64(True):
         params = _wide(P.init_params(neural.specs(cfg), jax.random.key(0)))
         state = _wide(neural.init_state(params, cfg, 2))
         x, r = jax.random.normal(jax.random.key(1), (2, 2, 8, 8))
 
         def scalar(params, view):
-            y, after, _ = neural.run(params, state, x, cfg, view=view)
+            y, after, _ = neural.run(params, state, x, cfg, whole=True, view=view)
             return (y * r).sum() + sum(jnp.square(w).sum() for w in jax.tree.leaves(after[:3]))
 
         run = jax.jit(jax.value_and_grad(scalar), static_argnums=1)
@@ -40,7 +40,7 @@ def test_associative_scan_is_the_chunked_form():
 def test_count_of_operations_is_near_the_compiler_s():
     """One chunk, where the loop's body runs once, so the compiler's count is right too; it adds elementwise work."""
     from benchmarks.our_cases import layer, layer_specs
-    cfg = neural.NeuralMemoryConfig(width=128, head_dim=64, chunk=64, aligned=True)
+    cfg = neural.NeuralMemoryConfig(width=128, head_dim=64, chunk=64)
     params, x = P.abstract(layer_specs(cfg)), jax.ShapeDtypeStruct((1, 64, 128), jnp.float32)
     state = P.abstract(neural.state_specs(cfg, 1))
     compiled = jax.jit(lambda p, s, x: layer(p, s, x, cfg, scan)).lower(params, state, x).compile()

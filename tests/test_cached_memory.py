@@ -9,6 +9,7 @@ import pytest
 from neural_cases import assert_equal, jit, random_params
 
 from memtok_jax import params as P
+from memtok_jax.config import UserError
 from memtok_jax.memory import compressive, xl
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.xl import XlConfig
@@ -21,9 +22,9 @@ def numbered(first: int, count: int):
     return jnp.broadcast_to(jnp.arange(first + 1, first + count + 1, dtype=jnp.float32)[None, :, None], (1, count, D))
 
 
-def shown(module, state, cfg) -> list[float]:
+def shown(module, state, cfg, **options) -> list[float]:
     """The real rows that a read gives, oldest first, one number each."""
-    rows, real = module.read({}, state, cfg)
+    rows, real = module.read({}, state, cfg, **options)
     assert np.all(np.diff(np.asarray(real[0]).astype(int)) >= 0), "real rows stand together at the end"
     return np.asarray(rows[0, :, 0])[np.asarray(real[0])].tolist()
 
@@ -45,19 +46,18 @@ def test_the_cache_holds_the_last_rows(lengths):
 
 
 @pytest.mark.parametrize("length, compressed, rate, tokens", [(4, 4, 2, 4), (6, 2, 2, 4), (6, 5, 3, 3), (0, 3, 2, 4), (4, 3, 4, 8)])
-@pytest.mark.parametrize("aligned", [True, False])
-def test_compressed_rows_are_means_of_the_stream(length, compressed, rate, tokens, aligned):
+@pytest.mark.parametrize("whole", [True, False])
+def test_compressed_rows_are_means_of_the_stream(length, compressed, rate, tokens, whole):
     """T = n_m, T < n_m < 2T and others, while the memory fills and after: the c-means of what left, oldest first."""
     cfg = CompressiveConfig(length, compressed, rate, "mean", "none", width=D)
-    cfg = compressive.for_training(cfg, tokens) if aligned else cfg
     state, kept, slots, first = compressive.init_state({}, cfg, 1), [], [], 0
     for _ in range(9):
-        state = compressive.write({}, state, numbered(first, tokens), cfg)
+        state = compressive.write({}, state, numbered(first, tokens), cfg, whole=whole)
         kept, first = kept + list(range(first + 1, first + tokens + 1)), first + tokens
         while len(kept) - length >= rate:
             slots, kept = slots + [float(np.mean(kept[:rate]))], kept[rate:]
         slots = slots[-compressed:]
-        assert shown(compressive, state, cfg) == slots + kept
+        assert shown(compressive, state, cfg, whole=whole) == slots + kept
         assert len(slots) <= compressed and len(kept) <= length
 
 
@@ -165,19 +165,21 @@ def test_gradients_stop_where_the_paper_stops_them():
 @pytest.mark.parametrize("options, message", [
     (dict(length=5), "memory.length=5 is not a multiple of the 2 rows"),
     (dict(block=3), "memory.block=3 is not a multiple of memory.rate=2"),
-    (dict(rate=0), "memory.rate=0 must be at least 1"),
-    (dict(compression="average"), "memory.compression='average' must be one of 'mean'"),
+    (dict(rate=0), "memory.rate is 0; it must be at least 1"),
+    (dict(compression="average"), "memory.compression is 'average'; it must be one of mean"),
     (dict(compression="most_use"), "did you mean 'most_used'"),
+    (dict(length=2.5), "memory.length is 2.5; it must be a whole number"),
     (dict(objective="atention"), "did you mean 'attention'"),
-    (dict(length=-2), "memory.length=-2"),
+    (dict(length=-2), "memory.length is -2"),
 ], ids=str)
 def test_config_names_the_mistake(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         CompressiveConfig(**(dict(length=4, compressed=4, rate=2) | options))
 
 
-def test_a_segment_that_does_not_fit_names_both_numbers():
-    with pytest.raises(ValueError, match="segment of 6 tokens is not a multiple of the 4 rows"):
-        compressive.for_training(CompressiveConfig(4, 4, 4), 6)
-    with pytest.raises(ValueError, match="memory.length=-1"):
+def test_a_whole_call_that_does_not_fit_names_both_numbers():
+    cfg = CompressiveConfig(4, 4, 4, "mean", width=D)
+    with pytest.raises(UserError, match="multiple of 4 tokens, got 6"):
+        compressive.write({}, compressive.init_state({}, cfg, 1), numbered(0, 6), cfg, whole=True)
+    with pytest.raises(ValueError, match="memory.length is -1"):
         XlConfig(-1)

@@ -23,9 +23,7 @@ from neural_cases import assert_close, assert_equal, jit, random_params
 import memtok_jax
 from memtok_jax import params as P
 from memtok_jax import sharding
-from memtok_jax.memory import associative as associative_memory
-from memtok_jax.memory import compressive, neural, xl
-from memtok_jax.memory import recurrent as recurrent_tokens
+from memtok_jax.memory import armt, compressive, neural, rmt, xl
 from memtok_jax.memory import tokens as learned_tokens
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models import associative, block, decoder, language_model, masks, recurrent, relative, segments, transformer_xl
@@ -177,10 +175,10 @@ CASES = {
     "memory/compressive": Case(compressive, compressive.CompressiveConfig(4, 3, 2, "conv", "bptt", width=8),
                                compressive.CompressiveConfig(0, 0, 2, width=8), lambda params, x, cfg: x, head=8),
     "memory/neural": Case(neural, memory_config, memory_config, static_reads, exact=False),
-    "memory/recurrent": Case(recurrent_tokens, recurrent_tokens.RecurrentTokensConfig(8, 3),
-                             recurrent_tokens.RecurrentTokensConfig(8, 0), lambda params, x, cfg: x, head=3, tail=3),
-    "memory/associative": Case(associative_memory, associative_memory.AssociativeMemoryConfig(8, 3),
-                               associative_memory.AssociativeMemoryConfig(8, 3), lambda params, x, cfg: x),
+    "memory/rmt": Case(rmt, rmt.RmtTokensConfig(8, 3),
+                             rmt.RmtTokensConfig(8, 0), lambda params, x, cfg: x, head=3, tail=3),
+    "memory/armt": Case(armt, armt.ArmtConfig(8, 3),
+                               armt.ArmtConfig(8, 3), lambda params, x, cfg: x),
     "mixers/attention": Case(attention, block_config("attention"), replace(block_config("attention"), window=1),
                              plain_attention),
     "mixers/lmm": Case(lmm, block_config("lmm"), block_config("lmm"), plain_lmm, exact=False),

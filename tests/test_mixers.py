@@ -111,7 +111,7 @@ def test_learned_questions_do_not_depend_on_the_cut():
     apply = jit(mac.apply, static_argnums=3)
     state = mac.init_state(params, cfg, 1)
     whole, end = apply(params, state, u, cfg)
-    aligned, aligned_end = apply(params, state, u, replace(cfg, aligned=True, memory=replace(cfg.memory, aligned=True)))
+    aligned, aligned_end = apply(params, state, u, replace(cfg, aligned=True))
     pieces = []
     for t in range(8):
         y, state = apply(params, state, u[:, t:t + 1], cfg)

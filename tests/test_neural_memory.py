@@ -155,7 +155,7 @@ def test_whole_layer_and_its_gradients_equal_the_equations():
 
 
 def tiny():
-    cfg = config(width=4, head_dim=4, chunk=3, expansion=1, conv=2, aligned=True)
+    cfg = config(width=4, head_dim=4, chunk=3, expansion=1, conv=2)
     state = random_state(cfg, 1, 1, F64)
     state = state._replace(anchor=state.weights, phase=jnp.zeros_like(state.phase))
     return cfg, random_params(neural.specs(cfg), 0, F64), state, tokens(cfg, 1, 6, 2, F64)
@@ -165,7 +165,7 @@ def scalar_loss(cfg, state):
     """Through two chunks: outputs and end weights count."""
 
     def loss(params, x):
-        y, end = neural.apply(params, state, x, cfg)
+        y, end = neural.apply(params, state, x, cfg, whole=True)
         return (y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)).sum() + sum(
             (w ** 2).sum() for w in end.weights.values())
 
@@ -314,30 +314,30 @@ def test_padding_alone_changes_no_bit_of_the_state(forget_to):
     assert np.any(np.asarray(end.weights["w0"][1]) != np.asarray(state.weights["w0"][1]))
 
 
-def test_aligned_path_and_recomputation_change_nothing():
+def test_whole_calls_and_recomputation_change_nothing():
     """The fast path of training, and every grouping of recomputed chunks, give the same values and gradients."""
     cfg = config(chunk=4)
     params, _, x = setup(cfg, length=24)
     state = fresh(params, cfg, 2)
 
-    def gradients(cfg):
+    def gradients(cfg, whole):
         def loss(params, x):
-            y, end = neural.apply(params, state, x, cfg)
+            y, end = neural.apply(params, state, x, cfg, whole=whole)
             return jnp.sin(y).sum() + sum((w ** 2).sum() for w in end.surprise.values()), (y, end)
         return jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
 
-    general = gradients(cfg)
+    general = gradients(cfg, False)
     for group in (-1, 1, 3):
-        assert_close(gradients(replace(cfg, aligned=True, remat_group=group)), general, 1e-11)
+        assert_close(gradients(replace(cfg, remat_group=group), True), general, 1e-11)
 
 
-def test_aligned_refuses_what_it_cannot_do():
-    cfg = config(chunk=4, aligned=True)
+def test_a_whole_call_refuses_what_it_cannot_do():
+    cfg = config(chunk=4)
     params, state, x = setup(cfg, length=18)
-    with pytest.raises(ValueError, match=r"multiple of chunk=4 tokens, got 18"):
-        neural.apply(params, state, x, cfg)
+    with pytest.raises(ValueError, match="multiple of 4 tokens, got 18"):
+        neural.apply(params, state, x, cfg, whole=True)
     with pytest.raises(ValueError, match="length was given"):
-        neural.apply(params, state, x[:, :16], cfg, jnp.array([3, 3]))
+        neural.apply(params, state, x[:, :16], cfg, jnp.array([3, 3]), whole=True)
 
 
 def test_chunk_is_part_of_the_model():

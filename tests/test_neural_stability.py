@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from memtok_jax.memory.neural import features
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 
 LENGTH = 8192
-DEFAULT = NeuralMemoryConfig(width=32, head_dim=16, chunk=16, aligned=True)
+DEFAULT = NeuralMemoryConfig(width=32, head_dim=16, chunk=16)
 
 
 def streams(length: int, width: int, seed: int) -> np.ndarray:
@@ -39,7 +40,7 @@ def weight_norms(params, state):
 def stream_through(cfg, calls: int):
     """`calls` calls of 8,192 tokens at initial parameters: (params, state, largest |read|), all of it finite."""
     params = P.init_params(neural.specs(cfg), jax.random.key(0))
-    step = jax.jit(lambda state, x: neural.apply(params, state, x, cfg))
+    step = jax.jit(lambda state, x: neural.apply(params, state, x, cfg, whole=True))
     state, largest = neural.init_state(params, cfg, 5), 0.0
     for i in range(calls):
         y, state = step(state, streams(LENGTH, cfg.width, i))
@@ -77,7 +78,7 @@ def test_gradient_over_four_thousand_tokens_is_finite():
     x = streams(4096, DEFAULT.width, 0)
 
     def loss(params, x):
-        return jnp.square(neural.apply(params, neural.init_state(params, DEFAULT, 5), x, DEFAULT)[0]).mean()
+        return jnp.square(neural.apply(params, neural.init_state(params, DEFAULT, 5), x, DEFAULT, whole=True)[0]).mean()
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
     assert all(np.isfinite(g).all() and np.abs(g).max() < 1e6 for g in jax.tree.leaves(gradient))
@@ -88,17 +89,17 @@ def test_gradient_over_four_thousand_tokens_is_finite():
 def test_forgetting_to_zero_kills_a_plain_network_and_forgetting_to_init_does_not():
     """Zero is absorbing for two layers without norm: documented behaviour of the paper's equation 13."""
     base = NeuralMemoryConfig(width=8, head_dim=8, chunk=16, norm=False, residual=False, momentum=False,
-                              step_max=2e-4, forget_range=(0.05, 0.05), aligned=True)
+                              step_max=2e-4, forget_range=(0.05, 0.05))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2000, 8)), jnp.float32)
 
     def end_and_gradient(forget_to):
         cfg = replace(base, forget_to=forget_to)
         params = P.init_params(neural.specs(cfg), jax.random.key(0))
-        last = lambda params, state: jnp.square(neural.apply(params, state, x[:, :16], cfg)[0]).sum()
+        last = lambda params, state: jnp.square(neural.apply(params, state, x[:, :16], cfg, whole=True)[0]).sum()
         gradient = jit(jax.grad(last))
         size = lambda state: float(jnp.abs(gradient(params, state)["wq"]).max())
         fresh = neural.init_state(params, cfg, 1)
-        state = jax.jit(neural.write, static_argnums=3)(params, fresh, x, cfg)
+        state = jax.jit(partial(neural.write, whole=True), static_argnums=3)(params, fresh, x, cfg)
         return weight_norms(params, state).max(), size(state), size(fresh)
 
     weights, gradient, _ = end_and_gradient("zero")
@@ -111,16 +112,16 @@ def test_forgetting_to_zero_kills_a_plain_network_and_forgetting_to_init_does_no
 
 def precision_errors(monkeypatch):
     """Error of the reads over 2,048 tokens against float64, root mean square relative to theirs: {mode: error}."""
-    cfg = NeuralMemoryConfig(width=32, head_dim=16, chunk=32, aligned=True)
+    cfg = NeuralMemoryConfig(width=32, head_dim=16, chunk=32)
     x = np.random.default_rng(1).standard_normal((1, 2048, 32)).astype(np.float32)
     with jax.enable_x64(True):
         params = cast(P.init_params(neural.specs(cfg), jax.random.key(0)), np.float64)
         state = cast(neural.init_state(params, cfg, 1), np.float64)
-        exact = np.asarray(jit(neural.apply, static_argnums=3)(params, state, x.astype(np.float64), cfg)[0])
+        exact = np.asarray(jit(partial(neural.apply, whole=True), static_argnums=3)(params, state, x.astype(np.float64), cfg)[0])
     params = jax.tree.map(lambda p: np.asarray(p, np.float32), params)
 
     def error(cfg):
-        y, _ = jit(lambda p, x: neural.apply(p, neural.init_state(p, cfg, 1), x, cfg))(params, x)
+        y, _ = jit(lambda p, x: neural.apply(p, neural.init_state(p, cfg, 1), x, cfg, whole=True))(params, x)
         assert y.dtype == np.float32
         return float(np.linalg.norm(np.asarray(y, np.float64) - exact) / np.linalg.norm(exact))
 

@@ -4,7 +4,7 @@
 scrambled weights, mask of the paper. Its block is not that of our decoder: RMSNorm, a null key and value in each head, values mixed
 with those of the first layer, gated exact GELU, no biases. So `peer_layers` below is that block, and ours are around it
 
-    memory/recurrent.py             read, split and write, from a first memory of zeros; rows that a padded segment leaves
+    memory/rmt.py             read, split and write, from a first memory of zeros; rows that a padded segment leaves
     models/masks.py                 `visible` and `positions` of the form "paper", padding in two segments, a short last segment
     training/backpropagation.py     where "every:2" cuts
 
@@ -29,7 +29,7 @@ import pytest
 from neural_cases import jit
 from peers import export
 
-from memtok_jax.memory import recurrent as memory
+from memtok_jax.memory import rmt as memory
 from memtok_jax.models import masks
 from memtok_jax.training import backpropagation
 
@@ -86,7 +86,7 @@ def peer_layers(params, x, visible, sizes):
 def segment(params, state, ids, length, sizes, fixed, form="paper"):
     """One segment: (logits [B, T, V], state)."""
     m, t, full = sizes["num_memory_tokens"], ids.shape[1], sizes["seq_len"]
-    cfg, none = memory.RecurrentTokensConfig(sizes["dim"], m, dtype="float64"), jnp.zeros_like(length)
+    cfg, none = memory.RmtTokensConfig(sizes["dim"], m, dtype="float64"), jnp.zeros_like(length)
     x = memory.read({}, state, params["token_emb.weight"][ids], cfg)
     x = x.at[:, m + t:].set(0) if fixed else x
     # The table: read rows, tokens of a full segment, write rows, whose number rather than position picks the vector.
@@ -102,7 +102,7 @@ def segment(params, state, ids, length, sizes, fixed, form="paper"):
 def stream(params, stored, settings, name, form="paper"):
     """(the weighed sum, (logits, last memory)) of one run."""
     sizes, lengths = settings["sizes"], np.array(settings["lengths"])
-    state = memory.RecurrentTokensState(jnp.zeros((len(lengths), sizes["num_memory_tokens"], sizes["dim"])))
+    state = memory.RmtTokensState(jnp.zeros((len(lengths), sizes["num_memory_tokens"], sizes["dim"])))
     parts, first = [], 0
     for n, cut in enumerate(backpropagation.cuts(settings["cut"][name], lengths.shape[1])):
         ids = jnp.asarray(stored["ids"][:, first:first + lengths[0, n]])

@@ -72,5 +72,5 @@ def test_persistent_memory_and_registers_are_the_same_code():
 
 
 def test_learned_tokens_refuse_a_negative_number():
-    with pytest.raises(ValueError, match="tokens=-1"):
+    with pytest.raises(ValueError, match="tokens is -1"):
         tokens.TokensConfig(8, -1)

@@ -284,7 +284,7 @@ def test_presets_fit_their_tasks(task, kind):
     (dict(width=10), "width=10 is not a multiple of head_dim=4"),
     (dict(positions=7), "positions=7 is less than the 8 rows"),
     (dict(tokens=-1), "tokens=-1 must not be negative"),
-    (dict(init="unit"), "init='unit' must be one of scaled, shared, small"),
+    (dict(init="unit"), "init is 'unit'; it must be one of scaled, shared, small"),
     (dict(layers=0), "layers=0 must be at least 1"),
 ], ids=str)
 def test_config_names_the_mistake(options, message):

@@ -17,46 +17,53 @@ Compressive Transformers for Long-Range Sequence Modelling (Rae et al., arXiv 19
 | attn       | `attend`, a function that the layer passes | algorithm 2 |
 | n_s        | `block`, rows that are compressed together | section 3.1 |
 
-Gradients: the loss of the language model enters neither m nor cm nor f_c (`objective="bptt"` opens the way to f_c); the
-two losses above reach f_c (and g) alone, because the rows are stopped here and `attend` comes with stopped weights.
+A row is the vector of one token, as in `xl.py`.
 
-Differs from the Transformer-XL cache in what happens to leaving rows; with no compressed slots it is that cache. Differs from
-the paper in that memories start empty and hidden instead of zero, and in that the result does not depend on how a
-stream is cut into calls: rows leave m in whole blocks. Fewer than a block wait beside m, uncompressed and visible; where
-each call is a multiple of the block, as in the paper, none ever waits.
+Gradients: the loss of the language model enters neither m nor cm nor f_c, except f_c under `objective="bptt"`. The two losses
+above reach f_c (and g) alone, because the rows are stopped here and `attend` comes with stopped weights.
+
+This memory differs from the Transformer-XL cache in what happens to the rows that leave; without compressed slots it is that
+cache. It differs from the paper in two points. Memories start empty and hidden instead of zero. And the result does not depend
+on how a stream is cut into calls, because rows leave m in whole blocks: up to a block less one row waits beside m, uncompressed
+and visible. If each call is a multiple of the block, as in the paper, no row ever waits; a call promises this with `whole`.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from memtok_jax import checks
 from memtok_jax import params as P
+from memtok_jax.config import UserError, check_numbers, choose
 from memtok_jax.memory import xl
 from memtok_jax.memory.xl import XlState
-from memtok_jax.numerics import matmul, spread, wide
+from memtok_jax.numerics import DTYPES, matmul, spread, wide
 
 COMPRESSIONS = ("mean", "max", "conv", "most_used", "dilated")
 OBJECTIVES = ("attention", "autoencoding", "bptt", "none")
-DILATIONS = (1, 2)  # of the two convolutions before the strided one; the paper does not name its own
+DILATIONS = (1, 2)  # of the two convolutions before the strided one; the paper does not name any
 
 
 @dataclass(frozen=True)
 class CompressiveConfig:
-    """length: n_m, rows kept as they are. compressed: n_cm, slots of compressed rows; 0 is the Transformer-XL cache.
-    rate: c, rows in one slot. compression: "mean", "max", "conv" (kernel and stride c), "most_used" (the rows with most
-        attention), "dilated" (two dilated convolutions before the strided one).
-    objective: what teaches the compression: "attention" (reconstruction), "autoencoding", "bptt" (the model's own loss),
+    """Options of the compressive memory.
+
+    length: n_m, rows that are kept without compression.
+    compressed: n_cm, slots of compressed rows; 0 is the Transformer-XL cache.
+    rate: c, rows in one slot.
+    compression: "mean", "max", "conv" (kernel and stride c), "most_used" (the rows with most attention) or "dilated" (two
+        dilated convolutions before the strided one).
+    objective: what teaches the compression: "attention" (reconstruction), "autoencoding", "bptt" (the loss of the model) or
         "none".
-    block: rows compressed together, a multiple of the rate; 0 is the rate itself. Only "most_used" and "dilated" look
-        beyond c rows; the paper's block is the segment.
-    width, dtype: filled in by the model. aligned: promise that every call is a multiple of the block and has no padding, so
-        that no row ever waits; see `for_training`.
+    block: rows that are compressed together, a multiple of the rate; 0 takes the rate. Only "most_used" and "dilated" look
+        beyond c rows. The paper's block is the segment.
+    width: D, features of a token; 0 inside a model, which fills it in.
+    dtype: of the rows, that of the model's activations.
     """
 
     length: int
@@ -67,52 +74,52 @@ class CompressiveConfig:
     block: int = 0
     width: int = 0
     dtype: str = "float32"
-    aligned: bool = False
 
     def __post_init__(self):
-        for name, value, known in (("compression", self.compression, COMPRESSIONS), ("objective", self.objective, OBJECTIVES)):
-            if value not in known:
-                near = difflib.get_close_matches(value, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"memory.{name}={value!r} must be one of {', '.join(map(repr, known))}{hint}")
-        for name, value, least in (("length", self.length, 0), ("compressed", self.compressed, 0), ("rate", self.rate, 1),
-                                   ("block", self.block, 0)):
-            if value < least:
-                raise ValueError(f"memory.{name}={value} must be at least {least}")
+        check_numbers("memory", self, at_least={"length": 0, "compressed": 0, "rate": 1, "block": 0, "width": 0})
+        choose("memory.compression", self.compression, COMPRESSIONS)
+        choose("memory.objective", self.objective, OBJECTIVES)
+        choose("memory.dtype", self.dtype, DTYPES)
         if self.block % self.rate:
-            raise ValueError(f"memory.block={self.block} is not a multiple of memory.rate={self.rate}")
-        if self.length % self.unit:
-            raise ValueError(f"memory.length={self.length} is not a multiple of the {self.unit} rows compressed together")
+            raise UserError(f"memory.block={self.block} is not a multiple of memory.rate={self.rate}")
+        if self.length % self.together:
+            raise UserError(f"memory.length={self.length} is not a multiple of the {self.together} rows compressed together")
+
+    @property
+    def together(self) -> int:
+        """Rows that leave m together."""
+        return self.block or self.rate
 
     @property
     def unit(self) -> int:
-        """Rows that leave together."""
-        return self.block or self.rate
+        """A whole call has a multiple of this many tokens: the rows compressed together, 1 without compression."""
+        return self.together if self.compressed else 1
 
     @property
     def waiting(self) -> int:
         """The most rows that may wait for their block to fill."""
-        return self.unit - 1 if self.compressed else 0
+        return self.unit - 1
 
     @property
     def slots(self) -> int:
-        """Rows that a full memory shows when none waits."""
+        """Rows that a full memory shows if none waits."""
         return self.compressed + self.length
 
 
 class CompressiveState(NamedTuple):
-    """Two queues; leaves as in `XlState`."""
+    """Two queues of rows."""
 
-    recent: XlState      # [B, n_m + waiting, D] the newest rows as they are
+    recent: XlState      # [B, n_m + waiting, D] the newest rows, not compressed
     compressed: XlState  # [B, n_cm, D]
 
 
 def specs(cfg: CompressiveConfig) -> dict:
     """Weights of the compression and, for auto-encoding, of the decoder g: one linear map from a slot to c rows."""
+    checks.check_width(cfg.width)
     d, c = cfg.width, cfg.rate
-    own = cfg.objective in ("attention", "autoencoding")
-    kernel = lambda size, out: P.ParamSpec((size * d, out), ("embed", None), P.fan_in(0), auxiliary=own)
-    bias = lambda size: P.ParamSpec((size,), (None,), P.zeros, decayed=False, auxiliary=own)
+    auxiliary = cfg.objective in ("attention", "autoencoding")
+    kernel = lambda size, out: P.ParamSpec((size * d, out), ("embed", None), P.fan_in(0), auxiliary=auxiliary)
+    bias = lambda size: P.ParamSpec((size,), (None,), P.zeros, decayed=False, auxiliary=auxiliary)
     out = {}
     if cfg.compressed and cfg.compression in ("conv", "dilated"):
         out |= {"kernel": kernel(c, d), "bias": bias(d)}
@@ -124,7 +131,7 @@ def specs(cfg: CompressiveConfig) -> dict:
 
 
 def state_specs(cfg: CompressiveConfig, batch: int) -> CompressiveState:
-    """n_m rows, those that wait, and n_cm slots for each stream."""
+    """For each stream: n_m rows with room for those that wait, and n_cm slots."""
     queue = lambda n: xl.state_specs(xl.XlConfig(n, cfg.width, cfg.dtype), batch)
     return CompressiveState(queue(cfg.length + cfg.waiting), queue(cfg.compressed))
 
@@ -134,26 +141,17 @@ def init_state(params, cfg: CompressiveConfig, batch: int) -> CompressiveState:
     return P.zero_state(state_specs(cfg, batch))
 
 
-def for_training(cfg: CompressiveConfig, tokens: int) -> CompressiveConfig:
-    """The same memory with `aligned` promised, for calls of `tokens` tokens without padding.
-
-    Raises ValueError naming both numbers where `tokens` is not a multiple of the rows compressed together.
-    """
-    if cfg.compressed and tokens % cfg.unit:
-        raise ValueError(f"a training segment of {tokens} tokens is not a multiple of the {cfg.unit} rows that "
-                         "model.memory compresses together")
-    return replace(cfg, aligned=True)
-
-
 # ------------------------------------------------------------------------------------------------------------------ read
 
-def read(params, state: CompressiveState, cfg: CompressiveConfig) -> tuple[jax.Array, jax.Array]:
+def read(params, state: CompressiveState, cfg: CompressiveConfig, *, whole: bool = False) -> tuple[jax.Array, jax.Array]:
     """[cm ; m] with the real rows side by side at the end: (rows [B, S, D], bool[B, S] which of them are real).
 
     A compressed slot counts as one position, so no empty column may stand between the two queues.
+    whole: promise that no row waits, because every call so far was `whole`; the columns for waiting rows are then left out.
     """
+    checks.check_state(state, state_specs(cfg, state.recent.rows.shape[0]))
     recent, compressed = state
-    if cfg.aligned:  # compressed slots exist only once m is full
+    if whole:  # compressed slots exist only once m is full, so nothing has to be moved
         recent = XlState(recent.rows[:, cfg.waiting:], recent.count)
         return (jnp.concatenate([compressed.rows, recent.rows], axis=1),
                 jnp.concatenate([xl.real(compressed), xl.real(recent)], axis=1))
@@ -177,25 +175,26 @@ class Evicted(NamedTuple):
 def evict(state: XlState, x: jax.Array, usage: jax.Array, cfg: CompressiveConfig, length: jax.Array) -> Evicted:
     """The rows that leave m when x[B, T, D] comes in. usage: [B, rows of m + T], for each row of [m ; x]."""
     size, tokens = state.rows.shape[1], x.shape[1]
-    most = (tokens + cfg.waiting) // cfg.unit * cfg.unit
+    most = (tokens + cfg.waiting) // cfg.together * cfg.together
     stream = jnp.concatenate([state.rows, x.astype(state.rows.dtype)], axis=1)
     place = (size - state.count)[:, None] + jnp.arange(most)[None]
     place = jnp.minimum(place, size + tokens - 1)
-    count = jnp.maximum(state.count + length - cfg.length, 0) // cfg.unit * cfg.unit
+    count = jnp.maximum(state.count + length - cfg.length, 0) // cfg.together * cfg.together
     return Evicted(jax.lax.stop_gradient(P.take_rows(stream, place)), P.take_rows(usage, place), count)
 
 
 def compress(params, old: Evicted, cfg: CompressiveConfig) -> jax.Array:
     """f_c: rows [B, E, D] -> slots [B, E/c, D], block by block."""
     batch, total, width = old.rows.shape
-    blocks = old.rows.reshape(batch, -1, cfg.unit, width)
-    groups = old.rows.reshape(batch, -1, cfg.rate, width)
+    n = total // cfg.together
+    blocks = old.rows.reshape(batch, n, cfg.together, width)
+    groups = old.rows.reshape(batch, total // cfg.rate, cfg.rate, width)
     if cfg.compression == "mean":
         new = groups.astype(wide(groups)).mean(2)
     elif cfg.compression == "max":
         new = groups.max(2)
     elif cfg.compression == "most_used":
-        new = _most_used(blocks, old.usage.reshape(batch, -1, cfg.unit), cfg.unit // cfg.rate)
+        new = _most_used(blocks, old.usage.reshape(batch, n, cfg.together), cfg.together // cfg.rate)
     else:
         if cfg.compression == "dilated":
             blocks = _dilated(params["dilated"], blocks, cfg)
@@ -224,61 +223,80 @@ def _dilated(layers: list, blocks: jax.Array, cfg: CompressiveConfig) -> jax.Arr
     return blocks
 
 
-def update(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array,
-           usage: jax.Array | None = None, attend: Callable | None = None) -> tuple[CompressiveState, dict[str, jax.Array]]:
+def update(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None,
+           usage: jax.Array | None = None, attend: Callable | None = None, *,
+           whole: bool = False) -> tuple[CompressiveState, dict[str, jax.Array]]:
     """`write` with its loss.
 
-    usage: [B, S+T], attention that each column of [`read` ; x] received, for "most_used"; left out, all the same.
-    attend: (x [B, T, D], rows [B, E, D], bool[B, E]) -> [B, T, D'], the layer's attention by content with stopped weights, for the
-    objective "attention"; left out, there is no such loss.
-    Returns the state and {"auxiliary_loss": f32[]}, or {} where nothing is to be learnt.
+    usage: [B, S+T], attention that each column of [`read` ; x] received, for "most_used"; None: the same everywhere.
+    attend: (x [B, T, D], rows [B, E, D], bool[B, E]) -> [B, T, D'], the layer's attention by content with stopped weights, for
+        the objective "attention"; None: there is no such loss.
+    Returns the state and {"auxiliary_loss": f32[]}, or {} if nothing is to be learnt.
     """
+    x, length = checks.checked(x, length, cfg.width, cfg.unit, whole)
+    checks.check_state(state, state_specs(cfg, x.shape[0]))
+    checks.check_params(params, specs(cfg))
     x = jax.lax.stop_gradient(x)
     recent = xl.push(state.recent, x, length)
     if not cfg.compressed:
         return state._replace(recent=recent), {}
+    old = evict(state.recent, x, _usage(state, x, usage), cfg, length)
+    new = compress(params, old, cfg)
+    stored = new if cfg.objective == "bptt" else jax.lax.stop_gradient(new)
+    after = CompressiveState(XlState(recent.rows, state.recent.count + length - old.count),
+                             xl.push(state.compressed, stored, old.count // cfg.rate))
+    return after, auxiliary_loss(params, old, new, x, length, attend, cfg)
+
+
+def _usage(state: CompressiveState, x: jax.Array, usage: jax.Array | None) -> jax.Array:
+    """Attention that each row of [m ; x] received, those included that wait; a read of a whole call leaves their columns out."""
     columns = state.recent.rows.shape[1] + x.shape[1]
     if usage is None:
-        usage = jnp.zeros((x.shape[0], columns), jnp.float32)
-    else:  # aligned, `read` leaves the columns of waiting rows out
-        usage = jnp.pad(usage, ((0, 0), (columns, 0)))[:, -columns:]
-    old = evict(state.recent, x, jax.lax.stop_gradient(usage), cfg, length)
-    new = compress(params, old, cfg)
-    kept = new if cfg.objective == "bptt" else jax.lax.stop_gradient(new)
-    after = CompressiveState(XlState(recent.rows, state.recent.count + length - old.count),
-                             xl.push(state.compressed, kept, old.count // cfg.rate))
-    return after, auxiliary_loss(params, old, new, x, length, attend, cfg)
+        return jnp.zeros((x.shape[0], columns), jnp.float32)
+    return jax.lax.stop_gradient(jnp.pad(usage, ((0, 0), (columns, 0)))[:, -columns:])
 
 
 def auxiliary_loss(params, old: Evicted, new: jax.Array, x: jax.Array, length: jax.Array, attend: Callable | None,
                    cfg: CompressiveConfig) -> dict[str, jax.Array]:
-    """What the compression loses, as a mean over rows of the batch, real tokens and features; a row from which nothing
-    leaves counts as zero."""
-    mine = jnp.arange(old.rows.shape[1])[None] < old.count[:, None]
-    slots = mine[:, ::cfg.rate]
+    """What the compression loses, as a mean over batch rows, real tokens and features.
+
+    A batch row from which nothing leaves counts as zero.
+    """
+    left = jnp.arange(old.rows.shape[1])[None] < old.count[:, None]
+    slots = left[:, ::cfg.rate]
     if cfg.objective == "autoencoding":
         decoded = _linear(params["decoder"], new, cfg).reshape(old.rows.shape)
-        return {"auxiliary_loss": _mean_square(old.rows - decoded, mine)}
+        return {"auxiliary_loss": _mean_square(old.rows.astype(decoded.dtype) - decoded, left)}
     if cfg.objective == "attention" and attend is not None:
-        x = jax.lax.stop_gradient(x)
-        tokens = (jnp.arange(x.shape[1])[None] < length[:, None]) & (old.count > 0)[:, None]
-        return {"auxiliary_loss": _mean_square(attend(x, old.rows, mine) - attend(x, new, slots), tokens)}
+        tokens = P.real_tokens(x, length) & (old.count > 0)[:, None]
+        return {"auxiliary_loss": _mean_square(attend(x, old.rows, left) - attend(x, new, slots), tokens)}
     return {}
 
 
 def _mean_square(error: jax.Array, real_BT: jax.Array) -> jax.Array:
-    """Mean over the batch of the mean over real rows and features, in float32."""
+    """Mean over the batch of the mean over real rows and features, in float32; 0 for an empty batch."""
     square = jnp.square(error.astype(wide(error))).mean(-1)
-    return (jnp.where(real_BT, square, 0).sum(1) / jnp.maximum(real_BT.sum(1), 1)).mean()
+    each = jnp.where(real_BT, square, 0).sum(1) / jnp.maximum(real_BT.sum(1), 1).astype(square.dtype)
+    return each.sum() / max(each.shape[0], 1)
 
 
-def write(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None):
-    """Remember x[B, T, D], of which the first length[b] rows are real; what leaves m is compressed into cm."""
-    return update(params, state, x, cfg, P.full_length(x) if length is None else length)[0]
+def write(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None, *,
+          whole: bool = False) -> CompressiveState:
+    """Remember x[B, T, D], of which the first length[b] rows are real. What leaves m is compressed into cm."""
+    return update(params, state, x, cfg, length, whole=whole)[0]
 
 
-def apply(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None):
+def run(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None, *,
+        whole: bool = False):
+    """`apply` with the loss of the compression, if x alone defines it: ([cm ; m ; x], state, stats)."""
+    rows, visible = read(params, state, cfg, whole=whole)
+    state, stats = update(params, state, x, cfg, length, whole=whole)
+    x, _ = checks.checked(x, length, cfg.width)
+    rows = jnp.where(visible[..., None], rows, jnp.zeros((), rows.dtype)).astype(x.dtype)
+    return jnp.concatenate([rows, x], axis=1), state, stats
+
+
+def apply(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None, *,
+          whole: bool = False):
     """Read, then write: x[B, T, D] -> ([cm ; m ; x] [B, S+T, D], state); rows that are not real are zero."""
-    rows, seen = read(params, state, cfg)
-    rows = jnp.where(seen[..., None], rows, 0).astype(x.dtype)
-    return jnp.concatenate([rows, x], axis=1), write(params, state, x, cfg, length)
+    return run(params, state, x, cfg, length, whole=whole)[:2]

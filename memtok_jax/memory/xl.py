@@ -1,4 +1,4 @@
-"""The cache of one layer of Transformer-XL as a memory: the layer's own inputs of earlier segments.
+"""The cache of one layer of Transformer-XL as a memory: the layer's inputs of earlier segments.
 
 Transformer-XL (Dai et al., arXiv 1901.02860), section 3.2, the first two lines of the recurrence:
 
@@ -8,13 +8,13 @@ Transformer-XL (Dai et al., arXiv 1901.02860), section 3.2, the first two lines 
 | symbol | name here | where in the paper |
 |---|---|---|
 | h      | x, the layer's input [B, T, D] | section 3.2 |
-| m      | `XlState.rows`, real rows at the end | section 3.2, "SG" |
+| m      | `XlState.rows`, the real ones at the end | section 3.2, "SG" |
 | n_m    | `length` | M of the paper's section 3.2, `mem_len` of its code |
 
-Differs from a window of keys and values in that rows are projected again at each use: under training with changing
-weights the old rows are then seen through the new weights, as in the paper. Differs from the compressive memory in that
-what leaves is forgotten. An empty slot is hidden rather than zero: to the position term of a score a row of zeros is not
-neutral. Gradients never enter the rows.
+The cache holds vectors of width D, called rows here, one for each token. It differs from a window of keys and values: keys
+and values are made from the rows at each use, so while weights change in training, old rows are seen through the new weights,
+as in the paper. It differs from the compressive memory: rows that leave are forgotten. An empty slot is hidden, not zero,
+because a row of zeros still adds the position term to a score. No gradient enters the rows.
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from memtok_jax import checks
 from memtok_jax import params as P
+from memtok_jax.config import check_numbers, choose
+from memtok_jax.numerics import DTYPES
 
 
 @dataclass(frozen=True)
 class XlConfig:
-    """length: n_m, rows of the cache; 0 is no cache. width: D; 0 inside a model, which fills in its own.
+    """Options of the cache.
+
+    length: n_m, rows of the cache; 0 is no cache.
+    width: D, features of a token; 0 inside a model, which fills it in.
     dtype: of the rows, that of the model's activations.
     """
 
@@ -39,19 +45,24 @@ class XlConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.length < 0:
-            raise ValueError(f"memory.length={self.length} must not be negative")
+        check_numbers("memory", self, at_least={"length": 0, "width": 0})
+        choose("memory.dtype", self.dtype, DTYPES)
 
     @property
     def slots(self) -> int:
         """Rows that a full memory shows."""
         return self.length
 
+    @property
+    def unit(self) -> int:
+        """A whole call may have any number of tokens."""
+        return 1
+
 
 class XlState(NamedTuple):
     """Rows from oldest to newest."""
 
-    rows: jax.Array   # [B, n_m, D], real rows at the end
+    rows: jax.Array   # [B, n_m, D], the real ones at the end
     count: jax.Array  # i32[B], how many of them are real
 
 
@@ -62,6 +73,7 @@ def specs(cfg: XlConfig) -> dict:
 
 def state_specs(cfg: XlConfig, batch: int) -> XlState:
     """n_m rows for each stream."""
+    checks.check_width(cfg.width)
     return XlState(P.StateSpec((batch, cfg.length, cfg.width), ("batch", None, "embed"), jnp.dtype(cfg.dtype)),
                    P.StateSpec((batch,), ("batch",), jnp.int32))
 
@@ -71,10 +83,7 @@ def init_state(params, cfg: XlConfig, batch: int) -> XlState:
     return P.zero_state(state_specs(cfg, batch))
 
 
-def for_training(cfg: XlConfig, tokens: int) -> XlConfig:
-    """A cache takes segments of any length."""
-    return cfg
-
+# ---------------------------------------------------------------------------------------- the queue, for other memories too
 
 def real(state: XlState) -> jax.Array:
     """bool[B, n_m]: which rows are real."""
@@ -82,15 +91,10 @@ def real(state: XlState) -> jax.Array:
     return jnp.arange(n)[None] >= n - state.count[:, None]
 
 
-def read(params, state: XlState, cfg: XlConfig) -> tuple[jax.Array, jax.Array]:
-    """(rows [B, n_m, D], bool[B, n_m] which of them are real); the newest row is the last."""
-    return state.rows, real(state)
-
-
 def earlier(state: XlState, count: int, newest_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What `read` gave before the last newest_B[b] rows came: (rows [B, count, D], bool[B, count] which of them are real).
 
-    count + newest_B must not exceed the slots. So one queue serves both a cache and the segment that is still open behind it.
+    count + newest_B must not exceed the slots. So one queue serves a cache and the segment that is still open behind it.
     """
     n = state.rows.shape[1]
     index = n - count - newest_B[:, None] + jnp.arange(count)[None]
@@ -105,19 +109,36 @@ def push(state: XlState, x: jax.Array, length: jax.Array) -> XlState:
     return XlState(P.take_rows(stream, last), jnp.minimum(state.count + length, n))
 
 
-def update(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array, usage: Any = None,
-           attend: Any = None) -> tuple[XlState, dict[str, jax.Array]]:
-    """`write` with statistics, of which there are none; usage and attend are what other memories ask a layer for."""
+# -------------------------------------------------------------------------------------------------------------- the memory
+
+def read(params, state: XlState, cfg: XlConfig, *, whole: bool = False) -> tuple[jax.Array, jax.Array]:
+    """(rows [B, n_m, D], bool[B, n_m] which of them are real); the newest row is the last. `whole` changes nothing."""
+    checks.check_state(state, state_specs(cfg, state.rows.shape[0]))
+    return state.rows, real(state)
+
+
+def update(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None, usage: Any = None,
+           attend: Any = None, *, whole: bool = False) -> tuple[XlState, dict[str, jax.Array]]:
+    """`write` with statistics, of which there are none. usage, attend: for other memories of the same interface."""
+    x, length = checks.checked(x, length, cfg.width, cfg.unit, whole)
+    checks.check_state(state, state_specs(cfg, x.shape[0]))
     return push(state, jax.lax.stop_gradient(x), length), {}
 
 
-def write(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None) -> XlState:
+def write(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None, *, whole: bool = False) -> XlState:
     """Remember x[B, T, D], of which the first length[b] rows are real. T may be longer than the cache."""
-    return update(params, state, x, cfg, P.full_length(x) if length is None else length)[0]
+    return update(params, state, x, cfg, length, whole=whole)[0]
 
 
-def apply(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None):
+def run(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None, *, whole: bool = False):
+    """`apply` with statistics, of which there are none: (h~, state, {})."""
+    rows, visible = read(params, state, cfg, whole=whole)
+    state, stats = update(params, state, x, cfg, length, whole=whole)
+    x, _ = checks.checked(x, length, cfg.width)
+    rows = jnp.where(visible[..., None], rows, jnp.zeros((), rows.dtype)).astype(x.dtype)
+    return jnp.concatenate([rows, x], axis=1), state, stats
+
+
+def apply(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None, *, whole: bool = False):
     """Read, then write: x[B, T, D] -> (h~ [B, n_m+T, D], state); rows that are not real are zero."""
-    rows, seen = read(params, state, cfg)
-    rows = jnp.where(seen[..., None], rows, 0).astype(x.dtype)
-    return jnp.concatenate([rows, x], axis=1), write(params, state, x, cfg, length)
+    return run(params, state, x, cfg, length, whole=whole)[:2]

@@ -1,8 +1,6 @@
-"""Attention over explicit positions, with a prefix that every query sees.
+"""Attention of any style: projections to heads, positions, a prefix that every query sees, and the output projection.
 
-Scores against the prefix use queries without rotation: a prefix token has no position, so the same stream gives the
-same output however far it has come and however it is cut. Keys and queries are rotated in a local frame (positions
-count from the oldest key at hand), which keeps rotary angles exact after millions of tokens.
+Every mixer that attends uses these parts; they differ in which keys and values they keep, and for how long.
 """
 
 from __future__ import annotations
@@ -12,80 +10,83 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from memtok_jax.models.config import BlockConfig
-from memtok_jax.numerics import HIDDEN, lift, matmul, wide
-from memtok_jax.params import ParamSpec, StateSpec, fan_in
+from memtok_jax.models import layers, positions
+from memtok_jax.models.attend import Front, attend, flat
+from memtok_jax.models.positions import Places
+from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import dense
+from memtok_jax.params import StateSpec
 
 
 class Prefix(NamedTuple):
-    """Keys and values of the prefix tokens."""
+    """Keys and values of the prefix tokens, without positions."""
 
     k: jax.Array  # [B, M, H, K]
     v: jax.Array  # [B, M, H, K]
 
 
-def specs(cfg: BlockConfig) -> dict[str, ParamSpec]:
-    """Query, key, value projections [D, H, K] and the output projection [D, D]."""
-    d, h, k = cfg.width, cfg.heads, cfg.head_dim
-    heads = {name: ParamSpec((d, h, k), ("embed", "heads", None), fan_in(0)) for name in ("wq", "wk", "wv")}
-    return heads | {"wo": ParamSpec((d, d), ("heads", "embed"), fan_in(0, cfg.residual_scale))}
+def specs(b: Backbone) -> dict:
+    """q, k, v [D, H, K], o [H K, D], with biases where the style has them, and relative positions."""
+    d, h, k = b.width, b.heads, b.head_dim
+    out = {name: layers.dense_specs(b, (d, h, k), ("embed", "heads", None), b.style.bias) for name in "qkv"}
+    out["o"] = layers.dense_specs(b, (h * k, d), ("heads", "embed"), b.style.bias, b.residual_scale)
+    return out | ({"position": positions.specs(b)} if b.style.positions == "relative" else {})
 
 
-def prefix_specs(cfg: BlockConfig, batch: int) -> Prefix:
+def key_specs(b: Backbone, batch: int, slots: int, lives: str) -> StateSpec:
+    """Keys or values of this many tokens, in the dtype of activations."""
+    return StateSpec((batch, slots, b.heads, b.head_dim), ("batch", None, "heads", None), jnp.dtype(b.dtype), lives)
+
+
+def prefix_specs(b: Backbone, batch: int) -> Prefix:
     """The part of a carry that depends on the parameters alone."""
-    spec = lambda: StateSpec((batch, cfg.prefix, cfg.heads, cfg.head_dim), ("batch", None, "heads", None), jnp.dtype(cfg.dtype),
-                             lives="derived")
-    return Prefix(spec(), spec())
+    return Prefix(*(key_specs(b, batch, b.prefix, "derived") for _ in range(2)))
 
 
-def heads(x: jax.Array, w: jax.Array, cfg: BlockConfig) -> jax.Array:
-    """x[..., D] @ w[D, H, K] -> [..., H, K] in x's dtype."""
-    y = matmul(x, w.reshape(w.shape[0], -1), cfg.dtype).astype(x.dtype)
-    return y.reshape(*x.shape[:-1], *w.shape[1:])
+def heads(params, x: jax.Array, name: str, b: Backbone) -> jax.Array:
+    """x[..., D] -> [..., H, K] by the projection `name`."""
+    return dense(x, params[name], b.dtype)
 
 
-def rotate(x: jax.Array, position: jax.Array, base: float) -> jax.Array:
-    """Rotary positions (RoFormer, arXiv 2104.09864): x[..., S, H, K] turned by position[..., S] (broadcast)."""
-    half = x.shape[-1] // 2
-    angle = position[..., None].astype(jnp.float32)
-    angle = angle * lift(base ** (-jnp.arange(half) / half), angle)
-    cos, sin = (lift(f(angle)[..., None, :], x).astype(wide(x)) for f in (jnp.cos, jnp.sin))
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+def output(params, y: jax.Array, b: Backbone) -> jax.Array:
+    """The output projection [..., H K] -> [..., D]."""
+    return dense(y, params["o"], b.dtype)
 
 
-def attend(q: jax.Array, q_position: jax.Array, k: jax.Array, v: jax.Array, prefix: Prefix, visible: jax.Array,
-           cfg: BlockConfig) -> jax.Array:
-    """Softmax attention to the prefix and to rotated keys.
+def at_places(params, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, b: Backbone, side: dict, *,
+              prefix: Prefix | None = None, places: Places | None = None, ahead: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Attention with the style's positions and the prefix.
 
-    q: [..., T, H, K] not yet rotated, q_position [..., T]. k: [..., S, H, K] already rotated. v: [..., S, H, K].
-    prefix: leaves [..., M, H, K]. visible: bool[..., T, S]. Returns [..., T, H * K]; softmax in float32.
+    q: [..., T, H, K]. k, v: [..., S, H, K]; none has positions yet. visible: bool[..., T, S]. places: where they stand; None: the queries
+    are the last T of the S columns. ahead: whether a query may see columns behind it. side: holds the biases that layers share.
+    Returns (y [..., T, H K], weight f32[..., H, T, S]).
     """
-    dtype = wide(q)
-    score = lambda queries, keys: jnp.einsum("...thk,...shk->...hts", queries, keys, preferred_element_type=dtype)
-    near = jnp.where(jnp.expand_dims(visible, -3), score(rotate(q, q_position, cfg.rope_base), k), HIDDEN)
-    scores = jnp.concatenate([score(q, prefix.k), near], axis=-1) * cfg.head_dim ** -0.5
-    weight = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    values = jnp.concatenate([prefix.v, v], axis=-3)
-    y = jnp.einsum("...hts,...shk->...thk", weight, values, preferred_element_type=dtype).astype(q.dtype)
-    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
+    where, bias, own = places or positions.last(q.shape[-3], k.shape[-3]), None, q
+    if b.style.positions == "rope":
+        q, k = (positions.rotate(x, at, b.style.rope_base) for x, at in ((q, where.query), (k, where.key)))
+    elif b.style.positions == "relative":
+        p = params["position"] | side.get("position", {})
+        far, own = positions.with_bias(q, p["distance"]), positions.with_bias(q, p["content"])
+        bias = positions.scores_at(p, far, places, b) if places else positions.scores_of_last(p, far, k.shape[-3], ahead, b)
+        q = own
+    front = None if prefix is None or prefix.k.shape[-3] == 0 else Front(own, *(p.astype(q.dtype) for p in prefix))
+    y, weight = attend(q, k.astype(q.dtype), v.astype(q.dtype), visible, bias=bias, front=front)
+    return flat(y), weight
 
 
-def no_prefix(k: jax.Array) -> Prefix:
-    """An empty prefix for keys [..., S, H, K]."""
-    empty = jnp.zeros((*k.shape[:-3], 0, *k.shape[-2:]), k.dtype)
-    return Prefix(empty, empty)
+def prefix_pass(params, u_MD: jax.Array, b: Backbone, side: dict) -> tuple[jax.Array, Prefix]:
+    """The prefix tokens among themselves, without positions, each seeing those before it.
+
+    Returns (attention output [M, H K] before the output projection, keys and values [M, H, K]).
+    """
+    q, k, v = (heads(params, u_MD, name, b) for name in "qkv")
+    if b.style.positions == "relative":
+        q = positions.with_bias(q, (params["position"] | side.get("position", {}))["content"])
+    y, _ = attend(q, k, v, jnp.tri(len(u_MD), dtype=bool))
+    return flat(y), Prefix(k, v)
 
 
-def prefix_pass(params, x_MD: jax.Array, cfg: BlockConfig) -> tuple[jax.Array, Prefix]:
-    """The prefix tokens among themselves, each seeing those before it: ([M, D] attention output, keys and values [M, H, K])."""
-    q, k, v = (heads(x_MD, params[name], cfg) for name in ("wq", "wk", "wv"))
-    m = x_MD.shape[0]
-    # Without positions: rotation by zero leaves keys and queries as they are.
-    y = attend(q, jnp.zeros((m,), jnp.int32), k, v, no_prefix(k), jnp.tri(m, dtype=bool), cfg)
-    return y, Prefix(k, v)
-
-
-def output(y: jax.Array, params, cfg: BlockConfig) -> jax.Array:
-    """The output projection [..., D] -> [..., D]."""
-    return matmul(y, params["wo"], cfg.dtype).astype(jnp.dtype(cfg.dtype) if y.dtype != jnp.float64 else y.dtype)
+def for_batch(prefix: Prefix, b: Backbone, batch: int) -> Prefix:
+    """Keys and values [M, H, K] as the derived part of a carry: [B, M, H, K]."""
+    dtype = lambda x: x.dtype if x.dtype == jnp.float64 else jnp.dtype(b.dtype)
+    return Prefix(*(jnp.broadcast_to(x[None].astype(dtype(x)), (batch, *x.shape)) for x in prefix))

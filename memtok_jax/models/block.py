@@ -1,96 +1,71 @@
 """One layer: mixers on residual branches, then a feed-forward network.
 
-    x <- x + mixer(rms(x))      for each branch of the layer's kind (MAL has two)
-    x <- x + SwiGLU(rms(x))
+    pre:   x <- x + mixer(norm(x))        for each branch (MAL has two);   x <- x + feed_forward(norm(x))
+    post:  x <- norm(x + mixer(x));                                        x <- norm(x + feed_forward(x))
+
+A layer is given as the config of its mixer, or as a tuple of them, one a branch. Functions as in `mixers/__init__.py`.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 
-from memtok_jax import params as P
-from memtok_jax.models.config import BRANCHES, BlockConfig
-from memtok_jax.models.mixers import MIXERS
-from memtok_jax.numerics import matmul, recompute, rms_norm
+from memtok_jax.models import layers
+from memtok_jax.models.call import Call
+from memtok_jax.models.mixers import MixerConfig
+from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import recompute
 from memtok_jax.sharding import constrain
 
-
-def _names(cfg: BlockConfig) -> list[list[str]]:
-    """A name for each mixer of each branch, e.g. [["0_lmm"], ["1_attention"]]."""
-    numbered, number = [], 0
-    for branch in BRANCHES[cfg.kind]:
-        numbered.append([f"{number + i}_{kind}" for i, kind in enumerate(branch)])
-        number += len(branch)
-    return numbered
+Layer = MixerConfig | tuple[MixerConfig, ...]
 
 
-def _mixer(name: str):
-    return MIXERS[name.split("_", 1)[1]]
+def branches(layer: Layer) -> tuple[MixerConfig, ...]:
+    """The mixers of a layer's branches."""
+    return layer if isinstance(layer, tuple) else (layer,)
 
 
-def _all(cfg: BlockConfig) -> list[str]:
-    return [name for branch in _names(cfg) for name in branch]
+def names(layer: Layer) -> tuple[str, ...]:
+    """A name for each branch: the mixer's, with a number in front where there are several."""
+    mixers = branches(layer)
+    return tuple(m.name if len(mixers) == 1 else f"{n}_{m.name}" for n, m in enumerate(mixers))
 
 
-def specs(cfg: BlockConfig) -> dict:
-    """Mixers with the norm before each branch, and the feed-forward network."""
-    d, f = cfg.width, cfg.hidden
-    norm = lambda: P.ParamSpec((d,), (None,), P.ones, decayed=False)
-    return {
-        "mixers": {name: _mixer(name).specs(cfg) for name in _all(cfg)},
-        "norms": [norm() for _ in _names(cfg)],
-        "mlp": {
-            "norm": norm(),
-            "gate": P.ParamSpec((d, f), ("embed", "mlp"), P.fan_in(0)),
-            "up": P.ParamSpec((d, f), ("embed", "mlp"), P.fan_in(0)),
-            "down": P.ParamSpec((f, d), ("mlp", "embed"), P.fan_in(0, cfg.residual_scale)),
-        },
-    }
+def specs(layer: Layer, b: Backbone) -> dict:
+    """Each branch with its norm, and the feed-forward network."""
+    parts = {name: m.module.specs(m, b) | {"norm": layers.norm_specs(b)} for name, m in zip(names(layer), branches(layer), strict=True)}
+    return parts | {"feed_forward": layers.feed_forward_specs(b)}
 
 
-def state_specs(cfg: BlockConfig, batch: int) -> dict:
-    """Carry of each mixer, by name."""
-    return {name: _mixer(name).state_specs(cfg, batch) for name in _all(cfg)}
+def state_specs(layer: Layer, b: Backbone, batch: int) -> dict:
+    """Carry of each branch, by name."""
+    return {name: m.module.state_specs(m, b, batch) for name, m in zip(names(layer), branches(layer), strict=True)}
 
 
-def init_state(params, cfg: BlockConfig, batch: int) -> dict:
-    """Carry of each mixer before the first token, without prefix."""
-    return {name: _mixer(name).init_state(params["mixers"][name], cfg, batch) for name in _all(cfg)}
+def _feed_forward(params, x: jax.Array, b: Backbone) -> jax.Array:
+    """The residual branch of the feed-forward network."""
+    return layers.feed_forward(params, layers.enter(params, x, b), b.style.feed_forward, b.dtype)
 
 
-def feed_forward(params, x: jax.Array, cfg: BlockConfig) -> jax.Array:
-    """SwiGLU of the normalised input (arXiv 2002.05202)."""
-    u = rms_norm(x, params["norm"])
-    hidden = jax.nn.silu(matmul(u, params["gate"], cfg.dtype)) * matmul(u, params["up"], cfg.dtype)
-    return matmul(hidden.astype(x.dtype), params["down"], cfg.dtype).astype(x.dtype)
+def begin(params, x_MD: jax.Array, layer: Layer, b: Backbone, batch: int, side: dict) -> tuple[jax.Array, dict]:
+    """The prefix tokens [M, D] through the layer: (x, the carry before the first token)."""
+    state = {}
+    for name, m in zip(names(layer), branches(layer), strict=True):
+        y, state[name] = m.module.begin(params[name], x_MD, m, b, batch, side)
+        x_MD = layers.add(params[name], x_MD, y, b)
+    return layers.add(params["feed_forward"], x_MD, _feed_forward(params["feed_forward"], x_MD, b), b), state
 
 
-def prefix(params, x_MD: jax.Array, cfg: BlockConfig) -> tuple[jax.Array, dict]:
-    """The prefix tokens [M, D] through the layer: (x, what each mixer keeps of them)."""
-    kept = {}
-    for norm, names in zip(params["norms"], _names(cfg), strict=True):
-        y = rms_norm(x_MD, norm)
-        for name in names:
-            y, kept[name] = _mixer(name).prefix(params["mixers"][name], y, cfg)
-        x_MD = x_MD + y.astype(x_MD.dtype)
-    return x_MD + feed_forward(params["mlp"], x_MD, cfg), kept
-
-
-def run(params, state: dict, x: jax.Array, cfg: BlockConfig, length=None) -> tuple[jax.Array, dict, dict]:
-    """`apply` with the statistics of the layer's memories."""
-    after, seen = {}, {}
-    for norm, names in zip(params["norms"], _names(cfg), strict=True):
-        y = rms_norm(x, norm)
-        for name in names:
-            y, after[name], statistics = _mixer(name).run(params["mixers"][name], state[name], y, cfg, length)
-            seen |= statistics
-        x = constrain(x + y.astype(x.dtype), "batch", "length", "embed")
-    x = x + recompute(partial(feed_forward, cfg=cfg))(params["mlp"], x)
-    return constrain(x, "batch", "length", "embed"), after, seen
-
-
-def apply(params, state: dict, x: jax.Array, cfg: BlockConfig, length=None) -> tuple[jax.Array, dict]:
-    """x[B, T, D] -> (x[B, T, D], state)."""
-    return run(params, state, x, cfg, length)[:2]
+def run(params, state: dict, x: jax.Array, layer: Layer, b: Backbone, call: Call, side: dict) -> tuple[jax.Array, dict, dict, dict]:
+    """x[B, T, D] -> (x, state, statistics "mixer.name" -> f32[], side)."""
+    after, stats = {}, {}
+    for name, m in zip(names(layer), branches(layer), strict=True):
+        y, after[name], found, side = m.module.run(params[name], state[name], x, m, b, call, side)
+        x = constrain(layers.add(params[name], x, y, b), "batch", "length", "embed")
+        stats |= {f"{name}.{key}": value for key, value in found.items()}
+    own: Any = params["feed_forward"]
+    x = layers.add(own, x, recompute(partial(_feed_forward, b=b))(own, x), b)
+    return constrain(x, "batch", "length", "embed"), after, stats, side

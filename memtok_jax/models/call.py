@@ -9,7 +9,7 @@ import jax
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["length", "closes", "slot"],
-         meta_fields=["whole", "head", "tail", "sees"])
+         meta_fields=["whole", "training", "head", "tail", "sees"])
 @dataclass(frozen=True)
 class Call:
     """B streams, T tokens each.
@@ -19,6 +19,7 @@ class Call:
     slot: i32[B], place of the first token in the open segment; a stack fills it in from its carry.
     whole: promise that the call begins and ends at a border of every unit (segment, chunk) and has no padding. The result is the
         same, sooner.
+    training: whether what is random in training draws (stochastic depth).
     head, tail: this many tokens in front and at the end are memory tokens: they are read and written like others, and no cache
         keeps them unless its options say so.
     sees: "past" (causal), "memory" (causal, but memory tokens see all of their own block) or "all" (an encoder).
@@ -28,6 +29,7 @@ class Call:
     closes: jax.Array | None = None
     slot: jax.Array | None = None
     whole: bool = False
+    training: bool = False
     head: int = 0
     tail: int = 0
     sees: str = "past"

@@ -1,172 +1,298 @@
-"""A decoder with memory: embedding, learned prefix, layers, output.
+"""Embedding, a stack of layers, output: the one decoder of the package. Its memory is what its layers remember.
 
-The pattern of layers is repeated; the parameters and carries of the repeats are stacked and scanned, so compile time does not
-grow with depth. The prefix runs through the layers once for each parameter value, not once for each token: what the
-layers keep of it stands in the carry and is renewed by `refresh`.
+    x = E[ids] (times sqrt(D))  (+ positions of a table)
+    x = stack(x)                                          stack.py; prefix tokens are seen by all
+    logits = norm(x) W                                    W is E transposed, a matrix, or an adaptive softmax
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+import math
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
+from memtok_jax.config import UserError, check_numbers, choose
 from memtok_jax.memory import tokens
-from memtok_jax.models import block, wavefront
-from memtok_jax.models.config import LanguageModelConfig, for_training
-from memtok_jax.numerics import matmul, rms_norm
+from memtok_jax.models import adaptive, block, layers, positions, stack
+from memtok_jax.models.call import Call
+from memtok_jax.models.mixers import LayerConfig, MixerConfig
+from memtok_jax.models.stack import Stack, StackState
+from memtok_jax.models.style import TITANS, Backbone, Style
+from memtok_jax.numerics import REMAT, matmul, wide
 from memtok_jax.sharding import constrain, look_up
 
-__all__ = ["LanguageModelConfig", "LanguageModelState", "apply", "for_training", "init_state", "refresh", "specs",
-           "state_specs", "statistics"]
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """A decoder with memory.
+
+    vocabulary: V.
+    width: D.
+    layers: L.
+    pattern: layers of one repeat, each the config of its mixer or a tuple of configs, one a residual branch; repeated L / len times.
+    head_dim: K of attention.
+    heads: H of attention; 0 takes D / K.
+    hidden: F of the feed-forward network; 0 takes 8/3 D rounded up to a multiple of 32 for SwiGLU, else 4 D.
+    segment: tokens between two borders; 0 for a model without segments.
+    prefix: M learned tokens that every query sees (persistent memory, meta tokens; Titans section 3.3).
+    style: the backbone, see `style.py`.
+    cutoffs, shrink: clusters of a vocabulary sorted by frequency, see `adaptive.AdaptiveConfig`; for style.embedding "adaptive".
+    positions: rows of the table of positions; 0 takes the places of a full segment.
+    dtype: of activations and matrix operands, "float32" or "bfloat16".
+    remat: as in `numerics.recompute`.
+    unroll: repeats of the pattern that are compiled side by side. All of them makes decoding token by token faster on a CPU, where
+        each layer then has arrays of its own, and compiling slower.
+    """
+
+    vocabulary: int = 256
+    width: int = 128
+    layers: int = 2
+    pattern: tuple[MixerConfig | tuple[MixerConfig, ...], ...] = ()
+    head_dim: int = 32
+    heads: int = 0
+    hidden: int = 0
+    segment: int = 0
+    prefix: int = 0
+    style: Style = TITANS
+    cutoffs: tuple[int, ...] = ()
+    shrink: int = 1
+    positions: int = 0
+    dtype: str = "float32"
+    remat: str = "pointwise"
+    unroll: int = 1
+
+    def __post_init__(self):
+        check_numbers("model", self, at_least=dict(vocabulary=1, width=1, layers=1, head_dim=1, heads=0, hidden=0, segment=0,
+                                                   prefix=0, shrink=1, positions=0, unroll=1))
+        choose("model.dtype", self.dtype, ("float32", "bfloat16"))
+        choose("model.remat", self.remat, REMAT)
+        if not self.pattern or self.layers % len(self.pattern):
+            raise UserError(f"layers={self.layers} is not a multiple of the {len(self.pattern)} layers in model.pattern")
+        if not self.heads and self.width % self.head_dim:
+            raise UserError(f"width={self.width} is not a multiple of head_dim={self.head_dim}; set model.heads, or another head_dim")
+        check_style(self)
+        if not any(isinstance(layer, LayerConfig) for layer in self.pattern):
+            self.check_pattern(self.backbone())
+
+    def check_pattern(self, b: Backbone) -> None:
+        """Raise UserError where layers do not suit the backbone; with memory tokens around the model, that of the wrapper."""
+        mixers = [m for layer in self.pattern for m in block.branches(layer)]
+        for mixer in mixers:
+            mixer.check(b)
+        if self.prefix and not any(m.attends for m in mixers):
+            raise UserError(f"prefix={self.prefix} has no reader in model.pattern, where nothing attends; set prefix=0")
+        if b.style.positions == "table" and self.rows_of_positions(b) < b.slots:
+            raise UserError(f"positions={self.positions} is less than the {b.slots} places of a segment and its memory tokens")
+
+    def backbone(self, head: int = 0, tail: int = 0) -> Backbone:
+        """What the layers are told. head, tail: memory tokens that a wrapper puts around each segment."""
+        wide = self.style.feed_forward != "swiglu"
+        hidden = self.hidden or (4 * self.width if wide else -(-self.width * 8 // 3 // 32) * 32)
+        heads = self.heads or self.width // self.head_dim
+        return Backbone(self.style, self.width, self.layers, heads, self.head_dim, hidden, self.segment, self.prefix, head, tail,
+                        self.dtype)
+
+    def stack(self, head: int = 0, tail: int = 0) -> Stack:
+        """The layers."""
+        return Stack(self.pattern, self.layers // len(self.pattern), self.backbone(head, tail), self.remat, self.unroll)
+
+    def rows_of_positions(self, b: Backbone) -> int:
+        """Rows of the table of positions."""
+        return self.positions or b.slots
+
+    @property
+    def words(self) -> adaptive.AdaptiveConfig:
+        """Options of adaptive embeddings and output."""
+        return adaptive.AdaptiveConfig(self.vocabulary, self.width, self.cutoffs, self.shrink, self.style.std or self.width ** -0.5,
+                                       self.dtype)
+
+    @property
+    def embedding_scale(self) -> float:
+        """Factor of the embeddings."""
+        return self.width ** 0.5 if self.style.scale_embedding else 1.0
+
+    @property
+    def embedding_std(self) -> float:
+        """Standard deviation of the initial embeddings as they enter the stack."""
+        return (self.style.std or self.width ** -0.5) * self.embedding_scale
+
+    @property
+    def call_tokens(self) -> int:
+        """A training call is a multiple of this many tokens: whole segments and chunks."""
+        b = self.backbone()
+        units = [m.unit(b) for layer in self.pattern for m in block.branches(layer)]
+        return math.lcm(*units, *((self.segment,) if self.segment else ()))
+
+    @property
+    def reach(self) -> int:
+        """Tokens that a token can see without the memory, itself included: L layers of windows, and its segment."""
+        b = self.backbone()
+        mixers = [m for layer in self.pattern for m in block.branches(layer)]
+        inside = self.segment if any(m.by_segment for m in mixers) else 1
+        return inside + self.layers // len(self.pattern) * sum(m.reach(b) for m in mixers)
 
 
-class LanguageModelState(NamedTuple):
-    """One carry for each kind of layer of the pattern, stacked over the repeats: leaves [L / len(pattern), B, ...]."""
+def check_style(cfg: LanguageModelConfig) -> None:
+    """Raise UserError where sizes do not suit the style."""
+    style = cfg.style
+    if style.positions == "rope" and cfg.head_dim % 2:
+        raise UserError(f"head_dim={cfg.head_dim} must be even: rotary positions turn pairs")
+    if style.positions == "relative" and cfg.width % 2:
+        raise UserError(f"width={cfg.width} must be even: relative positions are pairs of sine and cosine")
+    if style.positions == "table" and not cfg.segment:
+        raise UserError("style.positions is 'table', which has a row for each token of a segment; set model.segment")
+    if cfg.cutoffs and style.embedding != "adaptive":
+        raise UserError(f"cutoffs={cfg.cutoffs} need style.embedding='adaptive', not {style.embedding!r}")
+    _ = cfg.words
 
-    layers: tuple
+
+# ----------------------------------------------------------------------------------------------------- parameters and carry
+
+def specs(cfg: LanguageModelConfig, b: Backbone | None = None) -> dict:
+    """Embedding and output, prefix [M, D], stacked layers, and what the style adds. b: with a wrapper's memory tokens."""
+    b = b or cfg.backbone()
+    out = {"words": _word_specs(cfg), "prefix": tokens.specs(tokens.TokensConfig(cfg.width, cfg.prefix)),
+           "layers": stack.specs(replace(cfg.stack(), b=b))}
+    if cfg.style.final_norm:
+        out["norm"] = layers.norm_specs(b)
+    if cfg.style.positions == "relative" and cfg.style.shared_position:
+        out["position"] = positions.bias_specs(b)
+    if cfg.style.positions == "table":
+        # As large as a word embedding as it enters: beside a memory of unit size a small position would not be seen.
+        rows = cfg.rows_of_positions(b)
+        out["positions"] = P.ParamSpec((rows, cfg.width), (None, "embed"), P.normal(cfg.embedding_std), decayed=False)
+    return out
 
 
-def _tokens(cfg: LanguageModelConfig) -> tokens.TokensConfig:
-    return tokens.TokensConfig(cfg.width, cfg.prefix)
-
-
-def specs(cfg: LanguageModelConfig) -> dict:
-    """Embedding [V, D], prefix [M, D], stacked layers, last norm, and an output layer where it is not tied."""
-    out = {
-        "embedding": P.ParamSpec((cfg.vocabulary, cfg.width), ("vocab", "embed"), P.normal(cfg.width ** -0.5), decayed=False),
-        "prefix": tokens.specs(_tokens(cfg)),
-        "layers": tuple(P.stack(block.specs(b), cfg.repeats) for b in cfg.blocks),
-        "norm": P.ParamSpec((cfg.width,), (None,), P.ones, decayed=False),
-    }
-    if cfg.tied:
+def _word_specs(cfg: LanguageModelConfig) -> dict:
+    """Embedding [V, D], and the output layer where it is another."""
+    if cfg.style.embedding == "adaptive":
+        return adaptive.specs(cfg.words)
+    std = cfg.style.std or cfg.width ** -0.5
+    out = {"embedding": P.ParamSpec((cfg.vocabulary, cfg.width), ("vocab", "embed"), P.normal(std), decayed=False)}
+    if cfg.style.embedding == "tied":
         return out
     return out | {"output": P.ParamSpec((cfg.width, cfg.vocabulary), ("embed", "vocab"), P.fan_in(0))}
 
 
-def state_specs(cfg: LanguageModelConfig, batch: int) -> LanguageModelState:
-    """Shapes and axes of the carry of `batch` streams."""
-    return LanguageModelState(tuple(P.stack(block.state_specs(b, batch), cfg.repeats) for b in cfg.blocks))
+def state_specs(cfg: LanguageModelConfig, batch: int) -> StackState:
+    """Shapes, axes and lifetimes of the carry of `batch` streams."""
+    return stack.state_specs(cfg.stack(), batch)
 
 
-def _scan_layers(body, x, layers, cfg: LanguageModelConfig):
-    """Scan over repeats of the pattern; layers: a tuple with one stacked tree for each kind."""
-    def repeat(x, trees):
-        outs = []
-        for tree, cfg_block in zip(trees, cfg.blocks, strict=True):
-            x, out = body(x, tree, cfg_block)
-            outs.append(out)
-        return x, tuple(outs)
-
-    repeat = jax.checkpoint(repeat, prevent_cse=False) if cfg.remat == "block" else repeat
-    return jax.lax.scan(repeat, x, layers, unroll=cfg.unroll)
+def side_of(params) -> dict:
+    """What all layers share."""
+    return {"position": params["position"]} if "position" in params else {}
 
 
-def refresh(params, state: LanguageModelState, cfg: LanguageModelConfig) -> LanguageModelState:
-    """The carry with the part that depends on parameters alone computed anew: keys and values of the prefix.
-
-    A carry that outlives a change of the parameters needs this; it is also how the prefix gets its gradient.
-    """
-    dtype = jnp.promote_types(jnp.dtype(cfg.dtype), params["prefix"]["tokens"].dtype) \
-        if params["prefix"]["tokens"].dtype == jnp.float64 else jnp.dtype(cfg.dtype)
-    x = params["prefix"]["tokens"].astype(dtype)
-    _, kept = _scan_layers(lambda x, tree, b: block.prefix(tree, x, b), x, params["layers"], cfg)
-
-    def renew(layer, new):
-        def one(old, prefix):
-            rows = jax.tree.map(lambda o, p: jnp.broadcast_to(p[:, None], o.shape).astype(o.dtype), old.prefix, prefix)
-            return old._replace(prefix=rows)
-        return {name: one(layer[name], new[name]) for name in layer}
-
-    return LanguageModelState(tuple(renew(layer, new) for layer, new in zip(state.layers, kept, strict=True)))
+def start(params, cfg: LanguageModelConfig, s: Stack, batch: int) -> StackState:
+    """The carry of the stack before the first token; float64 where the parameters are."""
+    x = layers.compute_dtype(params["prefix"]["tokens"], cfg.dtype)
+    state = stack.init_state(params["layers"], x, s, batch, side_of(params))
+    if x.dtype != jnp.float64:
+        return state
+    return jax.tree.map(lambda leaf: leaf.astype(x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
 
 
-def init_state(params, cfg: LanguageModelConfig, batch: int) -> LanguageModelState:
+def init_state(params, cfg: LanguageModelConfig, batch: int) -> StackState:
     """The carry of streams before their first token, prefix in place."""
-    return refresh(params, P.zero_state(state_specs(cfg, batch)), cfg)
+    return start(params, cfg, cfg.stack(), batch)
 
+
+# -------------------------------------------------------------------------------------------------------------- computation
 
 def embed(params, ids: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
-    """Word embeddings [B, T, D] in the compute dtype."""
-    x = look_up(params["embedding"], ids) * cfg.width ** 0.5
-    return constrain(x.astype(x.dtype if x.dtype == jnp.float64 else jnp.dtype(cfg.dtype)), "batch", "length", "embed")
+    """Word embeddings [B, T, D] in the dtype of activations. An id outside 0 .. V-1 is clamped or wraps: check ids on the host."""
+    words = params["words"]
+    x = adaptive.embed(words, ids, cfg.words) if cfg.style.embedding == "adaptive" else look_up(words["embedding"], ids)
+    return constrain(layers.compute_dtype(x * jnp.asarray(cfg.embedding_scale, x.dtype), cfg.dtype), "batch", "length", "embed")
 
 
-def output(params, x: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
-    """Logits f32[B, T, V] of hidden states x[B, T, D] before the last norm."""
-    table = params["embedding"].T if cfg.tied else params["output"]
-    return constrain(matmul(rms_norm(x, params["norm"]), table, cfg.dtype), "batch", "length", "vocab")
+def placed(params, x: jax.Array, slot: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
+    """x[B, T, D] with the learned positions of a table; other styles place tokens inside attention. slot: i32[B], that of the first."""
+    if cfg.style.positions != "table":
+        return x
+    place = slot[:, None] + jnp.arange(x.shape[1])[None]
+    return x + look_up(params["positions"], jnp.minimum(place, len(params["positions"]) - 1)).astype(x.dtype)
 
 
-def run(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelConfig, length=None):
-    """`apply` with the statistics of all memories, averaged over layers."""
-    def body(x, tree, cfg_block):
-        x, after, seen = block.run(*tree, x, cfg_block, length)
-        return x, (after, seen)
-
-    layers = tuple(zip(params["layers"], state.layers, strict=True))
-    x, outs = _scan_layers(body, embed(params, ids, cfg), layers, cfg)
-    state = LanguageModelState(tuple(after for after, _ in outs))
-    return output(params, x, cfg), state, [seen for _, seen in outs]
+def finish(params, x: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
+    """The last norm, where the style has one."""
+    return layers.norm(params["norm"], x, cfg.backbone()) if cfg.style.final_norm else x
 
 
-def apply(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelConfig, length=None):
-    """One segment of tokens.
+def logits(params, h: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
+    """Logits f32[B, T, V] of finished hidden states."""
+    words = params["words"]
+    if cfg.style.embedding == "adaptive":
+        return constrain(adaptive.logits(words, h, cfg.words), "batch", "length", "vocab")
+    table = words["output"] if cfg.style.embedding == "matrix" else words["embedding"].T
+    return constrain(matmul(h, table, cfg.dtype), "batch", "length", "vocab")
 
-    ids: i32[B, T]. length: i32[B], real tokens of each row (a prefix of the row); left out, all T.
-    Returns (logits f32[B, T, V], state). Raises ValueError where `aligned` is promised and T does not keep the promise.
+
+def run(params, state: StackState, ids: jax.Array, cfg: LanguageModelConfig, call: Call = Call()):  # noqa: B008
+    """Tokens ids i32[B, T] -> (logits f32[B, T, V], state, statistics name -> f32[]).
+
+    Any cut of a stream into calls gives the same. Raises UserError where a call promises to be whole and is not.
     """
-    return run(params, state, ids, cfg, length)[:2]
+    check_call(ids, call, cfg)
+    if 0 in ids.shape:
+        return jnp.zeros((*ids.shape, cfg.vocabulary), wide(params["prefix"]["tokens"])), state, {}
+    x = embed(params, ids, cfg)
+    if cfg.style.positions == "table":
+        x = _placed_by_count(params, x, state.slot, cfg)
+    x, after, stats = stack.run(params["layers"], state, x, cfg.stack(), call, side_of(params))
+    return logits(params, finish(params, x, cfg), cfg), after, stats
 
 
-def unstack(params, state: LanguageModelState, cfg: LanguageModelConfig):
-    """The same model as one whose pattern is all of its layers, so that each layer has arrays of its own.
+def _placed_by_count(params, x: jax.Array, slot: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
+    """The table's positions of tokens that may run over borders."""
+    place = (slot[:, None] + jnp.arange(x.shape[1])[None]) % cfg.segment
+    return x + look_up(params["positions"], place).astype(x.dtype)
 
-    A loop over tokens would cut every layer's weights and carry out of a stack for each token, and put the carry back; arrays
-    of a layer's own are read where they are. Returns (params, state, cfg); `stack` brings the carry back.
+
+def check_call(ids: jax.Array, call: Call, cfg: LanguageModelConfig) -> None:
+    """Raise UserError where the tokens of a call are not whole segments and chunks though it says so, or are too many for a segment
+    that the caller closes."""
+    if call.whole and call.closes is None and ids.shape[1] % cfg.call_tokens:
+        raise UserError(f"a training call of {ids.shape[1]} tokens is not a multiple of the model's {cfg.call_tokens} "
+                        f"(segment={cfg.segment}, and chunks of its memories)")
+    if call.closes is not None and cfg.segment and ids.shape[1] > cfg.segment:
+        raise UserError(f"a call of {ids.shape[1]} tokens does not fit into a segment of {cfg.segment}")
+
+
+def run_segments(params, state: StackState, ids_NBT: jax.Array, cfg: LanguageModelConfig):
+    """N whole calls at once along the diagonals of layers and calls: what a scan of whole calls over them gives.
+
+    ids_NBT: i32[N, B, T]. Returns (logits f32[N, B, T, V], state).
     """
-    def cut(kinds):
-        return tuple(jax.tree.map(lambda leaf, r=r: leaf[r:r + 1], kind) for r in range(cfg.repeats) for kind in kinds)
+    n, batch, t = ids_NBT.shape
+    check_call(ids_NBT[0], Call(whole=True), cfg)
+    x = embed(params, ids_NBT.reshape(n * batch, t), cfg)
+    if cfg.style.positions == "table":
+        x = _placed_by_count(params, x, jnp.zeros((n * batch,), jnp.int32), cfg)
+    x = x.reshape(n, batch, t, cfg.width)
+    x, after = stack.run_segments(params["layers"], state, x, cfg.stack(), Call(), side_of(params))
+    out = logits(params, finish(params, x.reshape(n * batch, t, cfg.width), cfg), cfg)
+    return out.reshape(n, batch, t, cfg.vocabulary), after
 
-    return (params | {"layers": cut(params["layers"])}, LanguageModelState(cut(state.layers)),
-            replace(cfg, pattern=cfg.pattern * cfg.repeats, unroll=1))
+
+# ------------------------------------------------------------------------------------------------------------- token by token
+
+def unstacked(cfg: LanguageModelConfig) -> LanguageModelConfig:
+    """The config whose pattern is all layers."""
+    return replace(cfg, pattern=cfg.pattern * (cfg.layers // len(cfg.pattern)), unroll=1)
 
 
-def stack(state: LanguageModelState, cfg: LanguageModelConfig) -> LanguageModelState:
+def unstack(params, state: StackState, cfg: LanguageModelConfig):
+    """The same model with arrays of its own for each layer, for a loop over tokens: (params, state, cfg); see `stack.unstack`."""
+    own, after, _ = stack.unstack(params["layers"], state, cfg.stack())
+    return params | {"layers": own}, after, unstacked(cfg)
+
+
+def restack(state: StackState, cfg: LanguageModelConfig) -> StackState:
     """The carry of a model of `cfg` out of that of the model which `unstack` made of it."""
-    kinds = len(cfg.pattern)
-    return LanguageModelState(tuple(jax.tree.map(lambda *layers: jnp.concatenate(layers), *state.layers[kind::kinds])
-                                    for kind in range(kinds)))
-
-
-def run_segments(params, state: LanguageModelState, ids_NBT: jax.Array, cfg: LanguageModelConfig):
-    """N segments at once along the diagonals of layers and segments: what a scan of `run` over them gives.
-
-    What runs side by side is one repeat of the pattern. ids_NBT: i32[N, B, T], all tokens real.
-    Returns (logits f32[N, B, T, V], state, statistics summed over segments).
-    """
-    n, b, t = ids_NBT.shape
-
-    def one(trees, states, x):
-        outs = []
-        for tree, old, cfg_block in zip(trees, states, cfg.blocks, strict=True):
-            x, after, seen = block.run(tree, old, x, cfg_block, None)
-            outs.append((after, seen))
-        return x, tuple(after for after, _ in outs), [seen for _, seen in outs]
-
-    one = jax.checkpoint(one, prevent_cse=False) if cfg.remat == "block" else one
-    x = embed(params, ids_NBT.reshape(n * b, t), cfg).reshape(n, b, t, cfg.width)
-    x, layers, seen = wavefront.run(one, params["layers"], state.layers, x)
-    logits = output(params, x.reshape(n * b, t, cfg.width), cfg)
-    return logits.reshape(n, b, t, cfg.vocabulary), LanguageModelState(layers), seen
-
-
-def statistics(params, state: LanguageModelState, ids: jax.Array, cfg: LanguageModelConfig, length=None) -> dict[str, jax.Array]:
-    """What the memories did with a segment: name -> f32[], mean over layers (maximum where the name says so)."""
-    seen = run(params, state, ids, cfg, length)[2]
-    names = sorted({name for layer in seen for name in layer})
-    values = {name: jnp.concatenate([layer[name] for layer in seen if name in layer]) for name in names}
-    return {name: value.max() if name.endswith("_max") else value.mean() for name, value in values.items()}
+    return stack.restack(state, cfg.stack())

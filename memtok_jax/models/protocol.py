@@ -14,22 +14,27 @@ and its config states three facts,
     reach         tokens that a token can see without the memory, itself included
     segment       tokens between two borders of the model, 0 where it has none
 
-A model whose input are tokens has `vocabulary` too. Fields that an evaluation may change say so in their metadata,
+A model whose input are tokens has `vocabulary` too, and for decoding `unstack(params, state, cfg)` and `restack(state, cfg)`. Fields that an evaluation may change say so in their metadata,
 `field(metadata={"evaluation": True})`.
 """
 
 from __future__ import annotations
 
-import importlib
-import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import jax
 
+from memtok_jax import checks
 from memtok_jax import params as P
+from memtok_jax.config import UserError
 from memtok_jax.models.call import Call
+
+
+FUNCTIONS = ("specs", "state_specs", "init_state", "run")
+FACTS = ("call_tokens", "reach", "segment")
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,29 @@ class Model:
         return self.functions.init_state(params, self.cfg, batch)
 
     def run(self, params: P.Tree, state: P.Tree, x: jax.Array, call: Call = Call()) -> tuple[Any, P.Tree, dict]:  # noqa: B008
-        """One call: (y, carry, stats). x: ids i32[B, T], or what else the model takes."""
-        cfg = self.functions.for_training(self.cfg, x.shape[1]) if call.whole else self.cfg
-        return self.functions.run(params, state, x, cfg, call.length)
+        """One call: (y, carry, stats). x: ids i32[B, T], or what else the model takes.
+
+        Raises UserError if parameters, carry or length do not fit the config and the batch, by shape or dtype.
+        """
+        checks.check_params(params, self.specs())
+        checks.check_state(state, self.state_specs(len(x)))
+        if call.length is not None:
+            call = replace(call, length=checks.check_length(call.length, x))
+        return self.functions.run(params, state, x, self.cfg, call)
 
     def apply(self, params: P.Tree, state: P.Tree, x: jax.Array, length: jax.Array | None = None,
               whole: bool = False) -> tuple[Any, P.Tree]:
         """One call without statistics: (y, carry). length: i32[B], real tokens of each row; None, all. whole: see `Call`."""
         return self.run(params, state, x, Call(length=length, whole=whole))[:2]
+
+    def unstack(self, params: P.Tree, state: P.Tree) -> tuple[Model, P.Tree, P.Tree]:
+        """The same model with arrays of its own for each layer, for a loop over tokens: (model, params, carry)."""
+        params, state, cfg = self.functions.unstack(params, state, self.cfg)
+        return replace(self, cfg=cfg), params, state
+
+    def restack(self, state: P.Tree) -> P.Tree:
+        """This model's carry out of that of the model which `unstack` made."""
+        return self.functions.restack(state, self.cfg)
 
     @property
     def vocabulary(self) -> int:
@@ -76,12 +96,12 @@ class Model:
     @property
     def call_tokens(self) -> int:
         """A training call is a multiple of this many tokens."""
-        return 1
+        return self.cfg.call_tokens
 
     @property
     def reach(self) -> int:
         """Tokens that a token can see without the memory, itself included."""
-        return self.cfg.window
+        return self.cfg.reach
 
     @property
     def segment(self) -> int:
@@ -89,16 +109,13 @@ class Model:
         return self.cfg.segment
 
 
-def functions_of(cfg: Any) -> ModuleType:
-    """The module of a model's config: the one that defines it, or beside it the one named like it."""
-    kind = type(cfg)
-    module = importlib.import_module(kind.__module__)
-    if hasattr(module, "apply"):
-        return module
-    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Config")).lower()
-    return importlib.import_module(f"{kind.__module__.rpartition('.')[0]}.{name}")
-
-
 def bind(cfg: Any) -> Model:
-    """The model of a config."""
-    return Model(functions_of(cfg), cfg)
+    """The model of a config: the module that defines it, checked to have every part.
+
+    Raises UserError naming what is missing.
+    """
+    module = sys.modules[type(cfg).__module__]
+    missing = [name for name in FUNCTIONS if not hasattr(module, name)] + [name for name in FACTS if not hasattr(cfg, name)]
+    if missing:
+        raise UserError(f"{type(cfg).__name__} is no config of a model: {module.__name__} lacks {', '.join(missing)}")
+    return Model(module, cfg)

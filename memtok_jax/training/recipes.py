@@ -10,8 +10,13 @@ from memtok_jax.data.text import TextConfig
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.xl import XlConfig
-from memtok_jax.models.config import LanguageModelConfig
-from memtok_jax.models.transformer_xl import TransformerXlConfig
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.mixers.lmm import LmmConfig
+from memtok_jax.models.mixers.mac import MacConfig
+from memtok_jax.models.mixers.mag import MagConfig
+from memtok_jax.models.mixers.window import WindowConfig
+from memtok_jax.models.style import TRANSFORMER_XL, Style
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 
 # Width and layers of each size of Titans (arXiv 2501.00663, table 1). The paper gives neither. Ours: the widths of
@@ -24,7 +29,21 @@ TITANS_TOKENS = {"170m": 15e9, "340m": 15e9, "400m": 15e9, "760m": 30e9}
 TITANS_BATCH_TOKENS, TITANS_SEQUENCE = 524_288, 4096
 
 
-def titans_paper(pattern: tuple[str, ...], size: str) -> Experiment:
+def titans_layer(kind: str, window: int, memory: NeuralMemoryConfig, combine: str = "gate"):
+    """One layer of an architecture: "lmm", "mac", "mag", "mal" (two branches: memory, then window attention) or "window"."""
+    return {
+        "lmm": lambda: LmmConfig(memory), "mac": lambda: MacConfig(combine=combine, memory=memory),
+        "mag": lambda: MagConfig(window, combine, memory), "mal": lambda: (LmmConfig(memory), WindowConfig(window)),
+        "window": lambda: WindowConfig(window),
+    }[kind]()
+
+
+def segment_of(kind: str, tokens: int) -> int:
+    """Tokens of a segment: MAC alone has segments."""
+    return tokens if kind == "mac" else 0
+
+
+def titans_paper(kind: str, size: str) -> Experiment:
     """One of the paper's sizes with its recipe (section 5.1): AdamW at 4e-4, cosine, weight decay 0.1, half a million
     tokens per update, sequences of 4,096.
 
@@ -36,9 +55,9 @@ def titans_paper(pattern: tuple[str, ...], size: str) -> Experiment:
     width, layers = TITANS_SIZES[size]
     steps = int(TITANS_TOKENS[size] / TITANS_BATCH_TOKENS)
     memory = NeuralMemoryConfig(head_dim=64, chunk=64)
-    model = LanguageModelConfig(vocabulary=32_000, width=width, layers=layers, pattern=pattern, head_dim=64, window=512,
-                                segment=512, prefix=0 if pattern == ("lmm",) else 16, dtype="bfloat16", remat="block",
-                                memory=memory)
+    model = LanguageModelConfig(vocabulary=32_000, width=width, layers=layers, pattern=(titans_layer(kind, 512, memory),),
+                                head_dim=64, segment=segment_of(kind, 512), prefix=0 if kind == "lmm" else 16, dtype="bfloat16",
+                                remat="block")
     batch = TITANS_BATCH_TOKENS // TITANS_SEQUENCE
     return Experiment(
         model=model,
@@ -73,11 +92,11 @@ def titans_text(kind: str, preset: str) -> Experiment:
     On the laptop there are two layers: the one with memory, and a window attention (the memory alone for "lmm").
     """
     if preset in TITANS_SIZES:
-        return titans_paper((kind,), preset)
-    pattern = ("lmm", "lmm") if kind == "lmm" else (kind, "attention")
+        return titans_paper(kind, preset)
     memory = NeuralMemoryConfig(head_dim=32, expansion=2, chunk=64)
-    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=pattern, head_dim=32, window=64, segment=64,
-                                           prefix=0 if kind == "lmm" else 8, memory=memory))
+    layer = titans_layer(kind, 64, memory)
+    return laptop_text(LanguageModelConfig(width=128, layers=2, pattern=(layer,) if kind == "lmm" else (layer, WindowConfig(64)),
+                                           head_dim=32, segment=segment_of(kind, 64), prefix=0 if kind == "lmm" else 8))
 
 
 def recall(model: LanguageModelConfig, pairs: int, sequence: int, steps: int) -> Experiment:
@@ -122,12 +141,18 @@ def laptop_cached(memory: XlConfig | CompressiveConfig) -> Experiment:
 
     Weights start at 1 / sqrt(width); the published 0.02 is made for wider models.
     """
-    exp = laptop_text(TransformerXlConfig(vocabulary=256, width=128, layers=2, heads=4, head_dim=32, hidden=512, std=128 ** -0.5,
-                                          memory=memory))
+    style = replace(TRANSFORMER_XL, std=128 ** -0.5)
+    exp = laptop_text(LanguageModelConfig(vocabulary=256, width=128, layers=2, head_dim=32, hidden=512, segment=64, style=style,
+                                          pattern=(CachedConfig(memory),)))
     return replace(exp, training=replace(exp.training, call_tokens=64))
 
 
-def _cached_paper(model: TransformerXlConfig, segment: int, batch: int, optimizer: OptimizerConfig) -> Experiment:
+def cached(memory: XlConfig | CompressiveConfig, segment: int, style: Style, **sizes) -> LanguageModelConfig:
+    """A model whose layers cache their inputs."""
+    return LanguageModelConfig(segment=segment, style=style, pattern=(CachedConfig(memory),), **sizes)
+
+
+def _cached_paper(model: LanguageModelConfig, segment: int, batch: int, optimizer: OptimizerConfig) -> Experiment:
     """Rows that follow the text from end to end, one segment to a batch, the cache carried."""
     return Experiment(
         model=model,
@@ -143,7 +168,7 @@ def transformer_xl_paper(size: str) -> Experiment:
     model, segment, batch, warmup, steps = XL_SIZES[size]
     optimizer = OptimizerConfig(learning_rate=2.5e-4, steps=steps, warmup_steps=warmup, final_fraction=0.0, beta2=0.999,
                                 weight_decay=0.0, clip_norm=0.25)
-    return _cached_paper(TransformerXlConfig(**model, memory=XlConfig(segment)), segment, batch, optimizer)
+    return _cached_paper(cached(XlConfig(segment), segment, TRANSFORMER_XL, **model), segment, batch, optimizer)
 
 
 def compressive_paper(size: str) -> Experiment:
@@ -151,4 +176,4 @@ def compressive_paper(size: str) -> Experiment:
     model, segment, memory = COMPRESSIVE_SIZES[size]
     optimizer = OptimizerConfig(learning_rate=3e-4, steps=100_000, warmup_steps=4000, final_fraction=1 / 300, beta2=0.999,
                                 weight_decay=0.0, clip_norm=0.1)
-    return _cached_paper(TransformerXlConfig(**model, memory=memory, remat="block"), segment, 64, optimizer)
+    return _cached_paper(cached(memory, segment, TRANSFORMER_XL, **model, remat="block"), segment, 64, optimizer)

@@ -59,6 +59,10 @@ def update_of(experiment: Experiment, model: Model) -> Update:
                   t.remat == "call")
 
 
+# Training segments are whole and begin at the borders of the model's own units.
+TRAINING_CALL = Call(whole=True, training=True)
+
+
 class TrainState(NamedTuple):
     """Everything that the next update depends on, apart from the data."""
 
@@ -177,7 +181,7 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Ar
     def one_call(carry, x):
         inputs, targets, scored, cut = x
         carry = carry if cut is None else cut_gradient(carry, cut, initial, specs)
-        logits, carry, stats = update.model.run(params, carry, inputs, Call(whole=True))
+        logits, carry, stats = update.model.run(params, carry, inputs, TRAINING_CALL)
         own = losses.auxiliary_loss(stats) * jnp.where(scored, share, 0)
         return carry, losses.totals(logits, targets, update.loss)._replace(auxiliary=own)
 
@@ -191,7 +195,7 @@ def carries_before(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: ja
     """A pass without gradient: (carry after the last call, carries that enter each call, stacked [N, ...])."""
     rows = start_B.shape[0]
     carry = begin(carry, start_B, model.init_state(params, rows), model.state_specs(rows))
-    return jax.lax.scan(lambda c, x: (model.run(params, c, x, Call(whole=True))[1], c), carry, inputs_NBT)
+    return jax.lax.scan(lambda c, x: (model.run(params, c, x, TRAINING_CALL)[1], c), carry, inputs_NBT)
 
 
 def scored_positions(batch: Batch) -> jax.Array:

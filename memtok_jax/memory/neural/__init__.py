@@ -12,12 +12,13 @@ Each head owns a small network f_W. Every token moves its weights one step down 
 | k, v, q      | k, v, q                          | 11, 15   |
 | b            | chunk                            | 16       |
 
-Two views of one rule: `literal.py` (token by token), `scan.py` + `rule.py` (chunks; the default), proved equal in
-`tests/test_neural_memory.py`. Differs from a linear-attention state (gated delta rule) in that the memory may be deep
-and has momentum; those are its special cases.
+Two views compute the same rule: `scan.py` with `rule.py` works chunk by chunk (the default), `literal.py` token by token.
+`tests/test_neural_memory.py` proves them equal. This memory differs from a linear-attention state (gated delta rule) in that
+it may be deep and has momentum; that state is one of its special cases.
 
-Functions: `specs`, `state_specs`, `init_state`, `apply`, `read`, `write`, `statistics`. `reads_at` serves models that read
-at weights of their own choice (MAC reads the segment-start weights).
+Functions: `specs`, `state_specs`, `init_state`, `run`, `apply`, `read`, `write`. `query` and `reads_at` serve models that read
+at other weights than the current ones (MAC reads the weights of the segment's start). `stats.merge` joins the statistics of
+several calls.
 """
 
 from __future__ import annotations
@@ -28,18 +29,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from memtok_jax import checks
 from memtok_jax import params as P
-from memtok_jax.memory.neural import features, literal, networks, scan
+from memtok_jax.memory.neural import features, literal, networks, scan, stats
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.rule import Carry, Inputs
 
-__all__ = ["NeuralMemoryConfig", "NeuralMemoryState", "apply", "init_state", "read", "reads_at", "specs", "state_specs",
-           "statistics", "write"]
+__all__ = ["NeuralMemoryConfig", "NeuralMemoryState", "apply", "init_state", "query", "read", "reads_at", "run", "specs",
+           "state_specs", "stats", "write"]
+
+VIEWS: dict[str, ModuleType] = {"chunked": scan, "literal": literal}
 
 
 class NeuralMemoryState(NamedTuple):
-    """Carry of B streams. Weights are stored as deviations from the learned initial weights, so zeros are the start
-    and `init` keeps its gradient in every segment."""
+    """Carry of B streams.
+
+    Weights are stored as deviations from the learned initial weights. So a carry of zeros is the start, and every segment
+    sends a gradient to `init`.
+    """
 
     anchor: dict[str, jax.Array]    # f32[B, H, ...]  at the start of the open chunk
     weights: dict[str, jax.Array]   # f32[B, H, ...]  after the last token
@@ -54,100 +61,96 @@ def specs(cfg: NeuralMemoryConfig) -> dict:
 
 
 def state_specs(cfg: NeuralMemoryConfig, batch: int) -> NeuralMemoryState:
-    """Shapes and axes of the carry; 12 bytes for each fast weight of each row."""
+    """Shapes and axes of the carry. Each fast weight of each stream takes 12 bytes."""
     fast = lambda: {name: P.StateSpec((batch, *s.shape), ("batch", *s.axes)) for name, s in networks.fast_specs(cfg).items()}
     return NeuralMemoryState(
         fast(), fast(), fast(),
-        P.StateSpec((batch,), ("batch",), jnp.int32),
+        P.StateSpec((batch,), ("batch",), jnp.int32, phase=True),
         P.StateSpec((batch, cfg.conv - 1, 3, cfg.heads, cfg.head_dim), ("batch", None, None, "heads", None)),
     )
 
 
 def init_state(params, cfg: NeuralMemoryConfig, batch: int) -> NeuralMemoryState:
-    """The carry of streams that have seen nothing."""
+    """The carry of streams before their first token."""
     return P.zero_state(state_specs(cfg, batch))
 
 
 def reads_at(params, deviations: dict, q: jax.Array, cfg: NeuralMemoryConfig) -> jax.Array:
-    """f_W(q) at one set of weights for each row: deviations [B, H, ...], q [B, T, H, K] -> [B, T, H, K]."""
+    """f_W(q) with one set of weights for each batch row: deviations [B, H, ...], q [B, T, H, K] -> [B, T, H, K]."""
 
-    def one(start, slow, deviation, q):
+    def memory(start, slow, deviation, q):
         weights = {name: w + deviation[name] for name, w in start.items()}
         return networks.forward(slow, q, networks.plain(weights, cfg.dtype), cfg)
 
-    heads = jax.vmap(one, in_axes=(0, 0, 0, 1), out_axes=1)
+    heads = jax.vmap(memory, in_axes=(0, 0, 0, 1), out_axes=1)
     return jax.vmap(heads, in_axes=(None, None, 0, 0))(params["init"], params["slow"], deviations, q)
 
 
 def query(params, x: jax.Array, tail: jax.Array, cfg: NeuralMemoryConfig, length: jax.Array | None = None):
-    """Queries of a second reader with its own convolution tail [B, conv-1, H, K]: ([B, T, H, K], tail)."""
-    length = P.full_length(x) if length is None else length
+    """Queries of a second reader, which keeps the last inputs of its own convolution: ([B, T, H, K], tail).
+
+    x: [B, T, D]. tail: [B, conv-1, H, K], the inputs before x.
+    """
+    x, length = checks.checked(x, length, cfg.width)
     return features.project(params, "q", x, tail, length, cfg)
 
 
 def read(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None) -> jax.Array:
     """Read all tokens at the current weights, changing nothing: x[B, T, D] -> [B, T, D] (heads side by side)."""
+    _check(params, state, cfg, x.shape[0])
     q, _ = query(params, x, state.conv[:, :, 2], cfg, length)
     return reads_at(params, state.weights, q, cfg).reshape(x.shape)
 
 
-def write(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None) -> NeuralMemoryState:
+def write(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None, *,
+          whole: bool = False) -> NeuralMemoryState:
     """Write all tokens: x[B, T, D] -> state."""
-    return apply(params, state, x, cfg, length)[1]
+    return apply(params, state, x, cfg, length, whole=whole)[1]
+
+
+def _check(params, state: NeuralMemoryState, cfg: NeuralMemoryConfig, batch: int) -> None:
+    checks.check_params(params, specs(cfg))
+    checks.check_state(state, state_specs(cfg, batch))
 
 
 def _inputs(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length: jax.Array):
+    """Keys, values, queries and gates of all tokens, and the last inputs of the convolutions."""
     projected = [features.project(params, name, x, state.conv[:, :, i], length, cfg) for i, name in enumerate("kvq")]
     (k, v, q), tails = zip(*projected, strict=True)
     return Inputs(k, v, q, *features.gates(params, x, cfg), None), jnp.stack(tails, axis=2)
 
 
-def run(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None, view: ModuleType = scan):
-    """`apply` with statistics; view: the module whose `run` does the work (`scan` or `literal`)."""
-    if cfg.aligned and length is not None:
-        raise ValueError("aligned=True promises rows without padding, but a length was given")
-    length = P.full_length(x) if length is None else length
+def run(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None, *, whole: bool = False,
+        view: ModuleType | None = None):
+    """`apply` with statistics (`stats.py`): (y, state, name -> f32[]).
+
+    view: the module whose `run` does the work; None is the one that `cfg.view` names.
+    """
+    x, length = checks.checked(x, length, cfg.width, cfg.unit, whole)
+    _check(params, state, cfg, x.shape[0])
+    if x.shape[1] == 0:  # one token of padding does nothing either, and leaves shapes that the views can work on
+        y, state, found = run(params, state, jnp.zeros_like(x, shape=(x.shape[0], 1, cfg.width)), cfg, length, view=view)
+        return y[:, :0], state, found
     inputs, conv = _inputs(params, state, x, cfg, length)
-    out = view.run(params["init"], params["slow"], Carry(*state[:3]), state.phase, length, inputs, cfg)
-    y, carry, phase = out[:3]
-    return y.reshape(x.shape), NeuralMemoryState(*carry, phase, conv), (inputs, *out[3:])
+    before = Carry(state.anchor, state.weights, state.surprise)
+    y, carry, phase, written = (view or VIEWS[cfg.view]).run(
+        params["init"], params["slow"], before, state.phase, length, inputs, cfg, whole)
+    found = stats.of_gates(inputs, P.real_tokens(x, length)) | written | stats.of_carry(carry)
+    return y.reshape(x.shape), NeuralMemoryState(*carry, phase, conv), found
 
 
-def apply(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None):
+def apply(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None, *, whole: bool = False):
     """Write every token and read at its own weights W_t (equations 11 to 15).
 
-    x: [B, T, D], the layer's normalised input. length: i32[B], real tokens of each row; left out, all T.
+    x: [B, T, D], the layer's normalised input. length: i32[B], real tokens of each row; None: all T.
+    whole: promise that every row stands at a chunk border and that its T tokens, a multiple of the chunk, are real. The result
+    is the same and comes sooner.
     Returns (y [B, T, D] raw reads in float32, heads side by side; state).
-    Raises ValueError where `aligned` is promised and T is not a multiple of the chunk.
+    Raises UserError if x, params or state do not suit the config, or if T or a length breaks the promise of `whole`.
     """
-    return run(params, state, x, cfg, length)[:2]
+    return run(params, state, x, cfg, length, whole=whole)[:2]
 
 
 def apply_literal(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None):
-    """`apply` computed token by token: the oracle."""
+    """`apply` computed token by token, to compare with."""
     return run(params, state, x, cfg, length, view=literal)[:2]
-
-
-def summarise(after: NeuralMemoryState, seen, cfg: NeuralMemoryConfig) -> dict[str, jax.Array]:
-    """Scalars from what `run` saw and the state it left: means over tokens, rows and heads, a maximum where named so."""
-    inputs, surprise = seen
-    heads = after.phase.shape[0] * cfg.heads
-    norm = lambda tree: jnp.sqrt(sum(jnp.square(w).sum() for w in jax.tree.leaves(tree)) / heads)
-    return {
-        "step_size": inputs.step.mean(),
-        "momentum": jnp.exp(inputs.log_momentum).mean(),
-        "forget": -jnp.expm1(inputs.log_keep).mean(),
-        "inner_loss": surprise.loss.mean(),
-        "gradient_norm": surprise.gradient.mean(),
-        "clip_rate": (surprise.gradient > cfg.clip).mean() if cfg.clip else jnp.zeros(()),
-        "stability": surprise.stability.mean(),
-        "stability_max": surprise.stability.max(),
-        "weight_change": norm(after.weights),
-        "surprise_norm": norm(after.surprise),
-    }
-
-
-def statistics(params, state: NeuralMemoryState, x: jax.Array, cfg: NeuralMemoryConfig, length=None) -> dict[str, jax.Array]:
-    """Gates, surprise and stability of one call; a stability above 30 for long is a warning (`docs/mathematics.md`)."""
-    _, after, seen = run(params, state, x, cfg, length)
-    return summarise(after, seen, cfg)

@@ -5,47 +5,48 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from memtok_jax.config import UserError, check_numbers, choose
+from memtok_jax.numerics import DTYPES
+
 NETWORKS = ("mlp", "swiglu", "gated", "low_rank")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
-
-
-def _one_of(name: str, value, options) -> None:
-    if value not in options:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, options))}")
-
-
-def _at_least(name: str, value, least) -> None:
-    if value < least:
-        raise ValueError(f"{name}={value!r} must be at least {least}")
+VIEWS = ("chunked", "literal")
 
 
 @dataclass(frozen=True)
 class NeuralMemoryConfig:
     """Neural long-term memory (Titans, arXiv 2501.00663, section 3).
 
-    width: D, features of a token; 0 inside a model, which fills in its own.
-    head_dim: K; there are H = D / K memories side by side.
-    chunk: C, tokens whose inner gradients are taken at the same weights. A property of the model, not a speed knob:
-        the same parameters with another chunk are another function.
+    width: D, features of a token; 0 inside a model, which fills it in.
+    head_dim: K, features of one memory; H = D / K memories work side by side.
+    chunk: C, tokens whose inner gradients are taken at the same weights. It is a property of the model, not of the speed: the
+        same parameters with another chunk are another function.
     network: "mlp" (`depth` layers; depth 1 without residual and norm is the linear memory), "swiglu", "gated", "low_rank".
-    depth, expansion, rank, activation: of that network; hidden width F = expansion * K.
-    residual, norm: f(x) = x + LayerNorm(net(x)) * gamma + beta; gamma and beta are ordinary (slow) parameters.
-    fast_norm: gamma is a fast weight (stored minus one) instead. fast_bias: dense layers have fast biases.
-    step_max: largest step size; 0 takes the rule of `default_step_max`.
-    surprise_clip: largest norm of one token's gradient; 0 means no clip, -1 takes `default_surprise_clip`.
-    momentum, forget: whether the surprise has a past and whether weights decay (the paper's ablations).
+    depth: dense layers of "mlp" and of the branch of "gated".
+    expansion: the hidden width of the network is F = expansion * K.
+    rank: inner width of the factors of "low_rank".
+    activation: between the layers, "gelu", "gelu_tanh" or "silu".
+    residual: f(x) = x + net(x).
+    norm: the network ends in LayerNorm(.) * gamma + beta; gamma and beta are ordinary (slow) parameters.
+    fast_norm: gamma is a fast weight (stored minus one) instead of a slow parameter.
+    fast_bias: dense layers of "mlp" and "gated" have fast biases.
+    step_max: largest step size; 0 takes `default_step_max`.
+    surprise_clip: largest norm of one token's gradient; 0 is no clip, -1 takes `default_surprise_clip`.
+    momentum: whether the surprise has a past (False is the paper's ablation).
+    forget: whether weights decay (False is the paper's ablation).
     forget_to: where forgetting leads, "init" (the learned initial weights) or "zero" (the paper's equation 13).
-    read: whether token t reads after or before it is written.
-    conv: width of the causal depthwise convolution on q, k, v; 1 means none. feature_activation, feature_norm: SiLU on
-        q, k, v and l2 norm of q, k.
-    step_bias, momentum_bias: initial gate biases. forget_range: initial forgetting, log-spaced over the heads.
+    read: whether token t reads "after" or "before" it is written.
+    conv: width of the causal depthwise convolution on q, k and v; 1 is none.
+    feature_activation: SiLU on q, k and v.
+    feature_norm: q and k have length 1 in each head.
+    step_bias: initial bias of the gate of the step size.
+    momentum_bias: initial bias of the gate of the momentum.
+    forget_range: initial forgetting of the first and of the last head; the others lie between, evenly in the logarithm.
     loss_scale: factor of the inner loss |f(k) - v|^2.
-    aligned: every call starts at a chunk border, has a multiple of C tokens and no padding (training); the caller
-        promises it. The result is the same, without the bookkeeping of open chunks.
-    remat_group: chunks between two stored carries in the backward pass; 0 stores each of up to 16 and
-        takes the square root of a larger number, -1 stores
-        everything (for a caller that recomputes by itself).
-    dtype: operands of matrix products, "float32" or "bfloat16"; sums, state, gates and norms are float32 always.
+    remat_group: chunks between two carries that the backward pass stores. 0 takes 1 for up to 16 chunks, else about
+        sqrt(chunks). -1 stores everything, for a caller that recomputes the whole call.
+    dtype: of the operands of matrix products, "float32" or "bfloat16"; sums, state, gates and norms are float32 always.
+    view: how the rule is computed, "chunked" or, token by token and slow, "literal"; the values are the same.
     """
 
     width: int = 0
@@ -73,27 +74,28 @@ class NeuralMemoryConfig:
     momentum_bias: float = 2.0
     forget_range: tuple[float, float] = (1e-2, 1e-4)
     loss_scale: float = 1.0
-    aligned: bool = False
     remat_group: int = 0
     dtype: str = "float32"
+    view: str = "chunked"
 
     def __post_init__(self):
-        _one_of("network", self.network, NETWORKS)
-        _one_of("activation", self.activation, ACTIVATIONS)
-        _one_of("forget_to", self.forget_to, ("init", "zero"))
-        _one_of("read", self.read, ("after", "before"))
-        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
-        for name in ("head_dim", "chunk", "depth", "expansion", "rank", "conv"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("width", self.width, 0)
-        _at_least("step_max", self.step_max, 0)
-        _at_least("remat_group", self.remat_group, -1)
+        positive = ("head_dim", "chunk", "depth", "expansion", "rank", "conv")
+        check_numbers("memory", self, at_least={"width": 0, "step_max": 0, "remat_group": -1, **dict.fromkeys(positive, 1)},
+                      above={"forget_range": 0, "loss_scale": 0}, below={"forget_range": 1})
+        for name, known in (("network", NETWORKS), ("activation", ACTIVATIONS), ("forget_to", ("init", "zero")),
+                            ("read", ("after", "before")), ("dtype", DTYPES), ("view", VIEWS)):
+            choose(f"memory.{name}", getattr(self, name), known)
+        if self.surprise_clip < 0 and self.surprise_clip != -1:
+            raise UserError(f"memory.surprise_clip is {self.surprise_clip}; it must be positive, 0 (no clip) or -1 (the default)")
         if self.width % self.head_dim:
-            raise ValueError(f"width={self.width} is not a multiple of head_dim={self.head_dim}")
+            raise UserError(f"memory.width={self.width} is not a multiple of memory.head_dim={self.head_dim}")
         if self.fast_norm and not self.norm:
-            raise ValueError("fast_norm=True needs norm=True")
-        if not all(0 < value < 1 for value in self.forget_range):
-            raise ValueError(f"forget_range={self.forget_range} must lie between 0 and 1")
+            raise UserError("memory.fast_norm=True needs memory.norm=True")
+
+    @property
+    def unit(self) -> int:
+        """A whole call has a multiple of this many tokens."""
+        return self.chunk
 
     @property
     def heads(self) -> int:

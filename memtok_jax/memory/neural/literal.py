@@ -1,7 +1,7 @@
 """The rule token by token, as the paper writes it: one `jax.grad` with respect to the weights for every token.
 
-The oracle of the tests and of the benchmarks: slow, short, and with nothing shared with the chunked form but the
-network itself.
+It is slow and short, and tests and benchmarks compare the chunked form with it. The two forms share the network, the clip
+of the steps and the types of carry and inputs, nothing else.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def _token(start, slow, carry: Carry, phase, x, cfg: NeuralMemoryConfig):
     gradient = jax.grad(loss)(total(carry.anchor))
     step = clip_steps(x.step, sum(jnp.square(g).sum() for g in gradient.values()), cfg.clip)
     surprise = jax.tree.map(lambda s, g: jnp.exp(x.log_momentum) * s - step * g, carry.surprise, gradient)
-    keep = jnp.exp(x.log_keep)
+    keep, forget = jnp.exp(x.log_keep), -jnp.expm1(x.log_keep)
     target = jax.tree.map(jnp.zeros_like if cfg.forget_to == "init" else jnp.negative, start)
-    weights = jax.tree.map(lambda w, t, s: keep * w + (1 - keep) * t + s, carry.weights, target, surprise)
+    weights = jax.tree.map(lambda w, t, s: keep * w + forget * t + s, carry.weights, target, surprise)
     read_at = weights if cfg.read == "after" else carry.weights
     y = forward(slow, x.q[None], plain(total(read_at), cfg.dtype), cfg)[0]
     phase = (phase + 1) % cfg.chunk
@@ -35,7 +35,7 @@ def _token(start, slow, carry: Carry, phase, x, cfg: NeuralMemoryConfig):
 
 
 def run_one(start, slow, carry: Carry, phase, length, inputs: Inputs, cfg: NeuralMemoryConfig):
-    """One memory of one row over T tokens: inputs [T, ...], phase and length i32[]."""
+    """One memory of one batch row over T tokens: inputs [T, ...], phase and length i32[]."""
 
     def body(state, xs):
         number, x = xs
@@ -49,9 +49,9 @@ def run_one(start, slow, carry: Carry, phase, length, inputs: Inputs, cfg: Neura
     return y, carry, phase
 
 
-def run(start, slow, carry: Carry, phase_B, length_B, inputs: Inputs, cfg: NeuralMemoryConfig):
-    """The same call as `scan.run`, without statistics."""
-    per_head = Inputs(1, 1, 1, 1, 1, 1, None)
+def run(start, slow, carry: Carry, phase_B, length_B, inputs: Inputs, cfg: NeuralMemoryConfig, whole: bool = False):
+    """The same call as `scan.run`; the statistics are empty, and `whole` changes nothing."""
+    per_head = Inputs(k=1, v=1, q=1, step=1, log_momentum=1, log_keep=1, real=None)
     heads = jax.vmap(lambda *a: run_one(*a, cfg), in_axes=(0, 0, 0, None, None, per_head), out_axes=(1, 0, None))
     rows = jax.vmap(heads, in_axes=(None, None, 0, 0, 0, 0))
-    return rows(start, slow, carry, phase_B, length_B, inputs._replace(real=None))
+    return *rows(start, slow, carry, phase_B, length_B, inputs._replace(real=None)), {}

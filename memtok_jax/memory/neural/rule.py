@@ -51,11 +51,11 @@ class Inputs(NamedTuple):
 
 
 class Surprise(NamedTuple):
-    """What the write saw, for monitoring."""
+    """What the write met, for statistics; no gradient flows through it."""
 
-    loss: jax.Array       # f32[C]  |f(k) - v|^2 at the chunk's start
+    loss: jax.Array       # f32[C]  |f(k) - v|^2 at the weights of the chunk's start
     gradient: jax.Array   # f32[C]  norm of each token's gradient
-    stability: jax.Array  # f32[]   sum of written * curvature; about 1 means one full correction per chunk
+    stability: jax.Array  # f32[]   sum over the tokens of written * curvature; 1 is one full correction in a piece
 
 
 class Taps(NamedTuple):
@@ -114,7 +114,7 @@ def _rank_one(h: jax.Array, delta: jax.Array, is_shift: bool) -> jax.Array:
 
 
 def _dual(start: Weights, carry: Carry, taps: Taps, c: Coefficients, dtype: str) -> Hooks:
-    """Interpreter of the read: row t uses the weights after (or before) token t. c holds C rows."""
+    """Interpreter of the read: token t uses the weights after (or before) token t. c: the coefficients of all C tokens."""
     keep, initial, pushed = c.keep[:, None], c.initial[:, None], c.pushed[:, None]
 
     def vector(name, is_shift):
@@ -124,9 +124,9 @@ def _dual(start: Weights, carry: Carry, taps: Taps, c: Coefficients, dtype: str)
     def dense(name, h):
         scores = -c.written * matmul(h, taps.h[name].T, dtype)
         factors, parts = (initial, keep, pushed), (start[name], carry.weights[name], carry.surprise[name])
-        if h.shape[-1] < parts[0].shape[-1]:  # the factors go to the narrow side; here all four products are one
-            rows = jnp.concatenate([*(factor * h for factor in factors), scores], axis=-1)
-            return matmul(rows, jnp.concatenate([*parts, taps.delta[name]]), dtype)
+        if h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
+            scaled = jnp.concatenate([*(factor * h for factor in factors), scores], axis=-1)
+            return matmul(scaled, jnp.concatenate([*parts, taps.delta[name]]), dtype)
         base = sum(factor * matmul(h, part, dtype) for factor, part in zip(factors, parts, strict=True))
         return base + matmul(scores, taps.delta[name], dtype)
 
@@ -142,7 +142,7 @@ def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, dtype: str) -> 
 
 
 def _end(start: Weights, carry: Carry, taps: Taps, c: Coefficients, shifts: set[str], cfg) -> tuple[Weights, Weights]:
-    """Weights (as deviations) and surprise after the last token. c holds one row."""
+    """Weights (as deviations) and surprise after the last token. c: the coefficients of that token."""
     weights, surprise = {}, {}
     for name, w in carry.weights.items():
         if w.ndim == 2:
@@ -155,12 +155,16 @@ def _end(start: Weights, carry: Carry, taps: Taps, c: Coefficients, shifts: set[
     return weights, surprise
 
 
-def _shift_names(weights: Weights, cfg: NeuralMemoryConfig) -> set[str]:
+def _shift_names(weights: Weights) -> set[str]:
+    """Names of the fast biases."""
     return {name for name, w in weights.items() if w.ndim == 1 and name.startswith("b")}
 
 
 def clip_steps(step: jax.Array, squared_norm: jax.Array, clip: float) -> jax.Array:
-    """Shrink each token's step so that its gradient has norm at most `clip`; causal, with a finite gradient at 0."""
+    """Each token's step, shrunk as if its gradient had been clipped to the norm `clip`; 0 is no clip.
+
+    A token's step depends on its own gradient alone, and the derivative at a zero gradient is finite.
+    """
     return step * clip * jax.lax.rsqrt(jnp.maximum(squared_norm, clip * clip)) if clip else step
 
 
@@ -168,18 +172,22 @@ def piece(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
     """Write and read the tokens of one piece that crosses no chunk border.
 
     start: learned initial weights of this memory, leaves [d_in, d_out] or [d]. slow: its slow parameters.
-    Returns (weights, surprise, y f32[C, K], what was seen). The anchor is the caller's business.
+    Returns (weights, surprise, y f32[C, K], Surprise). The caller updates the anchor.
     """
-    shifts = _shift_names(start, cfg)
+    shifts = _shift_names(start)
     anchor = {name: w + carry.anchor[name] for name, w in start.items()}
     taps = gradients(slow, anchor, x.k, x.v, cfg)
     squared = _squared_norms(taps, start, shifts)
     step = clip_steps(x.step, squared, cfg.clip)
-    rows = coefficients(step, x.log_momentum, x.log_keep, x.real, cfg.forget_to)
-    read = rows if cfg.read == "after" else before(rows)
+    after = coefficients(step, x.log_momentum, x.log_keep, x.real, cfg.forget_to)
+    read = after if cfg.read == "after" else before(after)
     y = forward(slow, x.q, _dual(start, carry, taps, read, cfg.dtype), cfg)
-    last = jax.tree.map(lambda r: r[-1], rows)
+    last = jax.tree.map(lambda c: c[-1], after)
     weights, surprise = _end(start, carry, taps, last, shifts, cfg)
-    curvature = jax.lax.stop_gradient(squared / (2 * taps.loss + 1e-6))
-    stats = Surprise(taps.loss, jnp.sqrt(squared), jax.lax.stop_gradient(last.written * x.real) @ curvature)
-    return weights, surprise, y, stats
+    return weights, surprise, y, _surprise(taps.loss, squared, last.written * x.real)
+
+
+def _surprise(loss: jax.Array, squared_norm: jax.Array, written: jax.Array) -> Surprise:
+    """Statistics of one piece. The gradient stops before the root, whose derivative at 0 is infinite."""
+    loss, squared_norm, written = jax.lax.stop_gradient((loss, squared_norm, written))
+    return Surprise(loss, jnp.sqrt(squared_norm), written @ (squared_norm / (2 * loss + 1e-6)))

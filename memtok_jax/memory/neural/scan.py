@@ -1,75 +1,78 @@
-"""The rule over a whole block of tokens: `lax.scan` over pieces, `vmap` over rows and heads inside.
+"""The rule over a call of T tokens: `lax.scan` over pieces, `vmap` over batch and heads inside.
 
-Carries of the backward pass are kept at the borders of groups of chunks and recomputed inside them, so memory grows
-with the square root of the length where that is long.
+A piece is a run of tokens inside one chunk. The backward pass stores the carry at the borders of groups of chunks and
+recomputes the rest, so for long calls its memory grows with the square root of their length.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from memtok_jax.memory import pieces as cutting
+from memtok_jax.memory.neural import stats
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.memory.neural.rule import Carry, Inputs, Surprise, Weights, piece
+from memtok_jax.memory.neural.rule import Carry, Inputs, Weights, piece
 
-FEW = 16  # so many carries are stored without a second thought; more of them cost more to write than to compute again
+FEW = 16  # up to this many carries, storing is cheaper than recomputing
 
 
 def _all_heads(cfg: NeuralMemoryConfig):
-    """`piece` over rows and heads: start and slow [H, ...], carry [B, H, ...], inputs [B, H, C, ...], real [B, C]."""
-    real_shared = Inputs(0, 0, 0, 0, 0, 0, None)
-    heads = jax.vmap(partial(piece, cfg=cfg), in_axes=(0, 0, 0, real_shared))
+    """`piece` over batch and heads: start and slow [H, ...], carry [B, H, ...], inputs [B, H, C, ...], real [B, C]."""
+    per_head = Inputs(k=0, v=0, q=0, step=0, log_momentum=0, log_keep=0, real=None)
+    heads = jax.vmap(partial(piece, cfg=cfg), in_axes=(0, 0, 0, per_head))
     return jax.vmap(heads, in_axes=(None, None, 0, 0))
 
 
 def _body(start: Weights, slow, cfg: NeuralMemoryConfig):
-    """Scan body: one piece of every row and head."""
+    """Scan body: one piece of each memory, which may end inside a chunk."""
 
     def body(carry: Carry, xs: tuple[Inputs, jax.Array]):
         x, closes = xs
-        weights, surprise, y, stats = _all_heads(cfg)(start, slow, carry, x)
-        anchor = jax.tree.map(lambda old, new: jnp.where(_rows(closes, new), new, old), carry.anchor, weights)
-        return Carry(anchor, weights, surprise), (y, stats)
+        weights, surprise, y, found = _all_heads(cfg)(start, slow, carry, x)
+        anchor = jax.tree.map(lambda old, new: jnp.where(_per_row(closes, new), new, old), carry.anchor, weights)
+        return Carry(anchor, weights, surprise), (y, found)
 
     return body
 
 
-def _aligned_body(start: Weights, slow, cfg: NeuralMemoryConfig):
-    """The same for whole chunks: the weights are the anchor, so that one copy of them is carried and stored."""
+def _whole_body(start: Weights, slow, cfg: NeuralMemoryConfig):
+    """Scan body: one whole chunk of each memory. Here the anchor is the weights, so one copy of them is carried and stored."""
 
     def body(carry: tuple[Weights, Weights], xs: tuple[Inputs, jax.Array]):
         weights, surprise = carry
-        *carry, y, stats = _all_heads(cfg)(start, slow, Carry(weights, weights, surprise), xs[0])
-        return tuple(carry), (y, stats)
+        *carry, y, found = _all_heads(cfg)(start, slow, Carry(weights, weights, surprise), xs[0])
+        return tuple(carry), (y, found)
 
     return body
 
 
-def _rows(flags: jax.Array, like: jax.Array) -> jax.Array:
+def _per_row(flags: jax.Array, like: jax.Array) -> jax.Array:
+    """flags[B] as [B, 1, ...], with as many axes as `like`."""
     return flags.reshape(flags.shape + (1,) * (like.ndim - 1))
 
 
 def group_size(chunks: int, wanted: int) -> int:
-    """Divisor of the number of chunks nearest to `wanted`, for two-level recomputation.
+    """Chunks between two stored carries: the divisor of `chunks` that is nearest to `wanted`.
 
-    wanted 0: every carry is stored as long as they are few (a second recomputation costs more than that memory), and the
-    square root of the number of chunks beyond.
+    wanted: 0 takes 1 for up to FEW chunks (a second recomputation costs more than that memory), else about sqrt(chunks).
     """
     target = wanted or (1 if chunks <= FEW else math.isqrt(chunks))
     return min((d for d in range(1, chunks + 1) if chunks % d == 0), key=lambda d: abs(d - target))
 
 
 def _scan_recomputed(body, carry, xs, group: int):
-    """`lax.scan` that stores carries only at group borders and recomputes the rest in the backward pass."""
+    """`lax.scan` that stores carries only at group borders and recomputes the rest in the backward pass; -1 stores all."""
     if group < 0:
         return jax.lax.scan(body, carry, xs)
     body = jax.checkpoint(body, prevent_cse=False)
     chunks = jax.tree.leaves(xs)[0].shape[0]
-    if group in (1, chunks):
+    if group in (1, chunks):  # one level of recomputation is enough
         return jax.lax.scan(body, carry, xs)
     grouped = jax.tree.map(lambda x: x.reshape(chunks // group, group, *x.shape[1:]), xs)
     carry, ys = jax.lax.scan(jax.checkpoint(lambda c, x: jax.lax.scan(body, c, x), prevent_cse=False), carry, grouped)
@@ -81,33 +84,48 @@ def _per_head(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 3, 2)
 
 
+class Grid(NamedTuple):
+    """T tokens of each row, cut into N pieces of at most C tokens."""
+
+    split: Callable[[jax.Array], jax.Array]  # [B, T, ...] -> [N, B, C, ...]
+    join: Callable[[jax.Array], jax.Array]   # [N, B, C, ...] -> [B, T, ...]
+    real: jax.Array                          # bool[N, B, C]
+    closes: jax.Array                        # bool[N, B]  the piece ends at a border of a chunk
+    phase: jax.Array                         # i32[B]      tokens in the open chunk after the call
+
+
+def _whole_grid(phase_B: jax.Array, tokens: int, chunk: int) -> Grid:
+    """Every piece is a whole chunk."""
+    n, batch = tokens // chunk, phase_B.shape[0]
+    return Grid(split=lambda x: jnp.moveaxis(x.reshape(batch, n, chunk, *x.shape[2:]), 1, 0),
+                join=lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, tokens, *y.shape[3:]),
+                real=jnp.ones((n, batch, chunk), bool), closes=jnp.ones((n, batch), bool), phase=phase_B)
+
+
+def _open_grid(phase_B: jax.Array, length_B: jax.Array, tokens: int, chunk: int) -> Grid:
+    """Pieces end at the borders of chunks, wherever a row stands in its own chunk."""
+    cut = cutting.cut(phase_B, length_B, tokens, chunk)
+    real = jnp.arange(cut.index.shape[-1])[None, None] < cut.length[:, :, None]
+    return Grid(partial(cutting.split, pieces=cut), partial(cutting.join, pieces=cut), real, cut.closes, cut.phase)
+
+
 def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Array, inputs: Inputs,
-        cfg: NeuralMemoryConfig) -> tuple[jax.Array, Carry, jax.Array, Surprise]:
-    """The memory over T tokens of every row.
+        cfg: NeuralMemoryConfig, whole: bool = False) -> tuple[jax.Array, Carry, jax.Array, stats.Stats]:
+    """The memory over T tokens of each row.
 
     start, slow: leaves [H, ...]. carry: leaves [B, H, ...]. phase_B, length_B: i32[B].
     inputs: k, v, q [B, T, H, K]; step, log_momentum, log_keep [B, T, H]; `real` is computed here.
-    Returns reads [B, T, H, K], the carry, the phase, and statistics with leaves [N, B, H, ...].
+    whole: each row starts at a chunk border and has T real tokens, a multiple of the chunk; the caller has checked it.
+    Returns reads [B, T, H, K], the carry, the phase, and the statistics of the writes.
     """
     tokens = inputs.k.shape[1]
-    if cfg.aligned:
-        if tokens % cfg.chunk:
-            raise ValueError(f"aligned=True needs a multiple of chunk={cfg.chunk} tokens, got {tokens}")
-        n = tokens // cfg.chunk
-        grid = lambda x: jnp.moveaxis(x.reshape(x.shape[0], n, cfg.chunk, *x.shape[2:]), 1, 0)
-        ungrid = lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], tokens, *y.shape[3:])
-        real = jnp.ones((n, inputs.k.shape[0], cfg.chunk), bool)
-        closes = jnp.ones((n, inputs.k.shape[0]), bool)
-    else:
-        cut = cutting.cut(phase_B, length_B, tokens, cfg.chunk)
-        grid, ungrid = partial(cutting.split, pieces=cut), partial(cutting.join, pieces=cut)
-        real = jnp.arange(cut.index.shape[-1])[None, None] < cut.length[:, :, None]
-        closes, phase_B = cut.closes, cut.phase
-    xs = Inputs(*(_per_head(grid(x)) for x in inputs[:-1]), real)
-    group = group_size(closes.shape[0], cfg.remat_group) if cfg.remat_group >= 0 else -1
-    if cfg.aligned:
-        (weights, surprise), (y, stats) = _scan_recomputed(_aligned_body(start, slow, cfg), carry[1:], (xs, closes), group)
+    grid = _whole_grid(phase_B, tokens, cfg.chunk) if whole else _open_grid(phase_B, length_B, tokens, cfg.chunk)
+    xs = inputs._replace(real=grid.real, **{name: _per_head(grid.split(getattr(inputs, name))) for name in Inputs._fields[:-1]})
+    group = group_size(grid.closes.shape[0], cfg.remat_group) if cfg.remat_group >= 0 else -1
+    if whole:
+        body = _whole_body(start, slow, cfg)
+        (weights, surprise), (y, found) = _scan_recomputed(body, (carry.weights, carry.surprise), (xs, grid.closes), group)
         carry = Carry(weights, weights, surprise)
     else:
-        carry, (y, stats) = _scan_recomputed(_body(start, slow, cfg), carry, (xs, closes), group)
-    return ungrid(jnp.moveaxis(y, 2, 3)), carry, phase_B, stats
+        carry, (y, found) = _scan_recomputed(_body(start, slow, cfg), carry, (xs, grid.closes), group)
+    return grid.join(jnp.moveaxis(y, 2, 3)), carry, grid.phase, stats.of_surprise(found, grid.real, cfg)

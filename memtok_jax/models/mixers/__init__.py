@@ -1,15 +1,80 @@
-"""Mixers: how a block uses attention and memory.
+"""Mixers: how a layer uses attention and memory. One file a use; a mixer owns its options.
 
-Each file is one use, with the signature of every memory (`specs`, `state_specs`, `init_state`, `apply`, see
-`docs/architecture.md`) and one function more:
+The module that defines a config has, for that config `cfg` and the model's `Backbone` `b`,
 
-    prefix(params, x_MD, cfg) -> (y_MD, prefix)
+    specs(cfg, b)                                       tree of ParamSpec
+    state_specs(cfg, b, batch)                          tree of StateSpec
+    begin(params, x_MD, cfg, b, batch, side)            (y_MD, the carry before the first token): the prefix tokens go through
+    run(params, state, x, cfg, b, call, side)           (y [B, T, D], state, stats, side)
 
-which runs the learned prefix tokens through the layer. Their keys and values depend on parameters alone and stand in the
-`prefix` field of every mixer's state. `apply` takes the layer's normalised input u[B, T, D] and returns the
-residual branch. `run` also returns statistics of the memory.
+x is the input of the layer; a mixer norms it itself (`layers.enter`) and returns the residual branch. `side` is a dict that goes from
+layer to layer within one repeat of the pattern: it holds what layers share.
 """
 
-from memtok_jax.models.mixers import attention, lmm, mac, mag
+from __future__ import annotations
 
-MIXERS = {"attention": attention, "lmm": lmm, "mac": mac, "mag": mag}
+import sys
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from memtok_jax.config import UserError
+from memtok_jax.models.style import Backbone
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """What a config of a mixer answers beside its fields."""
+
+    @property
+    def module(self) -> ModuleType:
+        """The module with the functions of this mixer."""
+        return sys.modules[type(self).__module__]
+
+    @property
+    def name(self) -> str:
+        """The mixer's short name, that of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def check(self, b: Backbone) -> None:
+        """Raise UserError where the options do not suit the backbone."""
+
+    def unit(self, b: Backbone) -> int:
+        """A whole call is a multiple of this many tokens."""
+        return 1
+
+    def reach(self, b: Backbone) -> int:
+        """How many tokens before itself a token sees in this layer without the memory, beyond its segment."""
+        return 0
+
+    @property
+    def attends(self) -> bool:
+        """Whether it reads the prefix."""
+        return True
+
+    @property
+    def by_segment(self) -> bool:
+        """Whether something happens at segment borders."""
+        return False
+
+
+@dataclass(frozen=True)
+class LayerConfig(MixerConfig):
+    """A mixer that is a layer by itself: `begin` and `run` take and return the residual stream, as those of `block.py` do."""
+
+
+def need_segment(cfg: Any, b: Backbone) -> None:
+    """Raise UserError where the model has no segments."""
+    if b.segment < 1:
+        raise UserError(f"{cfg.name} layers need segments; set model.segment to the tokens of one")
+
+
+def check_width(memory: Any, b: Backbone) -> None:
+    """Raise UserError where the heads of a neural memory do not fill the model's width."""
+    if b.width % memory.head_dim:
+        raise UserError(f"width={b.width} is not a multiple of memory.head_dim={memory.head_dim}")
+
+
+def options(memory: Any, b: Backbone) -> Any:
+    """A memory's config with the width and dtype of the model."""
+    return replace(memory, width=b.width, dtype=b.dtype)

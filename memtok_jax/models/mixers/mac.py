@@ -5,39 +5,80 @@
     memory <- y                                                                  (24)
     o = (rms(y) * sigmoid(rms(f_{after token}(q(y))))) W_O                        (25)
 
-Two places where the equations, read loosely, would leak the future: h_j is a function of token j, so query i sees h_j
-only for j <= i; and the read of (25) uses the weights as of its own token, not those at the end of the segment.
-Differs from MAG in that attention never leaves the segment: everything older comes through h.
+Two places where the equations, read loosely, would leak the future: h_j is a function of token j, so query i sees h_j only for j <= i;
+and the read of (25) uses the weights as of its own token, not those at the end of the segment. Differs from MAG in that attention
+never leaves the segment: everything older comes through h.
 
 The memory is asked twice, with u and with y, through the same projection; each stream has its own convolution tail.
 
-With `retrieved` = N_l > 0, (21) asks N_l learned questions instead of one for each token (N_l in section 4.1). The answers depend
-on earlier segments alone, so that all tokens may see them: they stand beside the prefix, without positions.
+With `retrieved` = N_l > 0, (21) asks N_l learned questions instead of one for each token (N_l in section 4.1). The answers depend on
+earlier segments alone, so all tokens may see them: they stand beside the prefix, without positions.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
+from memtok_jax.config import UserError, check_numbers, choose
 from memtok_jax.memory import neural
-from memtok_jax.memory import pieces as cutting
+from memtok_jax.memory.neural import NeuralMemoryConfig
 from memtok_jax.memory.neural.features import unit
 from memtok_jax.models import attention as A
-from memtok_jax.models.config import BlockConfig
-from memtok_jax.models.mixers.lmm import initial_reads, normed_reads
-from memtok_jax.models.mixers.mag import combine, combine_specs
-from memtok_jax.numerics import matmul, rms_norm
+from memtok_jax.models import borders, layers
+from memtok_jax.models.call import Call
+from memtok_jax.models.layers import enter
+from memtok_jax.models.mixers import MixerConfig, check_width, need_segment, options
+from memtok_jax.models.mixers.lmm import initial_reads, normed_reads, run_memory
+from memtok_jax.models.mixers.mag import COMBINE, check_heads, combine, combine_specs
+from memtok_jax.models.mixers.segment import places
+from memtok_jax.models.positions import Places
+from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import dense, rms_norm
+
+
+@dataclass(frozen=True)
+class MacConfig(MixerConfig):
+    """Segment attention whose context is what the memory says.
+
+    retrieved: N_l, vectors that learned questions retrieve; 0, the default, retrieves one for each token.
+    combine: "gate" (Titans, equation 25) or "sum".
+    memory: of the neural memory; its width and dtype are filled in by the model.
+    """
+
+    retrieved: int = 0
+    combine: str = "gate"
+    memory: NeuralMemoryConfig = field(default_factory=NeuralMemoryConfig)
+
+    def __post_init__(self):
+        check_numbers("mac", self, at_least=dict(retrieved=0))
+        choose("mac.combine", self.combine, COMBINE)
+
+    def check(self, b: Backbone) -> None:
+        """Segments of whole chunks, or chunks of whole segments."""
+        need_segment(self, b)
+        check_width(self.memory, b)
+        check_heads(self, b)
+        if b.segment % self.memory.chunk and self.memory.chunk % b.segment:
+            raise UserError(f"segment={b.segment} and memory.chunk={self.memory.chunk}: one must divide the other")
+
+    def unit(self, b: Backbone) -> int:
+        """A segment of whole chunks."""
+        return max(b.segment, self.memory.chunk)
+
+    @property
+    def by_segment(self) -> bool:
+        """The memory is read at the weights of the last border."""
+        return True
 
 
 class SegmentKeys(NamedTuple):
-    """Keys (rotated) and values of the open segment, for retrieved vectors and for tokens: [B, T, H, K] each. Learned questions
-    leave the first two empty."""
+    """Keys and values of the open segment, for retrieved vectors and for tokens, without positions: [B, slots, H, K] each. Learned
+    questions leave the first two empty."""
 
     retrieved_k: jax.Array
     retrieved_v: jax.Array
@@ -53,7 +94,6 @@ class MacState(NamedTuple):
     start: dict[str, jax.Array]  # f32[B, H, ...] weights (deviations) at the start of the segment, read by (21)
     conv: jax.Array              # f32[B, conv-1, H, K] tail of the query convolution over u (unused by learned questions)
     keys: SegmentKeys
-    fill: jax.Array              # i32[B] tokens in the open segment, 0 .. T-1
 
 
 def _own_slice(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
@@ -63,161 +103,115 @@ def _own_slice(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     return eye + 0.02 * jax.random.normal(key, shape, dtype)
 
 
-def specs(cfg: BlockConfig) -> dict:
-    """Attention, memory, the way of the retrieved vectors into attention, and the two norms of the gate."""
-    h, k = cfg.memory.heads, cfg.memory.head_dim
+def specs(cfg: MacConfig, b: Backbone) -> dict:
+    """Attention, memory, the projection of retrieved vectors into attention, and the two norms of the gate."""
+    m, attention = options(cfg.memory, b), A.specs(b)
     # Queries and keys that start alike make a token attend to itself first. The memory is written with what attention
     # returns (24); started at random, that is a blur of the whole segment, and recall is learnt several times slower.
-    alike = {name: replace(spec, init=_own_slice) for name, spec in A.specs(cfg).items() if name in ("wq", "wk")}
-    questions = {"questions": P.ParamSpec((cfg.retrieved, h, k), (None, "heads", None), P.normal(1.0), decayed=False)}
+    for name in "qk":
+        attention[name] = attention[name] | {"w": replace(attention[name]["w"], init=_own_slice)}
+    questions = {"questions": P.ParamSpec((cfg.retrieved, m.heads, m.head_dim), (None, "heads", None), P.normal(1.0), decayed=False)}
     return {
-        **A.specs(cfg), **alike, **combine_specs(cfg), "memory": neural.specs(cfg.memory), **(questions if cfg.retrieved else {}),
-        "norm_retrieved": P.ParamSpec((h, k), ("heads", None), P.ones, decayed=False),
-        "wh": P.ParamSpec((cfg.width, cfg.width), ("heads", "embed"), P.fan_in(0)),
-        "norm_written": P.ParamSpec((cfg.width,), (None,), P.ones, decayed=False),
+        **attention, **combine_specs(b), "memory": neural.specs(m), **(questions if cfg.retrieved else {}),
+        "norm_retrieved": P.ParamSpec((m.heads, m.head_dim), ("heads", None), P.ones, decayed=False),
+        "h": layers.dense_specs(b, (b.width, b.width), ("heads", "embed"), False),
+        "norm_written": P.ParamSpec((b.width,), (None,), P.ones, decayed=False),
     }
 
 
-def state_specs(cfg: BlockConfig, batch: int) -> MacState:
+def state_specs(cfg: MacConfig, b: Backbone, batch: int) -> MacState:
     """The memory, a second set of weights (`start`), and one segment of keys and values."""
-    memory = neural.state_specs(cfg.memory, batch)
-    key = lambda rows=cfg.segment: P.StateSpec((batch, rows, cfg.heads, cfg.head_dim), ("batch", None, "heads", None),
-                                               jnp.dtype(cfg.dtype))
-    retrieved = 0 if cfg.retrieved else cfg.segment
-    m = cfg.memory
+    m = options(cfg.memory, b)
+    memory = neural.state_specs(m, batch)
+    key = lambda slots: A.key_specs(b, batch, slots, "segment")
+    retrieved = 0 if cfg.retrieved else b.slots
     conv = P.StateSpec((batch, m.conv - 1, m.heads, m.head_dim), ("batch", None, "heads", None))
-    keys = SegmentKeys(key(retrieved), key(retrieved), key(), key())
-    fill = P.StateSpec((batch,), ("batch",), jnp.int32)
-    return MacState(A.prefix_specs(cfg, batch), memory, dict(memory.weights), conv, keys, fill)
+    keys = SegmentKeys(key(retrieved), key(retrieved), key(b.slots), key(b.slots))
+    return MacState(A.prefix_specs(b, batch), memory, dict(memory.weights), conv, keys)
 
 
-def init_state(params, cfg: BlockConfig, batch: int) -> MacState:
-    """An empty segment before an untouched memory."""
-    return P.zero_state(state_specs(cfg, batch))
+def begin(params, x_MD: jax.Array, cfg: MacConfig, b: Backbone, batch: int, side: dict):
+    """The prefix attends to itself and reads the initial weights; an empty segment before an untouched memory."""
+    m = options(cfg.memory, b)
+    y, prefix = A.prefix_pass(params, enter(params, x_MD, b), b, side)
+    r = initial_reads(params["memory"], rms_norm(y, params["norm_written"]), m)
+    empty = P.zero_state(state_specs(cfg, b, batch))
+    return combine(params, y, r, cfg.combine, b), empty._replace(prefix=A.for_batch(prefix, b, batch))
 
 
-def retrieve(params, start: dict, q: jax.Array, cfg: BlockConfig) -> jax.Array:
+def retrieve(params, start: dict, q: jax.Array, memory: NeuralMemoryConfig, b: Backbone) -> jax.Array:
     """Equation 21 for queries [B, T, H, K] at the segment-start weights: h [B, T, D]."""
-    reads = neural.reads_at(params["memory"], start, q, cfg.memory)
-    flat = normed_reads(reads.reshape(*q.shape[:2], cfg.width), params["norm_retrieved"])
-    return matmul(flat, params["wh"], cfg.dtype)
+    reads = neural.reads_at(params["memory"], start, q, memory)
+    return dense(normed_reads(reads.reshape(*q.shape[:2], b.width), params["norm_retrieved"]), params["h"], b.dtype)
 
 
-def visible_keys(position: jax.Array, segment: int) -> jax.Array:
-    """bool[B, T, 2 * segment]: a query at position i sees retrieved vectors and tokens at j <= i."""
-    causal = jnp.arange(segment)[None, None] <= position[:, :, None]
-    return jnp.concatenate([causal, causal], axis=-1)
+def _keys(params, x: jax.Array, b: Backbone) -> tuple[jax.Array, jax.Array]:
+    return A.heads(params, x, "k", b), A.heads(params, x, "v", b)
 
 
-def _store(buffer: jax.Array, new: jax.Array, fill: jax.Array, length: jax.Array) -> jax.Array:
-    """Write new[B, T, ...] behind `fill` entries of buffer[B, S, ...]; padding goes nowhere."""
-    slots = jnp.arange(new.shape[1])[None]
-    index = jnp.where(slots < length[:, None], fill[:, None] + slots, buffer.shape[1])
-    return jax.vmap(lambda b, n, i: b.at[i].set(n.astype(b.dtype), mode="drop"))(buffer, new, index)
-
-
-def _keys(params, x: jax.Array, position: jax.Array, cfg: BlockConfig) -> tuple[jax.Array, jax.Array]:
-    return A.rotate(A.heads(x, params["wk"], cfg), position, cfg.rope_base), A.heads(x, params["wv"], cfg)
-
-
-def _by_token(params, state: MacState, u: jax.Array, position: jax.Array, length: jax.Array, cfg: BlockConfig):
+def _by_token(params, state: MacState, u: jax.Array, length: jax.Array, memory: NeuralMemoryConfig, b: Backbone):
     """One retrieved vector for each token: (keys, values, the prefix as it is, conv)."""
-    q, conv = neural.query(params["memory"], u, state.conv, cfg.memory, length)
-    h = retrieve(params, state.start, q, cfg).astype(u.dtype)
-    return *_keys(params, h, position, cfg), state.prefix, conv
+    q, conv = neural.query(params["memory"], u, state.conv, memory, length)
+    h = retrieve(params, state.start, q, memory, b).astype(u.dtype)
+    return *_keys(params, h, b), state.prefix, conv
 
 
-def _by_question(params, state: MacState, u: jax.Array, cfg: BlockConfig):
+def _by_question(params, state: MacState, u: jax.Array, memory: NeuralMemoryConfig, b: Backbone):
     """One for each learned question: (no keys, no values, the prefix with the answers behind it, conv)."""
-    q = unit(params["questions"]) if cfg.memory.feature_norm else params["questions"]
+    q = unit(params["questions"]) if memory.feature_norm else params["questions"]
     q = jnp.broadcast_to(q[None], (u.shape[0], *q.shape))
-    h = retrieve(params, state.start, q, cfg).astype(u.dtype)
-    answers = (A.heads(h, params[name], cfg) for name in ("wk", "wv"))
+    answers = _keys(params, retrieve(params, state.start, q, memory, b).astype(u.dtype), b)
     front = A.Prefix(*(jnp.concatenate([p.astype(u.dtype), a], axis=1) for p, a in zip(state.prefix, answers, strict=True)))
-    return state.keys.retrieved_k, state.keys.retrieved_v, front, state.conv
+    none = jnp.zeros((u.shape[0], 0, b.heads, b.head_dim), u.dtype)
+    return none, none, front, state.conv
 
 
-def _attend(params, state: MacState, u: jax.Array, length: jax.Array, cfg: BlockConfig):
+def _attend(params, state: MacState, u: jax.Array, call: Call, cfg: MacConfig, b: Backbone, side: dict):
     """Equations 21 to 23 for tokens of one segment: (y [B, T, D], conv, keys)."""
-    position = state.fill[:, None] + jnp.arange(u.shape[1])[None]
-    if cfg.retrieved:
-        *retrieved, front, conv = _by_question(params, state, u, cfg)
+    memory, tokens = options(cfg.memory, b), u.shape[1]
+    ask = _by_question(params, state, u, memory, b) if cfg.retrieved else _by_token(params, state, u, call.length, memory, b)
+    *retrieved, front, conv = ask
+    new = SegmentKeys(*retrieved, *_keys(params, u, b))
+    if call.whole:  # a whole segment: nothing older to join
+        keys, now = state.keys, new
+        visible, where = borders.visible_tokens(call, tokens)[None], Places(*(jnp.arange(tokens)[None],) * 2)
     else:
-        *retrieved, front, conv = _by_token(params, state, u, position, length, cfg)
-    new = SegmentKeys(*retrieved, *_keys(params, u, position, cfg))
-    if cfg.aligned:  # a whole segment: nothing older to join
-        keys = new
-    else:
-        keys = SegmentKeys(*(_store(b, n, state.fill, length) for b, n in zip(state.keys, new, strict=True)))
-    k, v = (jnp.concatenate(pair, axis=1).astype(u.dtype) for pair in (keys[0::2], keys[1::2]))
-    front = A.Prefix(*(p.astype(u.dtype) for p in front))
-    visible = visible_keys(position, cfg.segment)[..., -k.shape[1]:]
-    y = A.attend(A.heads(u, params["wq"], cfg), position, k, v, front, visible, cfg)
+        keys = now = SegmentKeys(*(borders.store(old, x, call) if x.shape[1] else old for old, x in zip(state.keys, new, strict=True)))
+        visible, where = borders.visible_slots(call, tokens, b.slots), places(call, tokens, b.slots)
+    k, v = (jnp.concatenate(pair, axis=1).astype(u.dtype) for pair in ((now.retrieved_k, now.token_k), (now.retrieved_v, now.token_v)))
+    twice = lambda x, axis: x if cfg.retrieved else jnp.concatenate([x, x], axis=axis)
+    y, _ = A.at_places(params, A.heads(params, u, "q", b), k, v, twice(visible, -1), b, side, prefix=front,
+                       places=Places(where.query, twice(where.key, -1)))
     return y, conv, keys
 
 
-def _segment(params, state: MacState, xs, cfg: BlockConfig):
-    """Tokens that stay inside one segment. xs: u [B, T, D], length i32[B], closes bool[B]."""
-    u, length, closes = xs
-    y, conv, keys = _attend(params, state, u, length, cfg)
+def _step(params, state: MacState, u: jax.Array, call: Call, *, cfg: MacConfig, b: Backbone, side: dict):
+    """Tokens of one segment, normed: (branch, state, statistics of the memory)."""
+    memory = options(cfg.memory, b)
+    y, conv, keys = _attend(params, state, u, call, cfg, b, side)
     written = rms_norm(y, params["norm_written"])
-    r, memory, seen = neural.run(params["memory"], state.memory, written, cfg.memory, None if cfg.aligned else length)
-    out = combine(params, y, r, cfg)
-    per_row = lambda flag, x: flag.reshape(flag.shape + (1,) * (x.ndim - 1))
-    start = jax.tree.map(lambda old, new: jnp.where(per_row(closes, new), new, old), state.start, memory.weights)
-    keys = jax.tree.map(lambda old, b: jnp.where(per_row(closes, b), 0, b).astype(old.dtype), state.keys, keys)
-    fill = jnp.where(closes, 0, state.fill + length)
-    return state._replace(memory=memory, start=start, conv=conv, keys=keys, fill=fill), (out, seen)
+    r, after, stats = run_memory(params["memory"], state.memory, written, memory, call)
+    closes = lambda x: call.closes.reshape(call.closes.shape + (1,) * (x.ndim - 1))
+    start = jax.tree.map(lambda old, new: jnp.where(closes(new), new, old), state.start, after.weights)
+    return combine(params, y, r, cfg.combine, b), state._replace(memory=after, start=start, conv=conv, keys=keys), stats
 
 
-def prefix(params, x_MD: jax.Array, cfg: BlockConfig):
-    """The prefix attends to itself and reads the initial weights; it is never written."""
-    y, kept = A.prefix_pass(params, x_MD, cfg)
-    r = initial_reads(params["memory"], rms_norm(y, params["norm_written"]), cfg)
-    return combine(params, y[None], r, cfg)[0], kept
+def _pack(state: MacState):
+    """What a whole segment of whole chunks changes: the weights are anchor and segment start at once, so one copy is carried."""
+    return state.memory.weights, state.memory.surprise, state.memory.conv, state.conv
 
 
-def _whole_segments(params, state: MacState, u: jax.Array, cfg: BlockConfig):
-    """Segments that start at a border and are full: the weights are at once anchor and segment start, so that one copy of
-    them is carried; each segment is computed again in the backward pass."""
-    batch, tokens, width = u.shape
-    n = tokens // cfg.segment
-    cfg = replace(cfg, memory=replace(cfg.memory, remat_group=-1))
-    length, closes = jnp.full((batch,), cfg.segment, jnp.int32), jnp.ones((batch,), bool)
-
-    def body(carry, u):
-        weights, surprise, memory_conv, conv = carry
-        memory = state.memory._replace(anchor=weights, weights=weights, surprise=surprise, conv=memory_conv)
-        whole = state._replace(memory=memory, start=weights, conv=conv)
-        after, out = _segment(params, whole, (u, length, closes), cfg)
-        return (after.memory.weights, after.memory.surprise, after.memory.conv, after.conv), out
-
-    grid = jnp.moveaxis(u.reshape(batch, n, cfg.segment, width), 1, 0)
-    carry = (state.memory.weights, state.memory.surprise, state.memory.conv, state.conv)
-    (weights, surprise, memory_conv, conv), (out, seen) = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, grid)
+def _unpack(state: MacState, carry) -> MacState:
+    weights, surprise, memory_conv, conv = carry
     memory = state.memory._replace(anchor=weights, weights=weights, surprise=surprise, conv=memory_conv)
-    return jnp.moveaxis(out, 0, 1).reshape(u.shape), state._replace(memory=memory, start=weights, conv=conv), seen
+    return state._replace(memory=memory, start=weights, conv=conv)
 
 
-def _open_segments(params, state: MacState, u: jax.Array, cfg: BlockConfig, length: jax.Array):
-    """Tokens that may start and stop anywhere."""
-    cut = cutting.cut(state.fill, length, u.shape[1], cfg.segment)
-    xs = (cutting.split(u, cut), cut.length, cut.closes)
-    state, (out, seen) = jax.lax.scan(partial(_segment, params, cfg=cfg), state, xs)
-    return cutting.join(out, cut), state, seen
-
-
-def run(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):
-    """`apply` with statistics of the memory."""
-    if cfg.aligned:
-        if u.shape[1] % cfg.segment or length is not None:
-            raise ValueError(f"aligned=True needs whole segments of {cfg.segment} tokens without padding, got {u.shape[1]}")
-        out, state, seen = _whole_segments(params, state, u, cfg)
-    else:
-        out, state, seen = _open_segments(params, state, u, cfg, P.full_length(u) if length is None else length)
-    return out, state, neural.summarise(state.memory, seen, cfg.memory)
-
-
-def apply(params, state: MacState, u: jax.Array, cfg: BlockConfig, length=None):
-    """u[B, T, D] -> (branch [B, T, D], state)."""
-    return run(params, state, u, cfg, length)[:2]
+def run(params, state: MacState, x: jax.Array, cfg: MacConfig, b: Backbone, call: Call, side: dict):
+    """x[B, T, D] -> (branch [B, T, D], state, statistics of the memory, side)."""
+    whole_chunks = call.closes is None and call.whole and b.segment % cfg.memory.chunk == 0
+    stored = replace(cfg, memory=replace(cfg.memory, remat_group=-1)) if whole_chunks else cfg  # the walk recomputes segments
+    step = lambda state, u, call: _step(params, state, u, call, cfg=stored, b=b, side=side)
+    lean = ((_pack, _unpack),) if whole_chunks else ()
+    y, state, stats = borders.walk(step, state, enter(params, x, b), call, b, state_specs(cfg, b, x.shape[0]), *lean)
+    return y, state, stats, side

@@ -18,15 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
+from memtok_jax.models.attend import Sink, attend, flat
+from memtok_jax.models.layers import layer_norm_specs
 from memtok_jax.models.vision import rope
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.numerics import affine_norm, dense, wide
-
-
-def norm_specs(size: int) -> dict:
-    """Scale and bias of a LayerNorm."""
-    one = lambda init: P.ParamSpec((size,), (None,), init, decayed=False)
-    return {"scale": one(P.ones), "bias": one(P.zeros)}
 
 
 def specs(cfg: VitConfig) -> dict:
@@ -39,7 +35,7 @@ def specs(cfg: VitConfig) -> dict:
             out[name] |= bias((h, k), ("heads", None))
     out["o"] = {"w": P.ParamSpec((d, d), ("heads", "embed"), P.truncated_normal(cfg.std)), **bias((d,), (None,))}
     if cfg.qk_norm:
-        out |= {"norm_q": norm_specs(k), "norm_k": norm_specs(k)}
+        out |= {"norm_q": layer_norm_specs(k), "norm_k": layer_norm_specs(k)}
     return out | _alternative_specs(cfg)
 
 
@@ -54,23 +50,15 @@ def _alternative_specs(cfg: VitConfig) -> dict:
     }[cfg.attention]
 
 
-def sink_scores(params, q: jax.Array, cfg: VitConfig) -> jax.Array:
-    """Scores [B, H, T, S] of the columns that stand for no token; S is 0 or 1. q[B, T, H, K] is scaled."""
-    b, t, h, _ = q.shape
+def sink_of(params, q: jax.Array, cfg: VitConfig) -> Sink | None:
+    """The columns that stand for no token, for queries q[B, T, H, K]; None without them."""
+    b, t, h, k = q.shape
     if cfg.attention == "kv":
-        return jnp.einsum("bthk,hk->bht", q, params["sink_k"].astype(q.dtype), preferred_element_type=wide(q))[..., None]
+        score = jnp.einsum("bthk,hk->bht", q, params["sink_k"].astype(q.dtype), preferred_element_type=wide(q))[..., None]
+        return Sink(score * k ** -0.5, params["sink_v"][None])
     if cfg.attention == "logit":
-        return jnp.broadcast_to(params["sink"].astype(wide(q))[None, :, None, None], (b, h, t, 1))
-    return jnp.zeros((b, h, t, int(cfg.attention == "zero")), wide(q))
-
-
-def weights(params, q: jax.Array, k: jax.Array, cfg: VitConfig) -> tuple[jax.Array, jax.Array]:
-    """Attention weights [B, H, T, T] in float32, and those of the columns that stand for no token [B, H, T, S]."""
-    q = q * cfg.head_dim ** -0.5
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide(q))
-    sinks = sink_scores(params, q, cfg)
-    all_weights = jax.nn.softmax(jnp.concatenate([sinks, scores], axis=-1), axis=-1)
-    return all_weights[..., sinks.shape[-1]:], all_weights[..., :sinks.shape[-1]]
+        return Sink(jnp.broadcast_to(params["sink"].astype(wide(q))[None, :, None, None], (b, h, t, 1)), None)
+    return Sink(jnp.zeros((b, h, t, 1), wide(q)), None) if cfg.attention == "zero" else None
 
 
 def run(params, u: jax.Array, turn: rope.Rotation, cfg: VitConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -81,14 +69,11 @@ def run(params, u: jax.Array, turn: rope.Rotation, cfg: VitConfig) -> tuple[jax.
     q, k, v = (dense(u, params[name], cfg.dtype) for name in "qkv")
     if cfg.qk_norm:
         q, k = affine_norm(q, params["norm_q"], cfg.epsilon), affine_norm(k, params["norm_k"], cfg.epsilon)
-    seen = {"q": q, "k": k, "v": v}
+    captured = {"q": q, "k": k, "v": v}
     if cfg.positions == "rope":
         q, k = rope.rotate(q, turn), rope.rotate(k, turn)
-        seen |= {"q_rotated": q, "k_rotated": k}
-    weight, sink = weights(params, q, k, cfg)
-    y = jnp.einsum("bhts,bshk->bthk", weight.astype(v.dtype), v, preferred_element_type=wide(v))
-    if cfg.attention == "kv":
-        y = y + jnp.einsum("bhts,hk->bthk", sink, params["sink_v"].astype(sink.dtype))
+        captured |= {"q_rotated": q, "k_rotated": k}
+    y, weight = attend(q, k, v, sink=sink_of(params, q, cfg))
     if cfg.attention == "gate":
         y = y * jax.nn.sigmoid(dense(u, params["gate"], cfg.dtype).astype(y.dtype))
-    return dense(y.astype(u.dtype).reshape(u.shape), params["o"], cfg.dtype), seen | {"attention": weight}
+    return dense(flat(y).astype(u.dtype), params["o"], cfg.dtype), captured | {"attention": weight}

@@ -12,18 +12,19 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
+from memtok_jax.models import layers
+from memtok_jax.models.layers import layer_norm_specs
 from memtok_jax.models.vision import attention, rope
-from memtok_jax.models.vision.attention import norm_specs
 from memtok_jax.models.vision.config import VitConfig
-from memtok_jax.numerics import affine_norm, dense, spread, wide
+from memtok_jax.numerics import affine_norm, dense, spread
 from memtok_jax.sharding import constrain
 
 
 def specs(cfg: VitConfig) -> dict:
     """Norms, attention, feed-forward network, and LayerScale where there is one."""
     scale = lambda: P.ParamSpec((cfg.width,), (None,), P.constant(cfg.layerscale), decayed=False)
-    out = {"norm_attention": norm_specs(cfg.width), "attention": attention.specs(cfg),
-           "norm_mlp": norm_specs(cfg.width), "mlp": mlp_specs(cfg)}
+    out = {"norm_attention": layer_norm_specs(cfg.width), "attention": attention.specs(cfg),
+           "norm_mlp": layer_norm_specs(cfg.width), "mlp": mlp_specs(cfg)}
     return out | ({"scale_attention": scale(), "scale_mlp": scale()} if cfg.layerscale else {})
 
 
@@ -36,16 +37,9 @@ def mlp_specs(cfg: VitConfig) -> dict:
     return out | ({"gate": one((d, f), ("embed", "mlp"))} if cfg.feed_forward == "swiglu" else {})
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution function at x, in float32; the tanh form differs by up to 5e-4."""
-    h = x.astype(wide(x))
-    return (0.5 * h * (1 + jax.lax.erf(h * 0.5 ** 0.5))).astype(x.dtype)
-
-
 def units(params, u: jax.Array, cfg: VitConfig) -> jax.Array:
     """Hidden units [B, T, F] of normalised tokens u[B, T, D], after the non-linearity."""
-    up = dense(u, params["up"], cfg.dtype)
-    return gelu(up) if cfg.feed_forward == "gelu" else jax.nn.silu(dense(u, params["gate"], cfg.dtype)) * up
+    return layers.units(params, u, {"gelu": "gelu_erf"}.get(cfg.feed_forward, cfg.feed_forward), cfg.dtype)
 
 
 def add(x: jax.Array, y: jax.Array, params, scale: str, keep: jax.Array) -> jax.Array:

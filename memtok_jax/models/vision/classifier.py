@@ -16,14 +16,16 @@ any other, so a restored run draws what the uninterrupted one does, and a row dr
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from memtok_jax import checks
 from memtok_jax import params as P
+from memtok_jax.config import UserError, check_numbers, choose
+from memtok_jax.models.call import Call
 from memtok_jax.models.vision import output, vit
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.models.vision.output import VitOutput
@@ -35,8 +37,12 @@ KEYS = "threefry2x32"     # the generator of the carried keys, whatever JAX's de
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """vit: the transformer. classes: of the data. pool: what the head reads, see above. mean, std: of each channel, for pixels in
-    0 .. 1. training: whether stochastic depth draws; set by `for_training`, never by hand.
+    """An image classifier.
+
+    vit: the transformer.
+    classes: of the data.
+    pool: what the head reads, see above.
+    mean, std: of each channel, for pixels in 0 .. 1.
     """
 
     vit: VitConfig
@@ -44,32 +50,40 @@ class ClassifierConfig:
     pool: str = "cls"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    training: bool = False
 
     def __post_init__(self):
-        if self.classes < 2:
-            raise ValueError(f"classes={self.classes} must be at least 2")
-        if self.pool not in POOLS:
-            near = difflib.get_close_matches(self.pool, POOLS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"pool={self.pool!r} must be one of {', '.join(map(repr, POOLS))}{hint}")
+        check_numbers("model", self, at_least=dict(classes=2), above=dict(std=0))
+        choose("model.pool", self.pool, POOLS)
         if "cls" in self.pool and not self.vit.class_token:
-            raise ValueError(f"pool={self.pool!r} reads the class token, which vit.class_token=False leaves out; "
+            raise UserError(f"pool={self.pool!r} reads the class token, which vit.class_token=False leaves out; "
                              "take pool='patch_mean'")
         if "register" in self.pool and not self.vit.registers:
-            raise ValueError(f"pool={self.pool!r} reads registers, and vit.registers is 0; take pool='cls'")
+            raise UserError(f"pool={self.pool!r} reads registers, and vit.registers is 0; take pool='cls'")
         if self.vit.final_norm == "pooled" and self.pool not in ("cls", "patch_mean"):
-            raise ValueError(f"vit.final_norm='pooled' normalises one pooled vector; pool={self.pool!r} has several")
+            raise UserError(f"vit.final_norm='pooled' normalises one pooled vector; pool={self.pool!r} has several")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.vit.channels:
-                raise ValueError(f"{name}={getattr(self, name)} must have one number for each of vit.channels={self.vit.channels}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std={self.std} must be above 0")
+                raise UserError(f"{name}={getattr(self, name)} must have one number for each of vit.channels={self.vit.channels}")
 
     @property
     def vocabulary(self) -> int:
         """What a target can be: the classes."""
         return self.classes
+
+    @property
+    def call_tokens(self) -> int:
+        """An image is a sequence of one."""
+        return 1
+
+    @property
+    def reach(self) -> int:
+        """One image."""
+        return 1
+
+    @property
+    def segment(self) -> int:
+        """An image has no segments."""
+        return 0
 
     @property
     def pooled(self) -> int:
@@ -101,33 +115,27 @@ def init_state(params, cfg: ClassifierConfig, batch: int) -> ClassifierState:
     return ClassifierState(jax.random.key_data(rows))
 
 
-def refresh(params, state: ClassifierState, cfg: ClassifierConfig) -> ClassifierState:
-    """Nothing in the carry is made from parameters."""
-    return state
+def run(params, state: ClassifierState, images: jax.Array, cfg: ClassifierConfig, call: Call = Call()):  # noqa: B008
+    """Images u8 or f32[B, 1, rows, columns, C] -> (logits f32[B, 1, classes], state, statistics).
+
+    call: its length is 0 where a row holds no image, whose key stays; its `training` lets stochastic depth draw. The statistics say
+    what the residual stream looks like before the final norm: artifacts show as a largest patch far above the median.
+    """
+    state, keys = _advance(state, checks.check_length(call.length, images))
+    out = vit.features(params["vit"], normalise(_one(images), cfg), cfg.vit, key=keys if call.training else None)
+    return logits(params, out, cfg)[:, None], state, _stats(out, cfg)
 
 
-def for_training(cfg: ClassifierConfig, tokens: int) -> ClassifierConfig:
-    """The config of training, where stochastic depth draws. tokens: images a call, which must be 1."""
-    if tokens != 1:
-        raise ValueError(f"an image classifier reads one image a row and call, not {tokens}")
-    return replace(cfg, training=True)
-
-
-def apply(params, state: ClassifierState, images: jax.Array, cfg: ClassifierConfig, length=None):
-    """(logits f32[B, 1, classes], state) of images u8 or f32[B, 1, rows, columns, C]; see `run`."""
-    return run(params, state, images, cfg, length)[:2]
-
-
-def run(params, state: ClassifierState, images: jax.Array, cfg: ClassifierConfig, length=None):
-    """(logits, state, {}). length: i32[B], 0 where a row holds no image; its key stays as it is."""
-    state, keys = _advance(state, P.full_length(images) if length is None else length)
-    out = vit.features(params["vit"], normalise(_one(images), cfg), cfg.vit, key=keys if cfg.training else None)
-    return logits(params, out, cfg)[:, None], state, {}
+def _stats(out: VitOutput, cfg: ClassifierConfig) -> dict[str, jax.Array]:
+    norms = output.token_norms(out)
+    median = jnp.median(norms["patches"], axis=1)
+    stats = {"patch_norm": median.mean(), "largest_patch_over_median": (norms["patches"].max(1) / median).mean()}
+    return stats | ({"register_over_median": (norms["registers"].mean(1) / median).mean()} if cfg.vit.registers else {})
 
 
 def _one(images: jax.Array) -> jax.Array:
     if images.ndim != 5 or images.shape[1] != 1:
-        raise ValueError(f"images have shape {images.shape}; expected [batch, 1, rows, columns, channels]")
+        raise UserError(f"images have shape {images.shape}; expected [batch, 1, rows, columns, channels]")
     return images[:, 0]
 
 
@@ -142,7 +150,7 @@ def normalise(images: jax.Array, cfg: ClassifierConfig) -> jax.Array:
     """f32[B, rows, columns, C]: pixels in 0 .. 1 (bytes are divided by 255), minus `mean`, over `std`."""
     pixels = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
     if images.shape[-1] != cfg.vit.channels:
-        raise ValueError(f"images have {images.shape[-1]} channels, the model takes {cfg.vit.channels}; set data.channels and "
+        raise UserError(f"images have {images.shape[-1]} channels, the model takes {cfg.vit.channels}; set data.channels and "
                          "model.vit.channels to the same number")
     mean, std = (jnp.asarray(values, jnp.float32)[None, None, None] for values in (cfg.mean, cfg.std))
     return (pixels - mean) / std
@@ -164,12 +172,3 @@ def logits(params, out: VitOutput, cfg: ClassifierConfig) -> jax.Array:
     if cfg.vit.final_norm == "pooled":
         read = affine_norm(read, params["vit"]["norm"], cfg.vit.epsilon)
     return dense(read, params["head"], "float32")
-
-
-def statistics(params, state: ClassifierState, images: jax.Array, cfg: ClassifierConfig, length=None) -> dict[str, jax.Array]:
-    """What the residual stream looks like before the final norm: artifacts show as a largest patch far above the median."""
-    out = vit.features(params["vit"], normalise(_one(images), cfg), cfg.vit)
-    norms = output.token_norms(out)
-    median = jnp.median(norms["patches"], axis=1)
-    seen = {"patch_norm": median.mean(), "largest_patch_over_median": (norms["patches"].max(1) / median).mean()}
-    return seen | ({"register_over_median": (norms["registers"].mean(1) / median).mean()} if cfg.vit.registers else {})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
+from memtok_jax.config import UserError, check_numbers, choose
 from memtok_jax.memory.tokens import TokensConfig
 from memtok_jax.numerics import REMAT
 
@@ -73,23 +73,15 @@ class VitConfig:
     unroll: int = 1
 
     def __post_init__(self):
-        for name in ("width", "layers", "heads", "hidden", "patch", "channels", "unroll"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if len(self.grid) != 2 or min(self.grid) < 1:
-            raise ValueError(f"grid={self.grid} must be two numbers of at least 1: rows and columns of patches")
-        if self.registers < 0:
-            raise ValueError(f"registers={self.registers} must not be negative")
+        check_numbers("vit", self, at_least=dict(width=1, layers=1, heads=1, hidden=1, patch=1, channels=1, unroll=1, registers=0,
+                                                 grid=1, layerscale=0, drop_path=0, std=0, token_std=0),
+                      above=dict(epsilon=0, rope_base=0), below=dict(drop_path=1))
         if self.width % self.heads:
-            raise ValueError(f"width={self.width} does not divide into heads={self.heads}")
+            raise UserError(f"width={self.width} does not divide into heads={self.heads}")
         if self.positions == "rope" and self.head_dim % 4:
-            raise ValueError(f"positions='rope' needs heads whose size divides by 4, got {self.head_dim}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path={self.drop_path} must be at least 0 and below 1")
-        if self.layerscale < 0:
-            raise ValueError(f"layerscale={self.layerscale} must not be negative; 0 means none")
+            raise UserError(f"positions='rope' needs heads whose size divides by 4, got {self.head_dim}")
         for name, known in CHOICES.items():
-            _check_choice(name, getattr(self, name), known)
+            choose(f"vit.{name}", getattr(self, name), known)
 
     @property
     def head_dim(self) -> int:
@@ -117,10 +109,3 @@ class VitConfig:
     def register_tokens(self) -> TokensConfig:
         """The registers as the memory they are."""
         return TokensConfig(self.width, self.registers, self.token_std, after=self.class_tokens)
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}{hint}")

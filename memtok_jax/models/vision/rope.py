@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memtok_jax.models import positions
+
 
 class Rotation(NamedTuple):
     """Cosines and sines of every token's angles, f32[T, K]."""
@@ -41,7 +43,5 @@ def rotation(grid: tuple[int, int], prefix: int, added: int, head_dim: int, base
 
 def rotate(x: jax.Array, by: Rotation) -> jax.Array:
     """x[B, T, H, K] turned; computed in float32, returned in x's dtype."""
-    a, b = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([-b, a], axis=-1)
-    cos, sin = by.cos[None, :, None], by.sin[None, :, None]
-    return (x * cos + turned * sin).astype(x.dtype)
+    half = x.shape[-1] // 2
+    return positions.turn(x, by.cos[None, :, None, :half], by.sin[None, :, None, :half])

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from memtok_jax import params as P
 from memtok_jax.memory import tokens as memory_tokens
 from memtok_jax.memory.tokens import TokensConfig
+from memtok_jax.models.layers import layer_norm_specs
 from memtok_jax.models.vision import block, positions, rope
 from memtok_jax.models.vision import edits as E
-from memtok_jax.models.vision.attention import norm_specs
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.models.vision.output import CAPTURES, Counts, VitOutput, norms, split
 from memtok_jax.numerics import affine_norm, dense, recompute
@@ -43,7 +43,7 @@ def specs(cfg: VitConfig) -> dict:
         "registers": memory_tokens.specs(cfg.register_tokens),
         "mask": one_or_none(cfg.mask_token),
         "layers": P.stack(block.specs(cfg), cfg.layers),
-        "norm": norm_specs(cfg.width),
+        "norm": layer_norm_specs(cfg.width),
     }
     return out if cfg.positions == "rope" else out | {"positions": _table_specs(cfg)}
 

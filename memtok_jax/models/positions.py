@@ -1,0 +1,134 @@
+"""Positions of attention: rotary, and relative with one score by content and one by distance.
+
+Rotary (RoFormer, arXiv 2104.09864): pairs of features are turned by position times frequency. Positions count in a local frame, from the
+oldest key at hand, so that angles stay exact after millions of tokens.
+
+Relative (Transformer-XL, arXiv 1901.02860, section 3.3):
+
+    score_ij = (q_i + u) . k_j + (q_i + v) . r_(i - j)
+    r_p = R_p W_r,  R_p = [sin(p f) ; cos(p f)],  f_n = 10000^(-2n/D)       sines first, then cosines
+
+| symbol | name here |
+|---|---|
+| W_{k,R} | `w` [D, H, K] |
+| u, v    | `content`, `distance` [H, K] |
+| R       | `sinusoids` |
+
+Sines are odd and cosines even in p, so distances are signed: a key behind its query is told from one in front of it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from memtok_jax import params as P
+from memtok_jax.models import layers
+from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import dense, lift, spread, wide
+
+RELATIVE_BASE = 10000.0
+
+
+class Places(NamedTuple):
+    """Where queries and keys stand, counted in one frame; leaves broadcast against the leading axes of q and k."""
+
+    query: jax.Array  # i32[..., T]
+    key: jax.Array    # i32[..., S]
+
+
+def last(tokens: int, columns: int) -> Places:
+    """The queries are the last T of S columns."""
+    return Places(columns - tokens + jnp.arange(tokens), jnp.arange(columns))
+
+
+# ----------------------------------------------------------------------------------------------------------------- rotary
+
+def rotate(x: jax.Array, position: jax.Array, base: float) -> jax.Array:
+    """x[..., S, H, K] turned by position[..., S] (broadcast); computed in float32, returned in x's dtype."""
+    half = x.shape[-1] // 2
+    angle = position[..., None].astype(wide(x))
+    angle = angle * lift(jnp.asarray(base, angle.dtype) ** (-jnp.arange(half, dtype=angle.dtype) / half), angle)
+    cos, sin = (lift(f(angle)[..., None, :], x) for f in (jnp.cos, jnp.sin))
+    return turn(x, cos, sin)
+
+
+def turn(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """The pairs (x[n], x[n + K/2]) of x[..., K] turned by angles with these cosines and sines [..., K/2]."""
+    half = x.shape[-1] // 2
+    a, c = x[..., :half].astype(cos.dtype), x[..., half:].astype(cos.dtype)
+    return jnp.concatenate([a * cos - c * sin, c * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+# --------------------------------------------------------------------------------------------------------------- relative
+
+def specs(b: Backbone) -> dict:
+    """`w`, and the two biases unless all layers share them."""
+    w = {"w": P.ParamSpec((b.width, b.heads, b.head_dim), ("embed", "heads", None), layers.weight_init(b))}
+    return w if b.style.shared_position else w | bias_specs(b)
+
+
+def bias_specs(b: Backbone) -> dict:
+    """`content` and `distance` [H, K], which every query adds to itself."""
+    bias = lambda std: P.ParamSpec((b.heads, b.head_dim), ("heads", None), P.normal(std), decayed=False)
+    return {"content": bias(b.style.std), "distance": bias(b.style.distance_std or b.style.std)}
+
+
+def sinusoids(distance: jax.Array, width: int, clamp: int, dtype) -> jax.Array:
+    """R at any distances [...] -> [..., D]. clamp: farther distances count as this one; 0 clamps nothing."""
+    distance = jnp.clip(distance, -clamp, clamp) if clamp else distance
+    angle = distance[..., None].astype(dtype)
+    angle = angle * lift(jnp.asarray(RELATIVE_BASE, dtype) ** (-jnp.arange(0, width, 2, dtype=dtype) / width), angle)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def with_bias(q: jax.Array, bias: jax.Array) -> jax.Array:
+    """q[..., H, K] + bias[H, K] in q's dtype."""
+    return q + spread(bias, q).astype(q.dtype)
+
+
+def _by_distance(params, q: jax.Array, distance: jax.Array, b: Backbone) -> jax.Array:
+    """(q_i + v) . r_p for the distances p[P] of a table: q[..., T, H, K] -> [..., H, T, P], in float32.
+
+    q has its distance bias already.
+    """
+    r = dense(sinusoids(distance, b.width, b.style.clamp, wide(q)).astype(q.dtype), {"w": params["w"]}, b.dtype)
+    return jnp.einsum("...thk,phk->...htp", q, r, preferred_element_type=wide(q))
+
+
+def scores_of_last(params, q: jax.Array, columns: int, ahead: bool, b: Backbone) -> jax.Array:
+    """Scores by distance of queries that are the last T of S columns: [..., H, T, S].
+
+    ahead: whether keys behind a query count too; without, their scores have no meaning and must be hidden.
+    """
+    tokens = q.shape[-3]
+    nearest = 1 - tokens if ahead else 0
+    by_distance = _by_distance(params, q, jnp.arange(columns - 1, nearest - 1, -1), b)
+    return shift_ahead(by_distance, columns) if ahead else shift(by_distance)
+
+
+def scores_at(params, q: jax.Array, places: Places, b: Backbone) -> jax.Array:
+    """Scores by distance for any places [B, T] and [B, S], less than S + T apart: [B, H, T, S]."""
+    reach = places.query.shape[-1] + places.key.shape[-1]
+    by_distance = _by_distance(params, q, jnp.arange(1 - reach, reach), b)
+    index = places.query[..., :, None] - places.key[..., None, :] + reach - 1
+    index = jnp.broadcast_to(index[:, None], (*by_distance.shape[:-1], index.shape[-1]))
+    return jnp.take_along_axis(by_distance, index, axis=-1)
+
+
+def shift(scores: jax.Array) -> jax.Array:
+    """Row i of [..., T, S], ordered by distance S-1 ... 0, shifted left by T-1-i: entry (i, j) then holds the distance of query i to
+    column j (appendix B of the paper). Entries of columns behind the query have no meaning."""
+    *lead, t, s = scores.shape
+    padded = jnp.pad(scores, [(0, 0)] * (len(lead) + 1) + [(1, 0)])
+    return padded.reshape(*lead, s + 1, t)[..., 1:, :].reshape(scores.shape)
+
+
+def shift_ahead(scores: jax.Array, columns: int) -> jax.Array:
+    """The same for a table [..., T, S+T-1] ordered by distance S-1 ... 1-T: every entry (i, j) of [..., T, S] has its distance."""
+    *lead, t, _ = scores.shape
+    padded = jnp.pad(scores, [(0, 0)] * (len(lead) + 1) + [(0, 1)])
+    flat = padded.reshape(*lead, t * (columns + t))[..., t - 1:t - 1 + t * (columns + t - 1)]
+    return flat.reshape(*lead, t, columns + t - 1)[..., :columns]
