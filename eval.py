@@ -14,10 +14,12 @@ from memtok_jax.training import cli, pages
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its newest checkpoint is scored. eval.json and "
                               "figures are written there.")
-DATA = flags.DEFINE_string("data", None, "What to score instead of the run's data.source: a text file, a folder of "
-                           "text files, the name of a data set, tfds:NAME or task:NAME.")
+DATA = flags.DEFINE_string("data", None, "What to score instead of the run's data: a text file, a folder of text files, "
+                           "the name of a data set, tfds:NAME, task:NAME or images:NAME.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets. Default: environment variable "
                                "MEMTOK_DATA_DIR.")
+SUITE = flags.DEFINE_string("suite", "", "How the model is judged: a file of memtok_jax/evaluation/suites. Default: that of "
+                            "the data.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 
@@ -27,7 +29,8 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
         raise cli.UserError(f"{argv[1]!r} is not a flag; flags start with --, as in --workdir={argv[1]}")
     if WORKDIR.value is None:
         raise cli.UserError("which run? give --workdir=FOLDER, as printed by train.py")
-    return cli.evaluate(cli.folder(WORKDIR.value), (*cli.data_overrides(DATA.value, DATA_DIR.value), *overrides))
+    overrides = (*cli.data_overrides(DATA.value, DATA_DIR.value), *overrides)
+    return cli.evaluate(cli.folder(WORKDIR.value), overrides, SUITE.value)
 
 
 if __name__ == "__main__":

@@ -79,9 +79,11 @@ def experiment(name: str, task: str, segment: int, args: argparse.Namespace) -> 
 
 def rows_of(found: dict[str, dict], jobs: dict[str, tuple]) -> list[dict]:
     """One record a run. own_segment: accuracy of who reads the segment that asks and nothing else, whatever the model."""
-    from memtok_jax.data import DataConfig, task_baselines
+    from memtok_jax import data
+    from memtok_jax.data.task import TaskConfig
+    from memtok_jax.data.tasks import settings_named
 
-    own = {(task, segment): task_baselines(DataConfig(f"task:{task}", sequence=LENGTH[task]), segment)["own_segment"]
+    own = {(task, segment): data.baselines(TaskConfig(settings_named(task), LENGTH[task]), segment, segment)["own_segment"]
            for task, segment, _ in jobs.values()}
     return [{"task": task, "segments": LENGTH[task] // segment, "model": name, "updates": found[job]["step"],
              "accuracy": found[job]["eval/accuracy"], "written": found[job].get("eval/strict_exact_match"),

@@ -21,7 +21,7 @@ from benchmarks import associative_scan, measure
 from memtok_jax import params as P
 from memtok_jax import sharding
 from memtok_jax.compiler import options
-from memtok_jax.data.config import DataConfig
+from memtok_jax.data.text import TextConfig
 from memtok_jax.inference.sample import decode_many
 from memtok_jax.inference.session import new_stream, open_session
 from memtok_jax.memory import neural
@@ -185,7 +185,7 @@ def run_update(model, training: TrainingConfig, case: dict) -> dict:
     """One update of the trainer: loss, gradients, clipping to norm 1, AdamW."""
     experiment = Experiment(
         model,
-        DataConfig(sequence=case["length"]),
+        TextConfig(sequence=case["length"]),
         OptimizerConfig(learning_rate=3e-4, steps=1000, warmup_steps=10),
         training,
     )

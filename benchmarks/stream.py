@@ -117,14 +117,14 @@ def on_first_device(shape):
 
 def small_experiment(case: dict):
     """A small model of one kind of layer on the standard library's text."""
-    from memtok_jax.data.config import DataConfig
+    from memtok_jax.data.text import TextConfig
     from memtok_jax.models.language_model import LanguageModelConfig
     from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
 
     prefix = 0 if case["model"] == "lmm" else 16   # nothing attends in an LMM, so that nothing would read a prefix
     return Experiment(
         model=LanguageModelConfig(width=case["width"], layers=case["layers"], pattern=(case["model"],), prefix=prefix),
-        data=DataConfig(source="stdlib", sequence=512),
+        data=TextConfig(source="stdlib", sequence=512),
         optimizer=OptimizerConfig(learning_rate=3e-3, steps=case["train_steps"], warmup_steps=case["train_steps"] // 5),
         training=TrainingConfig(batch=8))
 

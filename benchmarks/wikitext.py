@@ -84,12 +84,12 @@ def fitted(model: Any) -> Any:
 
 def experiment(model: Any, seed: int, args: argparse.Namespace) -> Any:
     """One run: the same data, budget and recipe for every model."""
-    from memtok_jax.data.config import DataConfig
+    from memtok_jax.data.text import TextConfig
     from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 
     return Experiment(
         model=model,
-        data=DataConfig("wikitext2", sequence=SEGMENTS * SEGMENT, contiguous=False, visit=8, seed=seed, data_dir=args.data_dir,
+        data=TextConfig("wikitext2", sequence=SEGMENTS * SEGMENT, contiguous=False, visit=8, seed=seed, data_dir=args.data_dir,
                         eval_bytes=16_384),
         optimizer=OptimizerConfig(learning_rate=args.learning_rate, steps=args.steps, warmup_steps=args.steps // 20,
                                   final_fraction=0.02),

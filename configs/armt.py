@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memtok_jax.data.config import DataConfig
+from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.associative import AssociativeConfig as Task
 from memtok_jax.memory.armt import ArmtConfig
 from memtok_jax.models.language_model import LanguageModelConfig
@@ -41,7 +41,7 @@ def config(preset: str) -> Experiment:
     model = RmtConfig(inside, tokens=4, form="causal" if kind else "suffix")
     return Experiment(
         model=model,
-        data=DataConfig(source="task:associative", sequence=(PAIRS + 1) * UNIT, associative=Task(rule=rule), eval_samples=512),
+        data=TaskConfig(Task(rule=rule), sequence=(PAIRS + 1) * UNIT, eval_samples=512),
         optimizer=OptimizerConfig(learning_rate=2e-3, steps=steps, warmup_steps=100, weight_decay=0.001, final_fraction=0.05),
         training=TrainingConfig(batch=64, call_tokens=UNIT, log_every=20, eval_every=500),
         # The next lengths hold 11 pairs (and, for "rewrite", 23: there are only 16 keys to tell apart in "remember").

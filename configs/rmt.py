@@ -33,7 +33,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memtok_jax.data.config import DataConfig
+from memtok_jax.data.task import TaskConfig
+from memtok_jax.data.tasks import settings_named
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.cached import CachedConfig
@@ -51,14 +52,14 @@ PRESETS = (*TASKS, *(f"{task}_{kind}" for task in TASKS for kind in KINDS))
 
 
 def pairs(number: int, more: str = "") -> str:
-    """A stage of retrieval: so many pairs, and as many questions."""
-    return (f"data.retrieval.pairs={number} data.retrieval.questions={number} data.sequence={4 * number} training.stop_at=0.98 "
+    """A stage of retrieval: this many pairs, and as many questions."""
+    return (f"data.task.pairs={number} data.task.questions={number} data.sequence={4 * number} training.stop_at=0.98 "
             f"optimizer.learning_rate=0.003 {more}").strip()
 
 
 # What comes first. Retrieval: keys in ascending order tell where their pairs stand, so what is written can be asked for.
 CURRICULUM = {"reverse": ("data.sequence=24",),
-              "retrieval": (pairs(2, "data.retrieval.ordered=true"), pairs(2), pairs(3), pairs(4, "optimizer.steps=2000"))}
+              "retrieval": (pairs(2, "data.task.ordered=true"), pairs(2), pairs(3), pairs(4, "optimizer.steps=2000"))}
 # What another task leaves as it is: batch, learning rate, updates (of a stage), evaluation, the goal that ends a run.
 TRAINING = {"retrieval": (256, 5e-4, 1000, 50, 0.995), "equations": (32, 2e-3, 2000, 100, 0.9995)}
 
@@ -80,7 +81,7 @@ def config(preset: str) -> Experiment:
     batch, rate, steps, every, goal = TRAINING.get(task, (32, 2e-3, 2000, 100, 0.997))
     return Experiment(
         model=RmtConfig(inside, **(dict(tokens=tokens) | kind_options(kind))),
-        data=DataConfig(source=f"task:{task}", sequence=sequence, eval_samples=1024),
+        data=TaskConfig(settings_named(task), sequence, eval_samples=1024),
         optimizer=OptimizerConfig(learning_rate=rate, steps=steps, warmup_steps=100, weight_decay=0.01, final_fraction=0.05),
         training=TrainingConfig(batch=batch, call_tokens=segment, log_every=20, eval_every=every, stop_at=goal,
                                 curriculum=() if kind in ("none", "prefix") else CURRICULUM.get(task, ())),

@@ -17,7 +17,7 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
 
     overrides: "dotted.path=text"; an item of a tuple is named by its index, as in "model.pattern.0.chunk=16". The text is read by
     the type of the field: int, float, bool (true/false), str as it stands, tuples as comma-separated items, None if the field
-    allows it.
+    allows it. A field with the metadata "named", a function (old value, name) -> new value, takes a name for the whole group, as
+    in "data=task:copy"; overrides of its fields, as in "data.task.length=8", are then made in the new value.
     Raises UserError naming an unknown field with its neighbours, a text of the wrong type, or what the config itself refuses.
     """
     tree: dict[str, Any] = {}
@@ -91,18 +92,17 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
         node = tree
         for group in groups:
             node = node.setdefault(group, {})
-            if not isinstance(node, dict):
-                raise UserError(f"config.{path}: {group!r} was given a value before")
-        node[last] = text
+        node.setdefault(last, {})[""] = text
     return _apply(config, tree, "config")
 
 
 def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
     hints, new = _hints(type(config)), {}
+    named = {f.name: f.metadata.get("named") for f in dataclasses.fields(config)}
     for name, change in changes.items():
         if name not in hints:
             raise UserError(f"unknown field {path}.{name}{nearest(name, hints)}; {path} has {', '.join(hints)}")
-        new[name] = _changed(getattr(config, name), change, hints[name], f"{path}.{name}")
+        new[name] = _changed(getattr(config, name), change, hints[name], f"{path}.{name}", named[name])
     try:
         return dataclasses.replace(config, **new)
     except UserError:
@@ -111,16 +111,19 @@ def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
         raise UserError(str(error)) from error
 
 
-def _changed(value: Any, change: Any, hint: Any, path: str) -> Any:
-    """A value after a change: a text for the whole of it, or changes of its parts."""
-    if not isinstance(change, dict):
-        return parse(change, hint, path)
+def _changed(value: Any, change: dict[str, Any], hint: Any, path: str, named: Callable | None = None) -> Any:
+    """A value after a change. change: under "" a text for the whole of it, under other names changes of its parts."""
+    parts = {name: part for name, part in change.items() if name}
+    if "" in change:
+        value = named(value, change[""]) if named else parse(change[""], hint, path)
+    if not parts:
+        return value
     if dataclasses.is_dataclass(value):
-        return _apply(value, change, path)
+        return _apply(value, parts, path)
     if not isinstance(value, tuple):
-        raise UserError(f"{path} is {value!r}, not a group; it has no field {next(iter(change))!r}")
+        raise UserError(f"{path} is {value!r}, not a group; it has no field {next(iter(parts))!r}")
     items = list(value)
-    for index, part in change.items():
+    for index, part in parts.items():
         if not index.isdecimal() or int(index) >= len(items):
             raise UserError(f"{path} has no item {index!r}; it has {len(items)}, numbered from 0")
         items[int(index)] = _changed(items[int(index)], part, _item_hint(hint, int(index)), f"{path}.{index}")

@@ -11,7 +11,8 @@ import pytest
 from neural_cases import assert_close, jit
 from recurrent_cases import T, V, model, setup, some_ids
 
-from memtok_jax.data.config import DataConfig
+from memtok_jax.data.task import TaskConfig
+from memtok_jax.data.tasks.recall import RecallConfig
 from memtok_jax.models import decoder, recurrent
 from memtok_jax.models.protocol import bind
 from memtok_jax.training import backpropagation, losses, step
@@ -19,7 +20,7 @@ from memtok_jax.training.experiment import Experiment, OptimizerConfig, Training
 
 
 def experiment(gradient: str, segments: int = 4, remat: str = "nothing", **options) -> Experiment:
-    return Experiment(model(**options), DataConfig(source="task:recall", sequence=segments * T),
+    return Experiment(model(**options), TaskConfig(RecallConfig(), sequence=segments * T),
                       OptimizerConfig(learning_rate=0.01, steps=20, warmup_steps=2),
                       TrainingConfig(batch=2, call_tokens=T, gradient=gradient, remat=remat))
 

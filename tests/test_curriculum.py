@@ -45,9 +45,9 @@ def test_stages_hand_on_their_parameters(tmp_path, capsys):
 
 
 def test_a_stage_changes_what_it_names_and_nothing_else():
-    exp = experiment(*TASK, "data.sequence=16", "training.curriculum=data.associative.value=2 data.sequence=8 optimizer.steps=7")
+    exp = experiment(*TASK, "data.sequence=16", "training.curriculum=data.task.value=2 data.sequence=8 optimizer.steps=7")
     first, last = curriculum.stages(exp, Path("run"))
-    assert (first[0].data.associative.value, first[0].data.sequence, first[0].optimizer.steps) == (2, 8, 7)
+    assert (first[0].data.task.value, first[0].data.sequence, first[0].optimizer.steps) == (2, 8, 7)
     assert (first[0].model, first[0].evaluation) == (exp.model, exp.evaluation)
     assert last[0] == replace(exp, training=replace(exp.training, curriculum=(), start_from="run-stage1"))
 
@@ -67,7 +67,7 @@ def test_a_stage_that_was_stopped_ends_the_curriculum(tmp_path):
 
 def test_a_reached_goal_ends_the_run_and_its_continuation(tmp_path, capsys):
     """Any accuracy reaches a goal of nearly nothing: the first evaluation is the end, also when the command is given again."""
-    exp = experiment("task:recall", "data.recall.pairs=2", "data.sequence=16", "optimizer.steps=400", "training.eval_every=40",
+    exp = experiment("task:recall", "data.task.pairs=2", "data.sequence=16", "optimizer.steps=400", "training.eval_every=40",
                      "training.stop_at=0.02", "training.log_every=1")
     assert train(exp, tmp_path / "run") == 0
     steps, accuracy = metrics.column(metrics.read(tmp_path / "run"), "eval/accuracy")

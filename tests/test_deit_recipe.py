@@ -101,14 +101,14 @@ def test_what_cannot_be_mixed():
 def test_the_binary_loss_is_its_formula():
     """Each class of a mixed image counts as there; unscored rows count nothing; extra outputs are no class."""
     rng = np.random.default_rng(0)
-    logits, shares = rng.normal(0, 3, (3, 1, 5)), np.array([[[0.3, 0.7, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 0]]])
+    logits, shares = rng.normal(0, 3, (3, 1, 5)), np.array([[[0.3, 0.7, 0, 0]], [[0, 0, 1, 0]], [[np.nan] * 4]])
     there = np.pad(shares, ((0, 0), (0, 0), (0, 1)))[:2] > 0
     p = 1 / (1 + np.exp(-logits[:2]))
     expected = -np.where(there, np.log(p), np.log(1 - p)).mean((1, 2))
     sums = losses.totals(jnp.asarray(logits), jnp.asarray(shares, jnp.float32), "binary")
     np.testing.assert_allclose([sums.nats, sums.count], [expected.sum(), 2], rtol=1e-5)
     labels = jnp.array([[1], [2], [losses.IGNORE]])
-    one_hot = losses.totals(jnp.asarray(logits), jax.nn.one_hot(labels, 5), "binary")
+    one_hot = losses.totals(jnp.asarray(logits), jax.nn.one_hot(labels, 5).at[2].set(jnp.nan), "binary")
     np.testing.assert_allclose(losses.totals(jnp.asarray(logits), labels, "binary"), one_hot, rtol=1e-6)
     by_optax = optax.sigmoid_binary_cross_entropy(jnp.asarray(logits[:2]), jax.nn.one_hot(labels[:2], 5)).mean(-1).sum()
     np.testing.assert_allclose(one_hot.nats, by_optax, rtol=1e-5)
@@ -190,7 +190,7 @@ def test_mistakes_of_the_recipe():
         dataclasses.replace(RULE, rule="lion")
     with pytest.raises(UserError, match="training.loss is 'hinge'; it must be one of softmax, binary"):
         TrainingConfig(batch=1, loss="hinge")
-    with pytest.raises(UserError, match="training.loss is 'binary', which is for images, not task:recall"):
+    with pytest.raises(UserError, match="training.loss is 'binary', which is for classes and shares; the targets of task:recall are tokens: choose softmax"):
         config.load("recall", ("training.loss=binary",))
 
 

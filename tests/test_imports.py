@@ -83,7 +83,7 @@ for module in pkgutil.walk_packages(memtok_jax.__path__, "memtok_jax."):
 import toy_run
 from pathlib import Path
 from memtok_jax.training.run import train
-exp = toy_run.experiment("task:recall", "data.recall.pairs=2", "optimizer.steps=2", "training.eval_every=0")
+exp = toy_run.experiment("task:recall", "data.task.pairs=2", "optimizer.steps=2", "training.eval_every=0")
 sys.exit(train(exp, Path({str(tmp_path / "run")!r})))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)

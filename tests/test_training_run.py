@@ -118,7 +118,7 @@ def test_a_run_learns_and_reports(text, tmp_path, capsys):
 
 
 def test_a_task_reports_accuracy(tmp_path, capsys):
-    exp = experiment("task:recall", "data.recall.pairs=2", "data.sequence=16", "optimizer.steps=2")
+    exp = experiment("task:recall", "data.task.pairs=2", "data.sequence=16", "optimizer.steps=2")
     assert train(exp, tmp_path / "run") == 0
     assert "accuracy" in capsys.readouterr().out
     assert metrics.column(metrics.read(tmp_path / "run"), "eval/accuracy")[0] == [2]

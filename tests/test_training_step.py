@@ -13,7 +13,8 @@ import toy_model as toy
 
 from memtok_jax import params as pr
 from memtok_jax import sharding
-from memtok_jax.data.config import DataConfig
+from memtok_jax.data.task import TaskConfig
+from memtok_jax.data.tasks.recall import RecallConfig
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.models.protocol import bind
@@ -23,7 +24,7 @@ from memtok_jax.training.optimizer import schedule
 
 
 def experiment(batch=8, sequence=12, **training) -> Experiment:
-    return Experiment(toy.ToyConfig(vocabulary=16), DataConfig(source="task:recall", sequence=sequence),
+    return Experiment(toy.ToyConfig(vocabulary=16), TaskConfig(RecallConfig(), sequence=sequence),
                       OptimizerConfig(learning_rate=0.01, steps=20, warmup_steps=2),
                       TrainingConfig(batch=batch, **training))
 

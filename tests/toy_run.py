@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import toy_model
 
-from memtok_jax import config
-from memtok_jax.data.config import DataConfig
+from memtok_jax import config, data
+from memtok_jax.data.text import TextConfig
 from memtok_jax.training import cli
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+
+
+def _data(source: str):
+    chosen = data.named(TextConfig(sequence=16, eval_bytes=400), source)
+    return dataclasses.replace(chosen, eval_samples=6) if source.startswith("task:") else chosen
 
 
 def experiment(source: str, *overrides: str) -> Experiment:
     """A run of a second or two over a text file or a task."""
     base = Experiment(
-        toy_model.ToyConfig(), DataConfig(source=source, sequence=16, eval_bytes=400, eval_samples=6),
+        toy_model.ToyConfig(), _data(source),
         OptimizerConfig(learning_rate=0.02, steps=12, warmup_steps=2),
         TrainingConfig(batch=4, call_tokens=8, log_every=2, eval_every=4, checkpoint_every=4, sample_tokens=0, data=1),
         EvaluationConfig(batch=2, batches=2))

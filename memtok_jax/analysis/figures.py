@@ -30,7 +30,7 @@ def _levels(axes, levels: Mapping[str, float]) -> None:
 
 def curves(path: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], levels: Mapping[str, float],
            xlabel: str, ylabel: str, title: str) -> None:
-    """Draw lines over a common axis, and what costs nothing as horizontal levels.
+    """Draw lines over a common axis, and baselines as horizontal levels.
 
     lines: name -> (x, y). levels: name -> y. The first line is drawn thin (many noisy points), the others with dots.
     """
@@ -46,7 +46,7 @@ def curves(path: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float
 def by_distance(path: Path, points: Sequence[tuple[int, int, float, int]], levels: Mapping[str, float],
                 ylabel: str, title: str) -> None:
     """Draw a mean against the distance from the start of the stream. points: (first, last, value, count) of bins."""
-    figure, axes = _new("tokens read before", ylabel, title)
+    figure, axes = _new("tokens of the stream read before", ylabel, title)
     axes.plot([(a + b) / 2 + 1 for a, b, _, _ in points], [y for _, _, y, _ in points], marker="o", markersize=4)
     axes.set_xscale("log", base=2)
     _levels(axes, levels)
@@ -58,7 +58,7 @@ def by_distance(path: Path, points: Sequence[tuple[int, int, float, int]], level
 def by_length(path: Path, lengths: Sequence[int], accuracy: Sequence[float], levels: Mapping[str, Sequence[float]],
               trained: int, title: str) -> None:
     """Draw accuracy against sequence length. levels: name -> accuracy at each length. trained: length of training."""
-    figure, axes = _new("sequence length", "accuracy", title)
+    figure, axes = _new("sequence length (tokens)", "accuracy (share of targets)", title)
     axes.plot(lengths, accuracy, marker="o", label="model")
     for n, (name, values) in enumerate(levels.items()):
         axes.plot(lengths, values, linestyle="--", color=f"C{n + 1}", label=name)

@@ -28,6 +28,7 @@ from memtok_jax.analysis.collect import Collected, collect
 from memtok_jax.analysis.comparison import PLAIN, Arm
 from memtok_jax.config import UserError
 from memtok_jax.evaluation.report import abstract_params
+from memtok_jax.models.protocol import bind
 from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.training import cli
 from memtok_jax.training.checkpoint import CONFIG_FILE, Checkpoints, read_config
@@ -96,7 +97,7 @@ def load(checkpoint: str) -> subject.Model:
     if not isinstance(experiment.model, ClassifierConfig):
         raise UserError(f"{path} holds a {type(experiment.model).__name__}; only vision transformers have registers to analyse")
     with Checkpoints(path, experiment.training.keep) as checkpoints:
-        params, meta = checkpoints.restore_params(abstract_params(experiment, sharding.make_mesh(1, 1, 1)))
+        params, meta = checkpoints.restore_params(abstract_params(bind(experiment.model), sharding.make_mesh(1, 1, 1)))
     model = experiment.model
     return subject.Model(params["vit"], model.vit, experiment.data, model.mean, model.std, f"{path.name}, step {meta['step']}",
                          params["head"], model)

@@ -1,151 +1,138 @@
-"""Text, generated tasks and images as host arrays.
+"""Data as plug-ins: text, generated tasks and images as host arrays.
 
-Sources: `DataConfig` and `ImagesConfig`; what a batch is: docs/architecture.md.
+A source of data is a module of this folder: a file (`text.py`, `task.py`) or a package (`images`). It is found by name or by its
+config, and nothing lists it. Its config is a frozen dataclass and states
+
+    source     name of the data, for messages
+    sequence   T, tokens per row of a batch
+    lengths    other lengths that a training batch may have, () for none
+
+The module has the constants
+
+    SUITE      file of `evaluation/suites` that judges a model on this data
+    UNIT       what a sequence is made of, in the plural: "tokens"
+
+and the functions
+
+    named(old, name) -> config               what --data=NAME asks for; old: the config before, of this source or of another
+    open_train(cfg, batch, process_index, process_count)    an endless iterator of batches, see `open_train`
+    open_eval(cfg, batch, process_index, process_count)     a finite sequence of batches, see `open_eval`
+    input_shape(cfg) -> (shape, dtype)       of one row's `inputs`
+    targets(cfg) -> str                      one of TARGETS
+    vocabulary(cfg) -> int                   outputs that a model needs for a target: symbols, classes, or numbers
+    baselines(cfg, reach, segment) -> dict   results on the held-out data without a trained model: name -> number
+    describe(cfg) -> str                     one line
+    decode(cfg, ids) -> str                  readable text of token ids (only if the inputs are tokens)
+
+What the targets of a batch are is known without looking at them:
+
+    tokens   int32[B, T], the next token. -100: not scored
+    classes  int32[B, T], the class of a row. -100: not scored
+    shares   float32[B, T, n], shares of n classes that sum to one. NaN: not scored
+    values   float32[B, T, n], n numbers to predict. NaN: not scored
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
-import numpy as np
+from memtok_jax.data.errors import DataError as DataError
+from memtok_jax.data.errors import DataNotFoundError as DataNotFoundError
+from memtok_jax.data.iterators import NumpyIterator
+from memtok_jax.data.streams import Batch as Batch
 
-from memtok_jax.data import corpus as _corpus
-from memtok_jax.data import images
-from memtok_jax.data.config import DataConfig, is_task, task_config, task_module
-from memtok_jax.data.documents import total
-from memtok_jax.data.errors import DataError, DataNotFoundError
-from memtok_jax.data.images.config import ImagesConfig
-from memtok_jax.data.iterators import NumpyIterator, open_iterator
-from memtok_jax.data.streams import Batch, ContiguousBatches, EvalBatches, WindowBatches, identity, rows_of
-from memtok_jax.data.task_batches import TaskBatches, TaskEvalBatches
-from memtok_jax.data.tasks.scoring import majority
-
-__all__ = ["Batch", "DataConfig", "DataError", "DataNotFoundError", "ImagesConfig", "answer_right", "decode", "describe",
-           "eval_text", "images", "input_shape", "is_images", "is_task", "is_text", "open_eval", "open_train", "reference_words",
-           "task_baselines", "train_text", "unit", "vocabulary"]
-
-AnyConfig = DataConfig | ImagesConfig
+TARGETS = ("tokens", "classes", "shares", "values")
 
 
-def is_images(cfg: AnyConfig) -> bool:
-    """True where the data are images."""
-    return isinstance(cfg, ImagesConfig)
+def source_of(cfg: Any) -> ModuleType:
+    """The module of a data config: the one that defines it, or the package around that."""
+    module = sys.modules[type(cfg).__module__]
+    return module if hasattr(module, "open_train") else importlib.import_module(module.__package__)
 
 
-def is_text(cfg: AnyConfig) -> bool:
-    """True where the data is text, judged by bits per byte; all other data is judged by accuracy."""
-    return not (is_images(cfg) or is_task(cfg))
+def named(old: Any, name: str) -> Any:
+    """The config that --data=NAME asks for.
+
+    "KIND:NAME" ("task:copy", "text:FILE", "images:FOLDER") takes the source in the file KIND; any other name is one of the same
+    kind as before, such as a file in the place of another. What both kinds have (sequence, seed) is kept.
+    """
+    kind, _, rest = name.partition(":")
+    module = _source(kind) if rest else None
+    return module.named(old, rest) if module else source_of(old).named(old, name)
 
 
-def unit(cfg: AnyConfig) -> str:
-    """What a sequence is made of."""
-    return "images" if is_images(cfg) else "tokens"
+def _source(kind: str) -> ModuleType | None:
+    """The source in the file or package `kind` of this folder; None if there is none."""
+    path = f"{__name__}.{kind}"
+    if not kind.isidentifier() or importlib.util.find_spec(path) is None:
+        return None
+    module = importlib.import_module(path)
+    return module if hasattr(module, "open_train") else None
 
 
-def input_shape(cfg: AnyConfig) -> tuple[tuple[int, ...], type]:
-    """Shape and dtype of one row's `inputs`: int32[T] or uint8[1, rows, columns, C]."""
-    return ((1, *cfg.shape), np.uint8) if is_images(cfg) else ((cfg.sequence,), np.int32)
-
-
-def open_train(cfg: AnyConfig, batch: int, process_index: int = 0, process_count: int = 1) -> NumpyIterator:
-    """Endless training batches: `inputs` int32[b, T] (of images uint8[b, 1, rows, columns, C]), `targets` int32[b, T] (of
-    mixed images float32[b, 1, classes]), `start` bool[b].
+def open_train(cfg: Any, batch: int, process_index: int = 0, process_count: int = 1) -> NumpyIterator:
+    """Endless training batches: `inputs` [b, T, ...], `targets` [b, T, ...], `start` bool[b], the row begins a new stream.
 
     batch: B, rows of all processes together; a process reads b = B / process_count of them, so that the processes'
     batches one below the other are the batch of a single process. The iterator has `get_state`, `set_state` and
     `close`; its state is the same for every process count. Raises DataError for data that cannot be used.
     """
-    if is_images(cfg):
-        return images.open_train(cfg, batch, process_index, process_count)
-    rows = rows_of(process_index, process_count, batch)
-    if is_task(cfg):
-        for tokens in (cfg.sequence, *cfg.lengths):
-            task_module(cfg).check(task_config(cfg), tokens)
-        settings = (cfg.source, task_config(cfg), batch, cfg.sequence, *cfg.lengths, cfg.seed)
-        return open_iterator(TaskBatches(cfg, batch, rows), identity((), *settings))
-    documents = _corpus.training(cfg, _corpus.load(cfg))
-    if cfg.contiguous:
-        source = ContiguousBatches(documents, batch, cfg.sequence, cfg.seed, rows)
-    else:
-        source = WindowBatches(documents, batch, cfg.sequence, cfg.seed, rows, cfg.visit)
-    return open_iterator(source, identity(documents, cfg.contiguous, cfg.visit, batch, cfg.sequence, cfg.seed))
+    return source_of(cfg).open_train(cfg, batch, process_index, process_count)
 
 
-def open_eval(cfg: AnyConfig, batch: int, process_index: int = 0, process_count: int = 1) -> Sequence[Batch]:
+def open_eval(cfg: Any, batch: int, process_index: int = 0, process_count: int = 1) -> Sequence[Batch]:
     """Held-out batches, a finite sequence: every held-out byte, sample or image exactly once, for any batch size.
 
-    Beside the arrays of training: `length` int32[b], real tokens at the front of each row, and `document` int32[b].
-    See `streams.EvalBatches` and `task_batches.TaskEvalBatches`.
+    Beside the arrays of training: `length` int32[b], real tokens at the front of each row, and `document` int32[b], number of the
+    text, sample or image, -1 for a row that only fills the batch.
     """
-    if is_images(cfg):
-        return images.open_eval(cfg, batch, process_index, process_count)
-    rows = rows_of(process_index, process_count, batch)
-    if is_task(cfg):
-        task_module(cfg).check(task_config(cfg), cfg.sequence)
-        return TaskEvalBatches(cfg, batch, rows)
-    return EvalBatches(_corpus.held_out(cfg, _corpus.load(cfg)), batch, cfg.sequence, rows)
+    return source_of(cfg).open_eval(cfg, batch, process_index, process_count)
 
 
-def eval_text(cfg: DataConfig) -> bytes:
-    """The held-out bytes that `open_eval` scores. Raises DataError for a task."""
-    return b"".join(d.data.tobytes() for d in _corpus.held_out(cfg, _text(cfg)))
+def input_shape(cfg: Any) -> tuple[tuple[int, ...], type]:
+    """Shape and dtype of one row's `inputs`: int32[T] or uint8[1, rows, columns, C]."""
+    return source_of(cfg).input_shape(cfg)
 
 
-def train_text(cfg: DataConfig) -> bytes:
-    """The training bytes, joined, for baselines. Raises DataError for a task."""
-    return _corpus.SEPARATOR.join(d.data.tobytes() for d in _corpus.training(cfg, _text(cfg)))
+def targets(cfg: Any) -> str:
+    """What the targets of a batch are: one of TARGETS."""
+    return source_of(cfg).targets(cfg)
 
 
-def reference_words(cfg: DataConfig) -> int:
-    """Words of the held-out text for word perplexity: separated by white space, and each line end where the data
-    set counts it as a word (WikiText)."""
-    text = eval_text(cfg)
-    return len(text.split()) + (text.count(b"\n") if _text(cfg).words == "lines" else 0)
+def vocabulary(cfg: Any) -> int:
+    """Outputs that a model needs for a target: 256 for text, the number of classes for images."""
+    return source_of(cfg).vocabulary(cfg)
 
 
-def _text(cfg: DataConfig) -> _corpus.Corpus:
-    if is_task(cfg):
-        raise DataError(f"{cfg.source} generates its samples; there is no text")
-    return _corpus.load(cfg)
+def baselines(cfg: Any, reach: int, segment: int) -> dict[str, float]:
+    """Results on the held-out data without a trained model: name -> number, in the unit of the data's evaluation suite.
+
+    reach: tokens that the model can see without its memory, itself included. segment: tokens between two borders of the model,
+    0 if it has none.
+    """
+    return source_of(cfg).baselines(cfg, reach, segment)
 
 
-def task_baselines(cfg: DataConfig, window: int) -> dict[str, float]:
-    """Accuracies that cost nothing, only for a task: chance, always the most frequent held-out answer ("majority"),
-    and a perfect reader of the last `window` tokens ("no_memory")."""
-    (held_out,) = open_eval(cfg, cfg.eval_samples)
-    free = task_module(cfg).baselines(task_config(cfg), cfg.sequence, window)
-    return {**free, "majority": majority(held_out["targets"])}
+def suite(cfg: Any) -> str:
+    """Name of the evaluation suite that judges a model on this data."""
+    return source_of(cfg).SUITE
 
 
-def answer_right(cfg: DataConfig) -> Callable | None:
-    """Of a task whose answer is a part of what it predicts: (predicted [B, T], labels [B, T]) -> bool[B]; else None."""
-    return getattr(task_module(cfg), "answer_right", None)
+def unit(cfg: Any) -> str:
+    """What a sequence is made of, in the plural."""
+    return source_of(cfg).UNIT
 
 
-def vocabulary(cfg: AnyConfig) -> int:
-    """Number of tokens, 256 for text; of images the number of classes."""
-    if is_images(cfg):
-        return len(images.classes(cfg))
-    return task_module(cfg).vocabulary(task_config(cfg)) if is_task(cfg) else 256
+def decode(cfg: Any, ids: Any) -> str:
+    """Readable text of token ids [T] up to the end mark, a negative id. Ids that stand for nothing show as a replacement sign."""
+    return source_of(cfg).decode(cfg, ids)
 
 
-def decode(cfg: DataConfig, ids) -> str:
-    """Readable text of token ids [T]; bytes that are not UTF-8 show as a replacement sign."""
-    if is_task(cfg):
-        symbols = task_module(cfg).symbols(task_config(cfg))
-        return " ".join(symbols[int(i)] for i in ids)
-    return bytes(int(i) for i in ids).decode(errors="replace")
-
-
-def describe(cfg: AnyConfig) -> str:
+def describe(cfg: Any) -> str:
     """One line: data set, sizes of its splits, where it lies."""
-    if is_images(cfg):
-        return images.describe(cfg)
-    if is_task(cfg):
-        return (f"{cfg.source}: {task_config(cfg)}, {cfg.sequence} tokens, fresh samples for training, "
-                f"{cfg.eval_samples} held-out samples")
-    corpus = _corpus.load(cfg)
-    train, scored = _corpus.training(cfg, corpus), _corpus.held_out(cfg, corpus)
-    held = corpus.splits[cfg.eval_split]
-    return (f"{cfg.source}: {total(train):,} bytes in {len(train)} files to train on, {total(held):,} bytes in "
-            f"{len(held)} files held out ({cfg.eval_split}), {total(scored):,} of them scored; from {corpus.origin}")
+    return source_of(cfg).describe(cfg)

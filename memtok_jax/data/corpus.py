@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memtok_jax.data import files, prepared, stdlib
-from memtok_jax.data.config import TASK, TFDS, DataConfig, task_names
 from memtok_jax.data.documents import Corpus, Document, document, first_bytes
 from memtok_jax.data.errors import DataError, nearest
+from memtok_jax.data.tasks import names as task_names
 
+if TYPE_CHECKING:
+    from memtok_jax.data.text import TextConfig
+
+TFDS = "tfds:"
 SEPARATOR = b"\0"  # stands between joined documents; no text holds it
 
 
-def load(cfg: DataConfig) -> Corpus:
+def load(cfg: TextConfig) -> Corpus:
     """The documents of a text source by split, uncut.
 
     The last two sources stay in memory. Raises DataError (one line) for an unknown name, missing or unusable data,
@@ -44,19 +49,20 @@ def _load(source: str, data_dir: str, cache_dir: str, held_out: float) -> Corpus
 
 
 def _unknown(source: str) -> DataError:
-    names = ("stdlib", *sorted(files.REAL), *(TASK + name for name in task_names()))
+    names = ("stdlib", *sorted(files.REAL), *(f"task:{name}" for name in task_names()))
     return DataError(f"unknown data source '{source}': no such file or folder, and not one of {', '.join(names)}, "
                      f"{TFDS}NAME{nearest(source, names)}")
 
 
-def training(cfg: DataConfig, corpus: Corpus) -> tuple[Document, ...]:
+def training(cfg: TextConfig, corpus: Corpus) -> tuple[Document, ...]:
     """Documents of the training split, at most `cfg.max_bytes`."""
     return first_bytes(corpus.splits["train"], cfg.max_bytes)
 
 
-def held_out(cfg: DataConfig, corpus: Corpus) -> tuple[Document, ...]:
+def held_out(cfg: TextConfig, corpus: Corpus) -> tuple[Document, ...]:
     """The texts to score, at most `cfg.eval_bytes`: the documents of a set of books, else one joined text."""
     documents = first_bytes(corpus.splits[cfg.eval_split], cfg.eval_bytes)
     if corpus.separate or len(documents) == 1:
         return documents
-    return (document(cfg.eval_split, SEPARATOR.join(d.data.tobytes() for d in documents)),)
+    joined = document(cfg.eval_split, SEPARATOR.join(d.data.tobytes() for d in documents))
+    return first_bytes((joined,), cfg.eval_bytes)

@@ -24,12 +24,14 @@ class Corpus:
     separate: True where held-out documents are scored one by one, each from a fresh state (books); False where
         they are joined into one text.
     words: "whitespace", or "lines" where each line end counts as a word as well (word-tokenised WikiText).
+    notes: what a reader should know about the files, such as those that were left out.
     """
 
     splits: dict[str, tuple[Document, ...]]
     origin: str
     separate: bool = False
     words: str = "whitespace"
+    notes: tuple[str, ...] = ()
 
 
 def document(name: str, text: bytes) -> Document:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 from memtok_jax.config import UserError
+from memtok_jax.config import nearest as nearest
 
 
 class DataError(UserError):
@@ -14,9 +12,3 @@ class DataError(UserError):
 
 class DataNotFoundError(DataError):
     """Data that is simply not there (a test that needs it skips)."""
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """"; did you mean 'x'?" for the most similar of the names, or an empty string where none is similar."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
-import hashlib
 import os
-import re
 import zlib
 from pathlib import Path
 
@@ -20,36 +19,69 @@ REAL = {
     "wikitext2": "https://github.com/pytorch/examples (word_language_model/data/wikitext-2)",
 }
 IMAGES = {"fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist", "coco_permissive": "https://cocodataset.org"}
+# Byte order marks; that of UTF-32 begins with that of UTF-16.
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be",
+         codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 PROBE = 65536  # a file is taken for text if its first bytes hold no NUL
 
 
 def read_file(path: Path, name: str) -> Document:
-    """One file as a document: a memory map where it is plain, unpacked in memory where it is .gz."""
+    """One file as a document of UTF-8 bytes: a memory map if it is plain, unpacked in memory if it is .gz.
+
+    A byte order mark is left out; text that it marks as UTF-16 or UTF-32 is turned into UTF-8.
+    """
     try:
         if path.suffix == ".gz":
-            return document(name, gzip.decompress(path.read_bytes()))
-        return Document(name, np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8))
+            return _unmarked(document(name, gzip.decompress(path.read_bytes())))
+        return _unmarked(Document(name, np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
+def _unmarked(one: Document) -> Document:
+    """The document without a byte order mark, in UTF-8; unchanged if its bytes are not what the mark says."""
+    front = one.data[:4].tobytes()
+    mark, encoding = next(((m, e) for m, e in MARKS.items() if front.startswith(m)), (b"", "utf-8"))
+    if encoding == "utf-8":
+        return Document(one.name, one.data[len(mark):])
+    try:
+        return document(one.name, one.data[len(mark):].tobytes().decode(encoding).encode())
+    except UnicodeError:
+        return one
+
+
 def load_path(path: Path, held_out: float) -> Corpus:
-    """A text file (its end is held out), or all text files below a folder (whole files are held out)."""
+    """A text file (its end is held out), or all text files below a folder (whole files are held out).
+
+    The notes of the corpus name files that were left out, or that are read in a way that may surprise.
+    """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
-        documents = [d for d in (read_file(p, p.relative_to(path).as_posix()) for p in files) if _is_text(d)]
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        documents = [read_file(p, p.relative_to(path).as_posix()) for p in found]
+        notes = _notes("left out, as they hold zero bytes", [d for d in documents if len(d.data) and not _is_text(d)])
+        documents = [d for d in documents if _is_text(d)]
         if not documents:
-            raise DataError(f"no text files in the folder {path} ({len(files)} files there, all empty or binary)")
+            raise DataError(f"no text files in the folder {path} ({len(found)} files there, all empty or binary)")
         splits = split_by_document(documents, held_out)
     else:
-        one = read_file(path, path.name)
-        if not len(one.data):
+        documents = [read_file(path, path.name)]
+        if not len(documents[0].data):
             raise DataError(f"the text file {path} is empty")
-        splits = split_tail([one], held_out)
-    for name, documents in splits.items():
-        if not documents:
+        notes = _notes("read byte by byte, though it holds zero bytes and may be no text",
+                       [d for d in documents if not _is_text(d)])
+        splits = split_tail(documents, held_out)
+    for name, part in splits.items():
+        if not part:
             raise DataError(f"{path} is too small: nothing is left for the split '{name}' at held_out={held_out}")
-    return Corpus(splits, str(path))
+    notes += _notes("read as they stand, braces and field names included",
+                    [d for d in documents if d.name.removesuffix(".gz").endswith((".jsonl", ".json"))])
+    return Corpus(splits, str(path), notes=notes)
+
+
+def _notes(what: str, documents: list[Document]) -> tuple[str, ...]:
+    """One note on some documents, none if there are none."""
+    more = f" and {len(documents) - 1} more" if len(documents) > 1 else ""
+    return (f"{documents[0].name}{more}: {what}",) if documents else ()
 
 
 def _hidden(relative: Path) -> bool:
@@ -80,25 +112,6 @@ def real_folder(name: str, data_dir: str) -> Path:
     if not root or not folder.is_dir():
         raise absent(folder, name)
     return folder
-
-
-def verify(name: str, data_dir: str) -> int:
-    """Compare the SHA-256 of every file of a local data set with the table in its README.md.
-
-    Returns the number of files. Raises DataError naming the first file that is missing or has changed, or saying
-    that the README.md has no table.
-    """
-    folder = real_folder(name, data_dir)
-    readme = folder / "README.md"
-    table = readme.read_text() if readme.is_file() else ""
-    rows = re.findall(r"^\| *([^|]+?) *\| *\d+ *\| *([0-9a-f]{64}) *\|", table, re.M)
-    if not rows:
-        raise DataError(f"{readme} lists no files with their SHA-256; nothing to verify")
-    for file, expected in rows:
-        path = folder / file
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise DataError(f"{path} is missing or is not the file listed in {readme}")
-    return len(rows)
 
 
 def absent(path: Path, name: str) -> DataNotFoundError:

@@ -72,8 +72,9 @@ def _check_length(documents: Sequence[Document], batch: int, sequence: int) -> N
 
 
 def identity(documents: Sequence[Document], *settings) -> str:
-    """A checksum of what decides the order of the data, saved beside the position in it."""
-    return f"{zlib.crc32(repr(([(d.name, len(d.data)) for d in documents], settings)).encode()):08x}"
+    """A checksum of the data and of what decides its order, saved beside the position in it."""
+    content = [(d.name, len(d.data), zlib.crc32(np.ascontiguousarray(d.data))) for d in documents]
+    return f"{zlib.crc32(repr((content, settings)).encode()):08x}"
 
 
 class ContiguousBatches:

@@ -1,1 +1,1 @@
-"""Evaluation: one file per suite; each yields (name, value) pairs."""
+"""Evaluation: how a trained model is judged. The suites are plug-ins, see `evaluation/suites`."""

@@ -3,70 +3,100 @@
 Teacher-forced accuracy asks for one token at a time and shows the right one afterwards; a model that goes wrong once is put right
 at the next step. Here predictions are fed back, by two rules never to be mixed in one table; the third feeds nothing back:
 
-    strict       every predicted token is fed back
+    strict       every answer is fed back
     published    the first input of each segment is shown, as in the public code of RMT (arXiv 2207.06881)
     shown        as in training; tells how often an answer is right when the steps before it are
 
-A token is fed back where the next input is what was to be predicted; a question in between is read as it stands.
+The task says which inputs are answers; the others, such as questions in between, are read as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memtok_jax import params as pr
-from memtok_jax.data.tasks.scoring import IGNORED, accuracy, exact_match
+from memtok_jax import params as P
+from memtok_jax.config import choose
+from memtok_jax.data.tasks.scoring import accuracy, exact_match
+from memtok_jax.models.call import Call
+from memtok_jax.models.protocol import Model
 
 RULES = ("strict", "published", "shown")
 
 
-def fed_back(inputs: np.ndarray, labels: np.ndarray, segment: int, rule: str) -> np.ndarray:
-    """bool[B, T]: inputs that are replaced by the model's own prediction. inputs, labels: i32[B, T]; segment: for "published"."""
-    if rule not in RULES:
-        raise ValueError(f"rule={rule!r} must be one of {', '.join(map(repr, RULES))}")
-    back = np.zeros(labels.shape, bool)
-    if rule == "shown":
-        return back
-    back[:, 1:] = (labels[:, :-1] != IGNORED) & (inputs[:, 1:] == labels[:, :-1])
+def fed_back(answers_T: np.ndarray, segment: int, rule: str) -> np.ndarray:
+    """bool[T]: inputs that are replaced by the model's own prediction. answers_T: bool[T], of the task. segment: for "published"."""
+    choose("rule", rule, RULES)
+    back = answers_T & (rule != "shown")
     if rule == "published":
-        back[:, ::segment] = False
+        back[::segment] = False
     return back
 
 
-@partial(jax.jit, static_argnames=("functions", "model"))
-def answer(params: pr.Tree, inputs: jax.Array, back: jax.Array, *, functions: ModuleType, model: Any) -> jax.Array:
-    """Most likely token after each position, i32[B, T], one token at a time from a fresh carry."""
-    carry = functions.init_state(params, model, inputs.shape[0])
+@partial(jax.jit, static_argnames=("block", "model"))
+def prompted(params: P.Tree, prompt_BT: jax.Array, *, block: int, model: Model) -> tuple[jax.Array, P.Tree]:
+    """Read a prompt in calls of `block` tokens and one of the rest.
 
-    def one(carry, x):
+    Returns the most likely token after each position, i32[B, T], and the carry.
+    """
+    rows, tokens = prompt_BT.shape
+    whole = Call(whole=block % model.call_tokens == 0)
+
+    def read(carry, ids, call=whole):
+        logits, carry, _ = model.run(params, carry, ids, call)
+        return carry, logits.argmax(-1).astype(ids.dtype)
+
+    blocks = jnp.moveaxis(prompt_BT[:, :tokens // block * block].reshape(rows, -1, block), 1, 0)
+    carry, said = jax.lax.scan(read, model.init_state(params, rows), blocks)
+    said = jnp.moveaxis(said, 0, 1).reshape(rows, -1)
+    if tokens % block:
+        carry, rest = read(carry, prompt_BT[:, tokens // block * block:], Call())
+        said = jnp.concatenate([said, rest], axis=1)
+    return said, carry
+
+
+@partial(jax.jit, static_argnames=("model",))
+def written(params: P.Tree, carry: P.Tree, last_B: jax.Array, inputs_BT: jax.Array, back_T: jax.Array, *, model: Model) -> jax.Array:
+    """Most likely token after each position, i32[B, T], one token at a time.
+
+    last_B: what was predicted before the first position. back_T: bool[T], positions that read the prediction before them.
+    """
+    def step(carry, x):
         state, last = carry
         given, own = x
-        logits, state = functions.apply(params, state, jnp.where(own, last, given)[:, None], model)
-        said = logits[:, 0].argmax(-1).astype(inputs.dtype)
+        logits, state, _ = model.run(params, state, jnp.where(own, last, given)[:, None], Call())
+        said = logits[:, 0].argmax(-1).astype(inputs_BT.dtype)
         return (state, said), said
 
-    _, said = jax.lax.scan(one, (carry, jnp.zeros_like(inputs[:, 0])), (inputs.T, back.T))
+    _, said = jax.lax.scan(step, (carry, last_B), (inputs_BT.T, back_T))
     return said.T
 
 
-def generated(params: pr.Tree, batches: Iterable[dict[str, np.ndarray]], segment: int, rule: str, *, functions: ModuleType,
-              model: Any, answer_right: Callable | None = None) -> dict[str, float]:
+def answer(params: P.Tree, inputs_BT: np.ndarray, back_T: np.ndarray, block: int, *, model: Model) -> np.ndarray:
+    """Most likely token after each position, i32[B, T], from a fresh carry: the prompt in blocks, the rest token by token."""
+    prompt = int(np.argmax(back_T)) if back_T.any() else len(back_T)
+    said, carry = prompted(params, inputs_BT[:, :prompt], block=block, model=model)
+    if prompt < len(back_T):
+        rest = written(params, carry, said[:, -1], inputs_BT[:, prompt:], back_T[prompt:], model=model)
+        said = jnp.concatenate([said, rest], axis=1)
+    return np.asarray(said)
+
+
+def generated(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], answers_T: np.ndarray, segment: int, rule: str, *,
+              model: Model, answer_right: Callable | None = None) -> dict[str, float]:
     """Share of right symbols ("accuracy") and of samples without a wrong one ("exact_match"), over all rows of the batches.
 
-    answer_right: of a task whose answer is a part of what it predicts, (said, labels) -> bool[B]; then also "answers", its share.
+    answers_T: bool[T], inputs that are answers. segment: tokens of a call. answer_right: scorer for tasks that grade only a part of
+    the predicted tokens, (said, labels) -> bool[B]; adds "answers", the share of right ones.
     """
-    said, labels = [], []
+    said, labels, back = [], [], fed_back(answers_T, segment, rule)
     for batch in batches:
         real = batch["length"] > 0
-        back = fed_back(batch["inputs"], batch["targets"], segment, rule)
-        said.append(np.asarray(answer(params, batch["inputs"], back, functions=functions, model=model))[real])
+        said.append(answer(params, batch["inputs"], back, segment, model=model)[real])
         labels.append(batch["targets"][real])
     said, labels = np.concatenate(said), np.concatenate(labels)
     found = {"accuracy": accuracy(said, labels), "exact_match": exact_match(said, labels)}

@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache, partial
-from types import ModuleType
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from memtok_jax import params as pr
-from memtok_jax import sharding
+from memtok_jax import data, sharding
+from memtok_jax import params as P
 from memtok_jax.compiler import options
+from memtok_jax.models.call import Call
+from memtok_jax.models.protocol import Model
 from memtok_jax.training import losses
+
+if TYPE_CHECKING:
+    from memtok_jax.training.experiment import Experiment
 
 BINS_PER_OCTAVE = 2
 
@@ -24,6 +29,7 @@ BINS_PER_OCTAVE = 2
 class Score(NamedTuple):
     """What one pass over held-out data gives; totals are Python floats (float64).
 
+    nats: sum of the loss, in nats if it is a cross-entropy. correct, count: right and scored targets.
     positions: (first, last, mean nats, count) of scored targets by their distance from the start of their stream, in
     bins that grow by a factor of sqrt(2); a bin without targets is left out.
     """
@@ -35,7 +41,7 @@ class Score(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood in nats."""
+        """Mean loss of a scored target."""
         return self.nats / max(self.count, 1)
 
     @property
@@ -44,68 +50,83 @@ class Score(NamedTuple):
         return self.correct / max(self.count, 1)
 
 
-def score_batch(params: pr.Tree, carry: pr.Tree, inputs: jax.Array, targets_BT: jax.Array, start_B: jax.Array,
-                length_B: jax.Array, *, functions: ModuleType, model: Any, segment: int):
-    """Score one batch in segments. inputs: [B, T, ...].
+def score_data(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, cfg: Any, rows: int, most: int = 0) -> Score:
+    """Score held-out data in batches of `rows` rows, in calls as long as those of training, by the loss of training.
 
-    Returns (carry, nats[B, T], correct[B, T]); padding and targets of -100 give 0 and False.
+    cfg: the data, such as that of the experiment with another `sequence`. most: batches to score, 0 for all.
     """
-    rows, total = targets_BT.shape
-    initial = functions.init_state(params, model, rows)
-    carry = pr.reset(carry, start_B, initial, functions.state_specs(model, rows))
-    cut = lambda x: jnp.moveaxis(x.reshape(rows, total // segment, segment, *x.shape[2:]), 1, 0)  # noqa: E731
+    return score(params, islice(data.open_eval(cfg, rows), most or None), mesh, model=model, segment=experiment.call_tokens,
+                 loss=experiment.training.loss)
+
+
+def score_batch(params: P.Tree, carry: P.Tree, inputs: jax.Array, targets: jax.Array, start_B: jax.Array, length_B: jax.Array, *,
+                model: Model, segment: int, loss: str, whole: bool):
+    """Score one batch in segments. inputs: [B, T, ...]. whole: promise that all rows are full and stand at a border, see `Call`.
+
+    Returns (carry, loss[B, T], correct[B, T]); positions that are not scored give 0 and False.
+    """
+    rows, total = targets.shape[:2]
+    carry = P.reset(carry, start_B, model.init_state(params, rows), model.state_specs(rows))
 
     def one(carry, x):
         some, targets, begin = x
-        logits, carry = functions.apply(params, carry, some, model, jnp.clip(length_B - begin, 0, segment))
-        nats, correct, _ = losses.token_scores(logits, targets)
-        return carry, (nats, correct)
+        call = Call(whole=True) if whole else Call(length=jnp.clip(length_B - begin, 0, segment))
+        outputs, carry, _ = model.run(params, carry, some, call)
+        return carry, losses.scores(outputs, targets, loss)[:2]
 
-    begins = jnp.arange(0, total, segment)
-    carry, scores = jax.lax.scan(one, carry, (cut(inputs), cut(targets_BT), begins))
-    join = lambda x: sharding.everywhere(jnp.moveaxis(x, 0, 1).reshape(rows, total))  # noqa: E731
+    def cut(x):
+        return jnp.moveaxis(x.reshape(rows, total // segment, segment, *x.shape[2:]), 1, 0)
+
+    def join(x):
+        return sharding.everywhere(jnp.moveaxis(x, 0, 1).reshape(rows, total))
+
+    carry, scores = jax.lax.scan(one, carry, (cut(inputs), cut(targets), jnp.arange(0, total, segment)))
     return carry, *map(join, scores)
 
 
 @cache
 def _compiled(platform: str):
     """`score_batch`, its carry donated. Made on first use: to ask for the platform at import would settle it too early."""
-    return jax.jit(score_batch, static_argnames=("functions", "model", "segment"), donate_argnames=("carry",),
+    return jax.jit(score_batch, static_argnames=("model", "segment", "loss", "whole"), donate_argnames=("carry",),
                    compiler_options=options(platform))
 
 
-def score(params: pr.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, functions: ModuleType,
-          model: Any, segment: int) -> Score:
+def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, model: Model, segment: int,
+          loss: str = "softmax") -> Score:
     """Score all batches.
 
     batches: as `data.open_eval` gives them, all rows on every process; the first one starts every row that it uses.
     mesh: where the parameters lie; the rows of a batch must divide over it. segment: tokens per call of the model,
-    which must divide the length of the batches.
+    which must divide the length of the batches. loss: one of `losses.LOSSES`.
+    Batches in which all rows are full, and have been so far, take the faster path of whole calls.
     """
-    carry, age, tallies, run = None, None, _Tallies(), _compiled(jax.default_backend())
+    carry, age, ragged, tallies, run = None, None, None, _Tallies(), _compiled(jax.default_backend())
     for batch in batches:
-        rows, total = batch["targets"].shape
+        rows, total = batch["targets"].shape[:2]
         if carry is None:
-            carry, age = _fresh_carry(params, functions=functions, model=model, rows=rows), np.zeros(rows, np.int64)
-        age = np.where(batch["start"], 0, age)
+            carry, age, ragged = _fresh_carry(params, model=model, rows=rows), np.zeros(rows, np.int64), np.zeros(rows, bool)
+        age, ragged = np.where(batch["start"], 0, age), np.where(batch["start"], False, ragged) | (batch["length"] != total)
+        whole = not ragged.any() and segment % model.call_tokens == 0
         arrays = [sharding.place_rows(mesh, batch[name]) for name in ("inputs", "targets", "start", "length")]
-        carry, nats, correct = run(params, carry, *arrays, functions=functions, model=model, segment=segment)
-        tallies.add(batch["targets"], np.asarray(nats), np.asarray(correct), age)
+        carry, losses_BT, correct = run(params, carry, *arrays, model=model, segment=segment, loss=loss, whole=whole)
+        tallies.add(np.asarray(losses.is_scored(batch["targets"])), np.asarray(losses_BT), np.asarray(correct), age)
         age = age + total
     return tallies.result()
 
 
-@partial(jax.jit, static_argnames=("functions", "model", "rows"))
-def _fresh_carry(params: pr.Tree, *, functions: ModuleType, model: Any, rows: int) -> pr.Tree:
-    return sharding.constrain_tree(functions.init_state(params, model, rows), functions.state_specs(model, rows))
+@partial(jax.jit, static_argnames=("model", "rows"))
+def _fresh_carry(params: P.Tree, *, model: Model, rows: int) -> P.Tree:
+    return sharding.constrain_tree(model.init_state(params, rows), model.state_specs(rows))
 
 
-@partial(jax.jit, static_argnames=("functions", "model"))
-def memory_statistics(params: pr.Tree, inputs: jax.Array, length_B: jax.Array, *, functions: ModuleType,
-                      model: Any) -> dict[str, jax.Array]:
-    """What the memories do with one segment from a fresh carry: name -> f32[], such as step sizes and forgetting."""
-    state = functions.init_state(params, model, inputs.shape[0])
-    return functions.statistics(params, state, inputs, model, length_B)
+@partial(jax.jit, static_argnames=("model", "whole"))
+def memory_statistics(params: P.Tree, inputs: jax.Array, length_B: jax.Array, *, model: Model, whole: bool = False) -> dict[str, jax.Array]:
+    """What the memories do with one segment from a fresh carry: name -> f32[], such as step sizes and forgetting.
+
+    whole: promise that all rows are full, see `Call`.
+    """
+    call = Call(whole=True) if whole else Call(length=length_B)
+    return model.run(params, model.init_state(params, inputs.shape[0]), inputs, call)[2]
 
 
 class _Tallies:
@@ -115,13 +136,12 @@ class _Tallies:
         self._nats, self._correct, self._count = 0.0, 0, 0
         self._by_bin: dict[int, list[float]] = {}
 
-    def add(self, targets: np.ndarray, nats: np.ndarray, correct: np.ndarray, age: np.ndarray) -> None:
-        """Add one batch. age: i64[B], tokens of its stream that each row has seen before."""
-        scored = targets != losses.IGNORE
+    def add(self, scored: np.ndarray, nats: np.ndarray, correct: np.ndarray, age: np.ndarray) -> None:
+        """Add one batch. scored: bool[B, T]. age: i64[B], tokens of its stream that each row has read before."""
         self._nats += float(nats.sum(dtype=np.float64))
         self._correct += int(correct.sum())
         self._count += int(scored.sum())
-        places = (age[:, None] + np.arange(targets.shape[1])[None])[scored]
+        places = (age[:, None] + np.arange(scored.shape[1])[None])[scored]
         bins = _bin(places)
         sums = np.bincount(bins, weights=nats[scored].astype(np.float64))
         for index, count in enumerate(np.bincount(bins)):

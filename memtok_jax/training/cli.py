@@ -87,7 +87,7 @@ def experiment(name: str, overrides: tuple[str, ...], source: str | None, data_d
 
 def data_overrides(source: str | None, data_dir: str | None) -> tuple[str, ...]:
     """`--data` and `--data_dir` as overrides of the config."""
-    pairs = (("data.source", source), ("data.data_dir", data_dir))
+    pairs = (("data", source), ("data.data_dir", data_dir))
     return tuple(f"{path}={value}" for path, value in pairs if value is not None)
 
 
@@ -117,9 +117,9 @@ def compile_only(experiment: Any, target: str) -> int:
     return 0
 
 
-def evaluate(workdir: Path, overrides: tuple[str, ...]) -> int:
+def evaluate(workdir: Path, overrides: tuple[str, ...], suite: str) -> int:
     """Score the newest checkpoint of a run; the last line on stdout is one JSON object."""
     from memtok_jax.evaluation.report import evaluate_run
 
-    print(json.dumps(evaluate_run(Path(workdir), overrides, print)))
+    print(json.dumps(evaluate_run(Path(workdir), overrides, print, suite)))
     return 0

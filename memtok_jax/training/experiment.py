@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from memtok_jax import data
 from memtok_jax.config import UserError, check_numbers, choose, override
-from memtok_jax.data import DataConfig, ImagesConfig, is_text
+from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.training import backpropagation, losses
 
 RULES, REMAT = ("adamw", "lamb"), ("nothing", "call")
-FIXED_IN_STAGES = ("training.curriculum", "training.start_from")  # the curriculum itself sets these
+# The curriculum itself sets the first two; with another cut, a stage would train on what a later one holds out.
+FIXED_IN_STAGES = ("training.curriculum", "training.start_from", "data.held_out")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class TrainingConfig:
     curriculum: what differs in each of the stages before this one, as on the command line, with spaces between fields
         ("data.sequence=24 model.segment=8"). Each stage is a run that begins with the parameters of the one before.
     stop_at: a task is finished as soon as its held-out accuracy reaches this; 0: after all steps.
-    loss: "softmax" (cross-entropy), or for images "binary" (each class for itself), see `losses.py`.
+    loss: "softmax" (cross-entropy), "binary" (of classes, each for itself) or "squared" (of numbers), see `losses.py`.
     log_every, eval_every, checkpoint_every: in updates; 0: only at the end.
     keep: number of checkpoints that stay.
     sample_tokens: length of the text printed at the end; 0: none.
@@ -127,10 +129,13 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides what a run computes. `model` is the config of a module in `memtok_jax/models`."""
+    """Everything that decides what a run computes.
+
+    model: config of a module in `memtok_jax/models`. data: config of a source in `memtok_jax/data`.
+    """
 
     model: Any
-    data: DataConfig | ImagesConfig
+    data: Any = field(metadata={"named": data.named})
     optimizer: OptimizerConfig
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -145,11 +150,14 @@ class Experiment:
                 stage(self, text)
             except ValueError as error:
                 raise UserError(f"training.curriculum, stage {number} ({text!r}): {error}") from None
-        if self.training.stop_at and is_text(self.data):
+        if self.training.stop_at and suite_named(data.suite(self.data)).HEADLINE.name != "eval/accuracy":
             raise UserError(f"training.stop_at is {self.training.stop_at}; only tasks and images have an accuracy to reach, "
                             f"not {self.data.source}")
-        if self.training.loss == "binary" and not isinstance(self.data, ImagesConfig):
-            raise UserError(f"training.loss is 'binary', which is for images, not {self.data.source}")
+        loss, kind = self.training.loss, data.targets(self.data)
+        if kind not in losses.LOSSES[loss]:
+            fitting = ", ".join(name for name, kinds in losses.LOSSES.items() if kind in kinds)
+            raise UserError(f"training.loss is {loss!r}, which is for {' and '.join(losses.LOSSES[loss])}; the targets of "
+                            f"{self.data.source} are {kind}: choose {fitting}")
 
     @property
     def call_tokens(self) -> int:
@@ -172,7 +180,7 @@ def shorter_warmup(experiment: Experiment, changes: tuple[str, ...]) -> tuple[st
 def stage(experiment: Experiment, text: str) -> Experiment:
     """The experiment with the fields that `text` gives, and no curriculum. A task's lengths above the new sequence are left out.
 
-    Raises UserError for a field that does not exist or that the curriculum itself sets, and for an impossible experiment.
+    Raises UserError for a field that does not exist or that stages have in common, and for an impossible experiment.
     """
     alone = replace(experiment, training=replace(experiment.training, curriculum=()))
     changes = text.split()
@@ -188,8 +196,3 @@ def _new_sequence(changes: list[str]) -> int:
     """The sequence that a stage sets; 0 where it sets none."""
     found = [change.partition("=")[2] for change in changes if change.startswith("data.sequence=")]
     return int(found[-1]) if found and found[-1].isdigit() else 0
-
-
-def mixes(cfg: DataConfig | ImagesConfig) -> bool:
-    """Whether targets are shares of classes."""
-    return isinstance(cfg, ImagesConfig) and cfg.augment.mixes

@@ -1,11 +1,13 @@
 """Losses over the positions that are scored, as sums, so that parts of a batch can be added exactly.
 
-A target is a class, i32[B, T], or, of a mixed image, shares of all classes, f32[B, T, n], which sum to one; with n below V the
-last outputs have none. IGNORE, or shares that are all zero, are not scored.
+The loss says what the targets are (kinds of targets: `memtok_jax/data/__init__.py`):
 
-    softmax   - sum_c target_c log softmax(logits)_c
-    binary    - mean_c (t_c log sigmoid(logits_c) + (1 - t_c) log sigmoid(-logits_c)), t_c = 1 where target_c > 0 else 0: each class
-              of a mixed image is there, not a part of it (DeiT III, arXiv 2204.07118, and its code)
+    softmax   - sum_c target_c log softmax(outputs)_c                  classes i32[B, T], or shares of classes f32[B, T, n]
+    binary    - mean_c (t_c log sigmoid(y_c) + (1 - t_c) log sigmoid(-y_c)), t_c = 1 if target_c > 0 else 0: each class of a mixed
+              image is there, not a part of it (DeiT III, arXiv 2204.07118, and its code); targets as for softmax
+    squared   mean_c (y_c - target_c)^2                                numbers f32[B, T, n]
+
+With n below V the last outputs have no target. A class of IGNORE, or a NaN among shares or numbers, is not scored.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ import jax
 import jax.numpy as jnp
 
 IGNORE = -100
-LOSSES = ("softmax", "binary")
+LOSSES = {"softmax": ("tokens", "classes", "shares"), "binary": ("classes", "shares"), "squared": ("values",)}
 
 
 class Sums(NamedTuple):
     """Totals of a batch or of a part of it, each a float32 scalar; the first three over scored positions."""
 
-    nats: jax.Array       # the loss: negative log-likelihood, or the binary loss
-    correct: jax.Array    # positions where the target has the highest logit, of equal ones the first
+    nats: jax.Array       # the loss: negative log-likelihood in nats, or that of LOSSES
+    correct: jax.Array    # positions where the target has the highest output, of equal ones the first; 0 for numbers
     count: jax.Array      # scored positions
     auxiliary: jax.Array  # the model's own loss, a mean over all rows and segments of the batch; see `auxiliary_loss`
 
@@ -45,47 +47,65 @@ def token_scores(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arra
     return nats, scored & first.all(-1), scored
 
 
-def are_shares(targets: jax.Array) -> bool:
-    """Whether targets are shares of classes rather than classes."""
-    return jnp.issubdtype(targets.dtype, jnp.floating)
-
-
 def is_scored(targets: jax.Array) -> jax.Array:
     """bool[B, T]."""
-    return targets.sum(-1) > 0 if are_shares(targets) else targets != IGNORE
+    return ~jnp.isnan(targets).any(-1) if jnp.issubdtype(targets.dtype, jnp.floating) else targets != IGNORE
 
 
 def keep(targets: jax.Array, kept: jax.Array) -> jax.Array:
     """The targets where `kept` (bool, of the leading axes) is True, not scored elsewhere."""
     kept = kept.reshape(kept.shape + (1,) * (targets.ndim - kept.ndim))
-    return jnp.where(kept, targets, 0.0 if are_shares(targets) else IGNORE)
+    return jnp.where(kept, targets, jnp.nan if jnp.issubdtype(targets.dtype, jnp.floating) else IGNORE)
+
+
+def _filled(targets: jax.Array, outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(targets f32[B, T, V], 0 where nothing is scored and for outputs without a target; scored bool[B, T])."""
+    scored = is_scored(targets)
+    targets = jnp.where(scored[..., None], targets, 0.0).astype(jnp.float32)
+    return jnp.pad(targets, [(0, 0)] * (targets.ndim - 1) + [(0, outputs.shape[-1] - targets.shape[-1])]), scored
+
+
+def _one_hot(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Classes as shares."""
+    shares = jax.nn.one_hot(targets, outputs.shape[-1])
+    return jnp.where(is_scored(targets)[..., None], shares, jnp.nan)
 
 
 def share_scores(logits_BTV: jax.Array, shares_BTn: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`token_scores` for shares; correct is where the class of largest share has the highest logit."""
-    logits, shares = logits_BTV.astype(jnp.float32), _padded(shares_BTn, logits_BTV)
+    logits, (shares, scored) = logits_BTV.astype(jnp.float32), _filled(shares_BTn, logits_BTV)
     nats = -(shares * jax.nn.log_softmax(logits, axis=-1)).sum(-1)
-    return nats, is_scored(shares) & (logits.argmax(-1) == shares.argmax(-1)), is_scored(shares)
+    return nats, scored & (logits.argmax(-1) == shares.argmax(-1)), scored
 
 
-def binary_scores(logits_BTV: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The binary loss of every position f32[B, T] (0 where not scored), then as `token_scores`."""
-    logits, scored = logits_BTV.astype(jnp.float32), is_scored(targets)
-    shares = targets if are_shares(targets) else jax.nn.one_hot(targets, logits.shape[-1])
-    shares = _padded(shares, logits)
+def binary_scores(logits_BTV: jax.Array, shares_BTn: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The binary loss of every position f32[B, T] (0 where not scored), then as `share_scores`."""
+    logits, (shares, scored) = logits_BTV.astype(jnp.float32), _filled(shares_BTn, logits_BTV)
     there = jnp.where(shares > 0, logits, -logits)
     correct = logits.argmax(-1) == shares.argmax(-1)
     return jnp.where(scored, -jax.nn.log_sigmoid(there).mean(-1), 0.0), scored & correct, scored
 
 
-def _padded(shares: jax.Array, logits: jax.Array) -> jax.Array:
-    return jnp.pad(shares, [(0, 0)] * (shares.ndim - 1) + [(0, logits.shape[-1] - shares.shape[-1])])
+def squared_scores(outputs_BTV: jax.Array, numbers_BTn: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean squared error of every position f32[B, T] over the n numbers (0 where not scored); correct is False everywhere."""
+    scored, outputs = is_scored(numbers_BTn), outputs_BTV[..., :numbers_BTn.shape[-1]].astype(jnp.float32)
+    numbers = jnp.where(scored[..., None], numbers_BTn, outputs)
+    return jnp.square(outputs - numbers).mean(-1), jnp.zeros_like(scored), scored
 
 
-def totals(logits_BTV: jax.Array, targets: jax.Array, loss: str = "softmax") -> Sums:
+def scores(outputs_BTV: jax.Array, targets: jax.Array, loss: str = "softmax") -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(loss f32[B, T], correct bool[B, T], scored bool[B, T]) of every position, by one of LOSSES."""
+    classes = not jnp.issubdtype(targets.dtype, jnp.floating)
+    if loss == "squared":
+        return squared_scores(outputs_BTV, targets)
+    if loss == "binary":
+        return binary_scores(outputs_BTV, _one_hot(targets, outputs_BTV) if classes else targets)
+    return token_scores(outputs_BTV, targets) if classes else share_scores(outputs_BTV, targets)
+
+
+def totals(outputs_BTV: jax.Array, targets: jax.Array, loss: str = "softmax") -> Sums:
     """Totals over the batch of one of LOSSES, without a loss of the model's own."""
-    of_classes = share_scores if are_shares(targets) else token_scores
-    nats, correct, scored = (binary_scores if loss == "binary" else of_classes)(logits_BTV, targets)
+    nats, correct, scored = scores(outputs_BTV, targets, loss)
     return Sums(nats.sum(), correct.sum(dtype=jnp.float32), scored.sum(dtype=jnp.float32), jnp.float32(0))
 
 

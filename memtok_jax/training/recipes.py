@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memtok_jax.data.config import DataConfig
+from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.recall import RecallConfig
+from memtok_jax.data.text import TextConfig
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.xl import XlConfig
@@ -60,7 +61,7 @@ def titans_paper(kind: str, size: str) -> Experiment:
     batch = TITANS_BATCH_TOKENS // TITANS_SEQUENCE
     return Experiment(
         model=model,
-        data=DataConfig(source="stdlib", sequence=TITANS_SEQUENCE),
+        data=TextConfig(source="stdlib", sequence=TITANS_SEQUENCE),
         optimizer=OptimizerConfig(learning_rate=4e-4, steps=steps, warmup_steps=steps // 100, weight_decay=0.1),
         training=TrainingConfig(batch=batch, call_tokens=TITANS_SEQUENCE, log_every=10, eval_every=1000,
                                 checkpoint_every=500, data=-1, fsdp=16, tensor=2),
@@ -77,7 +78,7 @@ def laptop_text(model: LanguageModelConfig) -> Experiment:
     """
     return Experiment(
         model=model,
-        data=DataConfig(source="stdlib", sequence=256, contiguous=False, visit=2, eval_bytes=65_536),
+        data=TextConfig(source="stdlib", sequence=256, contiguous=False, visit=2, eval_bytes=65_536),
         optimizer=OptimizerConfig(learning_rate=2e-3, steps=3300, warmup_steps=100, final_fraction=0.02,
                                   weight_decay=0.1),
         training=TrainingConfig(batch=4, log_every=20, eval_every=1100, checkpoint_every=550),
@@ -107,7 +108,7 @@ def recall(model: LanguageModelConfig, pairs: int, sequence: int, steps: int) ->
     vocabulary = task.keys + task.values + task.noise
     return Experiment(
         model=replace(model, vocabulary=vocabulary),
-        data=DataConfig(source="task:recall", sequence=sequence, recall=task, eval_samples=256),
+        data=TaskConfig(task, sequence),
         optimizer=OptimizerConfig(learning_rate=3e-3, steps=steps, warmup_steps=50, weight_decay=0.01),
         training=TrainingConfig(batch=32, log_every=20, eval_every=200, checkpoint_every=200),
         evaluation=EvaluationConfig(batch=32, lengths=(1, 4, 16)),
@@ -155,7 +156,7 @@ def _cached_paper(model: LanguageModelConfig, segment: int, batch: int, optimize
     """Rows that follow the text from end to end, one segment to a batch, the cache carried."""
     return Experiment(
         model=model,
-        data=DataConfig(source="stdlib", sequence=segment),
+        data=TextConfig(source="stdlib", sequence=segment),
         optimizer=optimizer,
         training=TrainingConfig(batch=batch, log_every=10, eval_every=4000, checkpoint_every=1000),
         evaluation=EvaluationConfig(batch=batch, batches=10),

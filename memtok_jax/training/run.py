@@ -42,7 +42,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
         _announce(experiment, update, mesh, workdir, start.step, progress)
         metrics = NoMetrics() if quiet else Metrics(workdir, start.step)
         run = Run(experiment, update, mesh, batches, checkpoints, metrics, progress, tokens=start.tokens,
-                  evaluate=lambda params: report.held_out(experiment, params, mesh, experiment.evaluation.batches)[1])
+                  evaluate=lambda params: report.held_out(experiment, model, params, mesh, experiment.evaluation.batches)[1])
         begun = time.monotonic()
         try:
             state = start.state if start.finished else run_loop(run, start.state, start.step)
@@ -58,7 +58,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
             early = f", held-out accuracy has reached {experiment.training.stop_at}" if done < steps else ""
             progress.say(f"trained {done - start.step} steps in {duration(time.monotonic() - begun)}{early}")
         progress.say("scoring all held-out data (compiled for it first)")
-        report.final(experiment, state.params, done, mesh, workdir, metrics, progress.say)
+        report.final(experiment, model, state.params, done, mesh, workdir, metrics, progress.say)
         metrics.close()
     return 0
 
@@ -94,7 +94,7 @@ def check(experiment: Experiment, update: Update, mesh: Mesh) -> None:
                             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
     symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
     if symbols > kinds:
-        what, field = ("classes", "classes") if data.is_images(experiment.data) else ("symbols", "vocabulary")
+        what, field = ("classes", "classes") if data.targets(experiment.data) in ("classes", "shares") else ("symbols", "vocabulary")
         raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
     state_shardings(update, mesh)
 

@@ -22,7 +22,7 @@ from memtok_jax.compiler import options
 from memtok_jax.models.call import Call
 from memtok_jax.models.protocol import Model
 from memtok_jax.training import backpropagation, losses
-from memtok_jax.training.experiment import Experiment, OptimizerConfig, mixes
+from memtok_jax.training.experiment import Experiment, OptimizerConfig
 from memtok_jax.training.optimizer import make_optimizer, schedule
 
 Tree = pr.Tree
@@ -77,7 +77,7 @@ class Batch(NamedTuple):
     """One batch on the devices."""
 
     inputs: jax.Array     # [B, T, ...]: token ids i32[B, T], or images u8[B, 1, rows, columns, C], a sequence of one
-    targets: jax.Array    # i32[B, T], -100 where nothing is scored; of mixed images shares f32[B, 1, classes]
+    targets: jax.Array    # i32[B, T] or f32[B, T, n], see `memtok_jax/data/__init__.py`
     start: jax.Array      # bool[B], the row begins a new stream
 
 
@@ -117,7 +117,8 @@ def abstract_batch(update: Update, source: Any, mesh: Mesh) -> Batch:
     def rows(shape, dtype):
         return jax.ShapeDtypeStruct((update.batch, *shape), dtype, sharding=sharding.rows(mesh))
 
-    targets = rows((1, update.model.vocabulary), jnp.float32) if mixes(source) else rows((source.sequence,), jnp.int32)
+    numbers = data.targets(source) in ("shares", "values")
+    targets = rows((source.sequence, update.model.vocabulary), jnp.float32) if numbers else rows((source.sequence,), jnp.int32)
     return Batch(rows(*data.input_shape(source)), targets, rows((), jnp.bool_))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from memtok_jax.data.images.pictures import Picture, Pictures, fit
 from memtok_jax.data.iterators import NumpyIterator, open_iterator
 from memtok_jax.data.streams import Batch, identity, rows_of
 
+SUITE, UNIT = "images", "images"
 TFDS = "tfds:"
 LOCAL = {"fashion_mnist": idx.load, "coco_permissive": coco.load}
 HELD_OUT = 1000                       # held-out composites
@@ -32,6 +35,33 @@ def open_train(cfg: ImagesConfig, batch: int, process_index: int, process_count:
 def open_eval(cfg: ImagesConfig, batch: int, process_index: int, process_count: int) -> Sequence[Batch]:
     """Held-out batches; see `data.open_eval`."""
     return EvalImages(cfg, held_out(cfg), batch, rows_of(process_index, process_count, batch))
+
+
+def named(old: Any, name: str) -> ImagesConfig:
+    """The config of other images."""
+    return replace(old, source=name) if isinstance(old, ImagesConfig) else ImagesConfig(source=name, seed=old.seed)
+
+
+def input_shape(cfg: ImagesConfig) -> tuple[tuple[int, ...], type]:
+    """One image, a sequence of one: uint8[1, rows, columns, C]."""
+    return (1, *cfg.shape), np.uint8
+
+
+def targets(cfg: ImagesConfig) -> str:
+    """The class of an image, or shares of the classes if training images are mixed."""
+    return "shares" if cfg.augment.mixes else "classes"
+
+
+def vocabulary(cfg: ImagesConfig) -> int:
+    """Number of classes."""
+    return len(classes(cfg))
+
+
+def baselines(cfg: ImagesConfig, reach: int, segment: int) -> dict[str, float]:
+    """Accuracies without a trained model; see `images/ridge.py`. What a model can see does not matter for them."""
+    from memtok_jax.data.images.ridge import image_baselines
+
+    return image_baselines(cfg)
 
 
 def training(cfg: ImagesConfig) -> Pictures:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memtok_jax.data.errors import DataError, nearest
-from memtok_jax.data.tasks.scoring import Sample, unscored
+from memtok_jax.config import check_numbers, choose
+from memtok_jax.data.errors import DataError
+from memtok_jax.data.tasks.scoring import Sample, expected, places, unscored
 
 SYMBOLS, SEPARATOR, QUESTION, POINT = 16, 16, 17, 18
 RULES = ("remember", "rewrite")
@@ -25,18 +26,19 @@ RULES = ("remember", "rewrite")
 
 @dataclass(frozen=True)
 class AssociativeConfig:
-    """rule: "remember" or "rewrite". key, value: symbols in each. For 1 to P pairs, drawn for each batch,
-    give `DataConfig.lengths`."""
+    """Settings. For 1 to P pairs, drawn for each batch, give `TaskConfig.lengths`.
+
+    rule: "remember" or "rewrite".
+    key, value: symbols in each.
+    """
 
     rule: str = "remember"
     key: int = 1
     value: int = 1
 
     def __post_init__(self):
-        if self.rule not in RULES:
-            raise DataError(f"associative: rule is '{self.rule}', known: {', '.join(RULES)}{nearest(self.rule, RULES)}")
-        if min(self.key, self.value) < 1:
-            raise DataError(f"associative: key and value must have at least 1 symbol, got {self}")
+        check_numbers("associative", self, at_least=dict(key=1, value=1))
+        choose("associative.rule", self.rule, RULES)
 
 
 def vocabulary(cfg: AssociativeConfig) -> int:
@@ -54,11 +56,6 @@ def unit(cfg: AssociativeConfig) -> int:
     return cfg.key + cfg.value + 2
 
 
-def segment(cfg: AssociativeConfig, sequence: int) -> int:
-    """One pair."""
-    return unit(cfg)
-
-
 def check(cfg: AssociativeConfig, sequence: int) -> None:
     """Raise DataError where `sequence` tokens are not pairs and a question, or there are not so many distinct keys."""
     if sequence % unit(cfg) or sequence < 2 * unit(cfg):
@@ -74,7 +71,7 @@ def sample(cfg: AssociativeConfig, sequence: int, batch: int, seed: int) -> Samp
     rng, pairs, u = np.random.default_rng(seed), sequence // unit(cfg) - 1, unit(cfg)
     keys_BP = _keys(cfg, rng, batch, pairs)
     values_BPv = rng.integers(SYMBOLS, size=(batch, pairs, cfg.value), dtype=np.int32)
-    place_B = _query(cfg, rng, keys_BP)
+    place_B = _query(rng, keys_BP)
     ids = np.full((batch, sequence), POINT, np.int32)
     body = ids.reshape(batch, -1, u)
     body[:, :pairs, :cfg.key], body[:, :pairs, cfg.key] = spell(keys_BP, cfg.key), SEPARATOR
@@ -82,11 +79,14 @@ def sample(cfg: AssociativeConfig, sequence: int, batch: int, seed: int) -> Samp
     rows = np.arange(batch)
     body[:, pairs, :cfg.key], body[:, pairs, cfg.key] = spell(keys_BP[rows, place_B], cfg.key), QUESTION
     body[:, pairs, cfg.key + 1:-1] = values_BPv[rows, place_B]
-    labels, distance = unscored(batch, sequence)
-    # Each position predicts the next token; what it predicts stands one place later in the segment of the pair, too.
-    first, last = pairs * u + cfg.key, (pairs + 1) * u - 1
-    labels[:, first:last], distance[:, first:last] = ids[:, first + 1:last + 1], ((pairs - place_B) * u)[:, None]
-    return Sample(ids, labels, distance)
+    labels, (first, last) = unscored(batch, sequence), _asked(cfg, sequence)
+    labels[:, first:last] = ids[:, first + 1:last + 1]
+    return Sample(ids, labels)
+
+
+def _asked(cfg: AssociativeConfig, sequence: int) -> tuple[int, int]:
+    """(first, last + 1) of the positions that predict value and point."""
+    return sequence - unit(cfg) + cfg.key, sequence - 1
 
 
 def _keys(cfg: AssociativeConfig, rng: np.random.Generator, batch: int, pairs: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def _keys(cfg: AssociativeConfig, rng: np.random.Generator, batch: int, pairs: i
     return np.stack([rng.permutation(count)[:pairs] for _ in range(batch)])
 
 
-def _query(cfg: AssociativeConfig, rng: np.random.Generator, keys_BP: np.ndarray) -> np.ndarray:
+def _query(rng: np.random.Generator, keys_BP: np.ndarray) -> np.ndarray:
     """int[B]: the pair whose value is asked for, drawn evenly among keys; a key's last pair counts."""
     last = np.array([[key not in row[i + 1:] for i, key in enumerate(row)] for row in keys_BP])
     return np.array([rng.choice(np.flatnonzero(row)) for row in last])
@@ -108,10 +108,28 @@ def spell(keys: np.ndarray, length: int) -> np.ndarray:
     return keys[..., None] // SYMBOLS ** np.arange(length) % SYMBOLS
 
 
-def baselines(cfg: AssociativeConfig, sequence: int, window: int) -> dict[str, float]:
-    """Accuracy of guessing all symbols; of guessing values while knowing where the point stands; and of a perfect reader of the
-    last `window` tokens, measured on 1,000 samples of a fixed seed."""
-    _, labels, distance = sample(cfg, sequence, 1000, 0)
-    knows = lambda seen: (1 + cfg.value * (seen + (1 - seen) / SYMBOLS)) / (1 + cfg.value)
-    return {"chance": 1 / vocabulary(cfg), "knows_point": knows(0.0),
-            "no_memory": float(knows(np.mean(distance[labels >= 0] < window)))}
+def answers(cfg: AssociativeConfig, sequence: int) -> np.ndarray:
+    """bool[T]: value and point after the question sign."""
+    first, last = _asked(cfg, sequence)
+    return places(sequence, slice(first + 1, last + 1))
+
+
+def chance(cfg: AssociativeConfig, sequence: int) -> dict[str, float]:
+    """Accuracy of guessing all symbols, and of guessing values while knowing where the point stands."""
+    return {"chance": 1 / vocabulary(cfg), "knows_point": (1 + cfg.value / SYMBOLS) / (1 + cfg.value)}
+
+
+def reader(cfg: AssociativeConfig, sequence: int, first: np.ndarray) -> float:
+    """Best reader from `first` on, who knows where the point stands; for "rewrite" a mean over 1,000 samples of a fixed seed.
+
+    A visible pair answers its query. For another key the reader takes what is visible of the pair that is cut: values are
+    independent, so that no other value is likelier. Right is then whoever sees the symbol in the pair of the answer.
+    """
+    pairs, symbol = sequence // unit(cfg) - 1, np.arange(cfg.value)
+    place = np.arange(pairs)
+    if cfg.rule == "rewrite":
+        rng = np.random.default_rng(0)
+        place = _query(rng, _keys(cfg, rng, 1000, pairs))
+    stands = place[:, None] * unit(cfg) + cfg.key + 1 + symbol[None]
+    known = expected(stands >= first[_asked(cfg, sequence)[0] + symbol][None], 1 / SYMBOLS)
+    return (1 + cfg.value * known) / (1 + cfg.value)

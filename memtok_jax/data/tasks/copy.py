@@ -14,24 +14,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memtok_jax.config import check_numbers
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks.scoring import IGNORED, Sample, unscored
+from memtok_jax.data.tasks.scoring import Sample, expected, places, unscored
 
 START, FIRST = 1, 2
 
 
 @dataclass(frozen=True)
 class CopyConfig:
-    """length: n, symbols to remember; 0 takes as many as fill the row. symbols: size of their alphabet. repeats: how often they
-    are written again."""
+    """Settings.
+
+    length: n, symbols to remember; 0: as many as fill the row.
+    symbols: size of their alphabet.
+    repeats: how often they are written again.
+    """
 
     length: int = 0
     symbols: int = 8
     repeats: int = 2
 
     def __post_init__(self):
-        if self.length < 0 or min(self.symbols, self.repeats) < 1:
-            raise DataError(f"copy: length must not be negative, symbols and repeats at least 1, got {self}")
+        check_numbers("copy", self, at_least=dict(length=0, symbols=1, repeats=1))
 
 
 def vocabulary(cfg: CopyConfig) -> int:
@@ -52,44 +56,46 @@ def check(cfg: CopyConfig, sequence: int) -> None:
                         f"got {sequence}")
 
 
-def segment(cfg: CopyConfig, sequence: int) -> int:
-    """The symbols fill the first segment."""
+def length(cfg: CopyConfig, sequence: int) -> int:
+    """n, symbols to remember in a row of `sequence` tokens."""
     return cfg.length or sequence // (1 + cfg.repeats)
 
 
 def sample(cfg: CopyConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
-    n = segment(cfg, sequence)
-    source = np.random.default_rng(seed).integers(cfg.symbols, size=(batch, n), dtype=np.int32) + np.int32(FIRST)
-    # The nearest place where a symbol stands: its source, then the answer before.
-    first, later = n, n - 1
-    return join(source, np.tile(source, (1, cfg.repeats)), sequence,
-                np.repeat([first] + [later] * (cfg.repeats - 1), n))
+    source = draw(length(cfg, sequence), cfg.symbols, batch, seed)
+    return join(source, np.tile(source, (1, cfg.repeats)), sequence)
 
 
-def join(source: np.ndarray, answer: np.ndarray, sequence: int, distance: np.ndarray) -> Sample:
-    """[source, start, answer] as input and target shifted by one, scored at the answer, filled up to `sequence`.
+def draw(n: int, symbols: int, batch: int, seed: int) -> np.ndarray:
+    """Symbols to remember: int32[B, n]."""
+    return np.random.default_rng(seed).integers(symbols, size=(batch, n), dtype=np.int32) + np.int32(FIRST)
 
-    distance: int[length of the answer], tokens from the position that predicts a symbol back to where it stands.
-    """
+
+def join(source: np.ndarray, answer: np.ndarray, sequence: int) -> Sample:
+    """[source, start, answer] as input and target shifted by one, scored at the answer, filled up to `sequence`."""
     whole = np.concatenate([source, np.full((len(source), 1), START, np.int32), answer], axis=1)
-    ids = np.zeros((len(source), sequence), np.int32)
-    labels, far = unscored(len(source), sequence)
+    ids, labels = np.zeros((len(source), sequence), np.int32), unscored(len(source), sequence)
     begin, end = source.shape[1], whole.shape[1] - 1
-    ids[:, :end], labels[:, begin:end], far[:, begin:end] = whole[:, :-1], answer, distance
-    return Sample(ids, labels, far)
+    ids[:, :end], labels[:, begin:end] = whole[:, :-1], answer
+    return Sample(ids, labels)
 
 
-def baselines(cfg: CopyConfig, sequence: int, window: int) -> dict[str, float]:
-    """Accuracy of guessing; of a perfect reader of the last `window` tokens; of one who reads its own segment of `window` only."""
-    return readers(sample(cfg, sequence, 1, 0), cfg.symbols, window)
+def answers(cfg: CopyConfig, sequence: int) -> np.ndarray:
+    """bool[T]: all symbols after the start sign."""
+    n = length(cfg, sequence)
+    return places(sequence, slice(n + 1, n * (1 + cfg.repeats)))
 
 
-def readers(drawn: Sample, symbols: int, window: int) -> dict[str, float]:
-    """The three baselines of a task in which every sample has its evidence at the same places."""
-    t = np.flatnonzero(drawn.labels[0] != IGNORED)
-    evidence = t - drawn.distance[0, t]
-    expect = lambda seen: float(np.mean(np.where(seen, 1.0, 1 / symbols)))
-    return {"chance": 1 / symbols, "no_memory": expect(t - evidence < window),
-            "own_segment": expect(t // window == evidence // window)}
+def chance(cfg: CopyConfig, sequence: int) -> dict[str, float]:
+    """Accuracy of guessing a symbol."""
+    return {"chance": 1 / cfg.symbols}
+
+
+def reader(cfg: CopyConfig, sequence: int, first: np.ndarray) -> float:
+    """Best reader from `first` on: a symbol is known if the one written last, or at first its source, is visible."""
+    n = length(cfg, sequence)
+    t = np.arange(n, n * (1 + cfg.repeats))
+    evidence = np.where(t < 2 * n, t - n, t - n + 1)
+    return expected(evidence >= first[t], 1 / cfg.symbols)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memtok_jax.config import check_numbers
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks.scoring import IGNORED, Sample, unscored
+from memtok_jax.data.tasks.scoring import IGNORED, Sample, places, table_accuracy, unscored
 
 CHARACTERS = "0123456789+-*/^=()xD;,"
 FIRST, STAGES, WIDTH = 2, 6, 30
@@ -29,8 +30,7 @@ class EquationsConfig:
     rootless: float = 0.2
 
     def __post_init__(self):
-        if not 0 <= self.rootless <= 1:
-            raise DataError(f"equations: rootless is a share from 0 to 1, got {self.rootless}")
+        check_numbers("equations", self, between=dict(rootless=(0, 1)))
 
 
 def vocabulary(cfg: EquationsConfig) -> int:
@@ -47,11 +47,6 @@ def check(cfg: EquationsConfig, sequence: int) -> None:
     """Raise DataError where `sequence` tokens cannot hold the stages."""
     if sequence < STAGES * WIDTH:
         raise DataError(f"equations: {STAGES} stages of {WIDTH} need a sequence of at least {STAGES * WIDTH}, got {sequence}")
-
-
-def segment(cfg: EquationsConfig, sequence: int) -> int:
-    """One stage."""
-    return WIDTH
 
 
 def term(coefficient: int, power: str, leading: bool) -> str:
@@ -101,20 +96,20 @@ def encode(texts: list[str]) -> np.ndarray:
 
 
 def sample(cfg: EquationsConfig, sequence: int, batch: int, seed: int) -> Sample:
-    """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples.
-
-    The distance counts back to the beginning of the stage before, from which a stage follows.
-    """
+    """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
     rng = np.random.default_rng(seed)
     whole = np.stack([encode(draw(rng, cfg.rootless)) for _ in range(batch)])
     ids = np.zeros((batch, sequence), np.int32)
     ids[:, :whole.shape[1]] = whole
-    labels, distance = unscored(batch, sequence)
-    scored = slice(WIDTH - 1, STAGES * WIDTH - 1)
-    labels[:, scored] = whole[:, WIDTH:]
-    distance[:, scored] = WIDTH + np.arange(len(ids[0, scored])) % WIDTH
-    return Sample(ids, labels, distance)
+    labels = unscored(batch, sequence)
+    labels[:, WIDTH - 1:STAGES * WIDTH - 1] = whole[:, WIDTH:]
+    return Sample(ids, labels)
+
+
+def answers(cfg: EquationsConfig, sequence: int) -> np.ndarray:
+    """bool[T]: all stages but the first."""
+    return places(sequence, slice(WIDTH, STAGES * WIDTH))
 
 
 def answer_right(predicted_BT: np.ndarray, labels_BT: np.ndarray) -> np.ndarray:
@@ -123,7 +118,12 @@ def answer_right(predicted_BT: np.ndarray, labels_BT: np.ndarray) -> np.ndarray:
     return (predicted_BT[:, last] == labels_BT[:, last]).all(1)
 
 
-def baselines(cfg: EquationsConfig, sequence: int, window: int) -> dict[str, float]:
-    """Accuracy of always filling: filler is most of the targets. No window reader is stated: partial stages help in part."""
-    labels = sample(cfg, sequence, 1000, 0).labels
-    return {"chance": 1 / vocabulary(cfg), "filler": float(np.mean(labels[labels != IGNORED] == 0))}
+def chance(cfg: EquationsConfig, sequence: int) -> dict[str, float]:
+    """Accuracy of guessing; of always filling, as filler is most of the targets; and of a table of the place and the last two
+    characters.
+
+    There is no `reader`: a part of a stage says a part of the next one.
+    """
+    train, test = (sample(cfg, STAGES * WIDTH, samples, seed) for samples, seed in ((4000, 1), (1000, 0)))
+    return {"chance": 1 / vocabulary(cfg), "filler": float(np.mean(test.labels[test.labels != IGNORED] == 0)),
+            "last_two_characters": table_accuracy(train, test, 2)}

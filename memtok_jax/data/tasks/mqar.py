@@ -15,13 +15,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memtok_jax.config import check_numbers
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks.scoring import IGNORED, Sample, unscored
+from memtok_jax.data.tasks.scoring import IGNORED, Sample, expected, places, unscored
 
 
 @dataclass(frozen=True)
 class MqarConfig:
-    """tokens: V, the vocabulary. pairs: P. power: a. random_fill: filler drawn from all tokens instead of 0."""
+    """Settings.
+
+    tokens: V, the vocabulary.
+    pairs: P.
+    power: a.
+    random_fill: filler is drawn from all tokens instead of 0.
+    """
 
     tokens: int = 8192
     pairs: int = 4
@@ -29,8 +36,7 @@ class MqarConfig:
     random_fill: bool = False
 
     def __post_init__(self):
-        if self.pairs < 1 or self.power <= 0:
-            raise DataError(f"mqar: pairs must be at least 1 and power above 0, got {self}")
+        check_numbers("mqar", self, at_least=dict(pairs=1), above=dict(power=0))
         if self.tokens // 2 - 1 < self.pairs:
             raise DataError(f"mqar: {self.pairs} pairs need at least {2 * self.pairs + 2} tokens, got {self.tokens}")
 
@@ -56,11 +62,6 @@ def check(cfg: MqarConfig, sequence: int) -> None:
         raise DataError(f"mqar: the sequence must be below the number of tokens, got {sequence} and {cfg.tokens}")
 
 
-def segment(cfg: MqarConfig, sequence: int) -> int:
-    """The pairs fill the first segment; all queries stand in later ones."""
-    return 2 * cfg.pairs
-
-
 def sample(cfg: MqarConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     return draw(cfg, sequence, batch, np.random.default_rng(seed))
@@ -83,10 +84,9 @@ def draw(cfg: MqarConfig, sequence: int, batch: int, rng: np.random.Generator | 
         ids = np.floor(rng.random(size=ids.shape) * cfg.tokens).astype(np.int32)
     ids[:, 0:2 * P:2], ids[:, 1:2 * P:2] = keys_BP, values_BP
     np.put_along_axis(ids, query_BP, keys_BP.astype(np.int32), axis=1)
-    labels, distance = unscored(batch, sequence)
+    labels = unscored(batch, sequence)
     np.put_along_axis(labels, query_BP, values_BP.astype(np.int32), axis=1)
-    np.put_along_axis(distance, query_BP, (query_BP - 2 * np.arange(P)).astype(np.int32), axis=1)
-    return Sample(ids, labels, distance)
+    return Sample(ids, labels)
 
 
 def _distinct(rng, batch: int, pool, size: int, weight) -> np.ndarray:
@@ -94,13 +94,27 @@ def _distinct(rng, batch: int, pool, size: int, weight) -> np.ndarray:
     return np.stack([rng.choice(pool, size=size, replace=False, p=weight) for _ in range(batch)])
 
 
-def baselines(cfg: MqarConfig, sequence: int, window: int) -> dict[str, float]:
-    """Expected accuracy of guessing any value, and one of the P values of the sample.
+def answers(cfg: MqarConfig, sequence: int) -> np.ndarray:
+    """bool[T]: none, what follows a query is not its answer."""
+    return places(sequence, slice(0))
 
-    no_memory: a perfect reader of the last `window` tokens (itself included), measured on 1,000 samples of a fixed
-    seed because gaps drawn without replacement have no closed form; unseen pairs are guessed among all values.
+
+def chance(cfg: MqarConfig, sequence: int) -> dict[str, float]:
+    """Expected accuracy of guessing any value, and one of the P values of the sample."""
+    return {"chance": 1 / (cfg.tokens - cfg.tokens // 2), "knows_values": 1 / cfg.pairs}
+
+
+def reader(cfg: MqarConfig, sequence: int, first: np.ndarray) -> float:
+    """Better of two readers from `first` on, measured on 1,000 samples of a fixed seed.
+
+    Both know the value of a key that is visible. For another key one takes the value whose key is just out of sight, if there is
+    one; the other guesses among the values that are not visible.
     """
-    _, labels, distance = sample(cfg, sequence, 1000, 0)
-    values = cfg.tokens - cfg.tokens // 2
-    seen = np.mean(distance[labels != IGNORED] < window)
-    return {"chance": 1 / values, "knows_values": 1 / cfg.pairs, "no_memory": float(seen + (1 - seen) / values)}
+    ids, labels = sample(cfg, sequence, 1000, 0)
+    b, t = np.nonzero(labels != IGNORED)
+    key = 2 * np.argmax(ids[b, :2 * cfg.pairs:2] == ids[b, t][:, None], axis=1)
+    values, whole = cfg.tokens - cfg.tokens // 2, np.maximum(cfg.pairs - (first[t] + 1) // 2, 0)
+    lone = (first[t] % 2 == 1) & (first[t] < 2 * cfg.pairs)
+    hidden, is_lone = 1 / np.maximum(values - whole - lone, 1), key + 1 == first[t]
+    takes, guesses = np.where(lone, 0.0, hidden), np.where(is_lone, 0.0, hidden)
+    return max(expected(key + 1 >= first[t], takes), expected(key >= first[t], guesses))

@@ -15,23 +15,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memtok_jax.config import check_numbers
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks.scoring import Sample, unscored
+from memtok_jax.data.tasks.scoring import Sample, expected, places, unscored
 
 MARK, QUERY, NOISE = 10, 11, 12
 
 
 @dataclass(frozen=True)
 class PasskeyConfig:
-    """digits: D, length of the number. noise: number of noise symbols. tail: least noise after the number."""
+    """Settings.
+
+    digits: D, length of the number.
+    noise: number of noise symbols.
+    tail: least number of noise tokens after the number.
+    """
 
     digits: int = 5
     noise: int = 16
     tail: int = 0
 
     def __post_init__(self):
-        if self.digits < 1 or self.noise < 1 or self.tail < 0:
-            raise DataError(f"passkey: digits and noise must be at least 1 and tail at least 0, got {self}")
+        check_numbers("passkey", self, at_least=dict(digits=1, noise=1, tail=0))
 
 
 def vocabulary(cfg: PasskeyConfig) -> int:
@@ -52,11 +57,6 @@ def check(cfg: PasskeyConfig, sequence: int) -> None:
                         f"got {sequence}")
 
 
-def segment(cfg: PasskeyConfig, sequence: int) -> int:
-    """An eighth of the sequence, but at least the number with its marker."""
-    return max(cfg.digits + 1, sequence // 8)
-
-
 def sample(cfg: PasskeyConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; the place of the number is uniform over all that are allowed."""
     check(cfg, sequence)
@@ -67,16 +67,26 @@ def sample(cfg: PasskeyConfig, sequence: int, batch: int, seed: int) -> Sample:
     needle = np.concatenate([np.full((batch, 1), MARK, np.int32), digits_BD], axis=1)
     np.put_along_axis(ids, place_B1 + np.arange(D + 1), needle, axis=1)
     ids[:, sequence - D], ids[:, sequence - D + 1:] = QUERY, digits_BD[:, :-1]
-    labels, distance = unscored(batch, sequence)
+    labels = unscored(batch, sequence)
     labels[:, sequence - D:] = digits_BD
-    distance[:, sequence - D:] = sequence - D - 1 - place_B1
-    return Sample(ids, labels, distance)
+    return Sample(ids, labels)
 
 
-def baselines(cfg: PasskeyConfig, sequence: int, window: int) -> dict[str, float]:
-    """Expected accuracy of guessing a digit, and of a perfect reader of the last `window` tokens (itself included)."""
-    seen = np.mean(sequence - cfg.digits - 1 - np.arange(_places(cfg, sequence)) < window)
-    return {"chance": 0.1, "no_memory": float(seen + (1 - seen) * 0.1)}
+def answers(cfg: PasskeyConfig, sequence: int) -> np.ndarray:
+    """bool[T]: the digits after the query."""
+    return places(sequence, slice(sequence - cfg.digits + 1, sequence))
+
+
+def chance(cfg: PasskeyConfig, sequence: int) -> dict[str, float]:
+    """Accuracy of guessing a digit."""
+    return {"chance": 0.1}
+
+
+def reader(cfg: PasskeyConfig, sequence: int, first: np.ndarray) -> float:
+    """Best reader from `first` on: a digit is known if it is visible, with or without its marker, as noise has no digits."""
+    digit = np.arange(cfg.digits)
+    stands = np.arange(_places(cfg, sequence))[:, None] + 1 + digit[None]
+    return expected(stands >= first[sequence - cfg.digits + digit][None], 0.1)
 
 
 def _places(cfg: PasskeyConfig, sequence: int) -> int:

@@ -15,13 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memtok_jax.config import check_numbers
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks.scoring import Sample, unscored
+from memtok_jax.data.tasks.scoring import Sample, expected, places, unscored
 
 
 @dataclass(frozen=True)
 class RecallConfig:
-    """keys, values, noise: number of symbols of each kind. pairs: P, key-value pairs in a sample."""
+    """Settings.
+
+    keys, values, noise: number of symbols of each kind.
+    pairs: P, key-value pairs in a sample.
+    """
 
     keys: int = 32
     values: int = 32
@@ -29,8 +34,7 @@ class RecallConfig:
     pairs: int = 8
 
     def __post_init__(self):
-        if min(self.keys, self.values, self.noise, self.pairs) < 1:
-            raise DataError(f"recall: keys, values, noise and pairs must be at least 1, got {self}")
+        check_numbers("recall", self, at_least=dict(keys=1, values=1, noise=1, pairs=1))
         if self.pairs > self.keys:
             raise DataError(f"recall: {self.pairs} pairs need as many distinct keys, there are {self.keys}")
 
@@ -52,11 +56,6 @@ def check(cfg: RecallConfig, sequence: int) -> None:
         raise DataError(f"recall: {cfg.pairs} pairs need a sequence of at least {4 * cfg.pairs}, got {sequence}")
 
 
-def segment(cfg: RecallConfig, sequence: int) -> int:
-    """The pairs fill the first segment, so that no query shares a segment with its pair."""
-    return 2 * cfg.pairs
-
-
 def sample(cfg: RecallConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
@@ -69,14 +68,26 @@ def sample(cfg: RecallConfig, sequence: int, batch: int, seed: int) -> Sample:
     ids[:, 0:2 * P:2], ids[:, 1:2 * P:2] = keys_BP, values_BP
     ids[:, start::2] = np.take_along_axis(keys_BP, order_BP, 1)
     ids[:, start + 1::2] = np.take_along_axis(values_BP, order_BP, 1)
-    labels, distance = unscored(batch, sequence)
+    labels = unscored(batch, sequence)
     labels[:, start::2] = ids[:, start + 1::2]
-    distance[:, start::2] = np.arange(start, sequence, 2) - 2 * order_BP
-    return Sample(ids, labels, distance)
+    return Sample(ids, labels)
 
 
-def baselines(cfg: RecallConfig, sequence: int, window: int) -> dict[str, float]:
-    """Expected accuracy of guessing a value, and of a perfect reader of the last `window` tokens (itself included)."""
-    query_P1 = np.arange(sequence - 2 * cfg.pairs, sequence, 2)[:, None]
-    seen = np.mean(query_P1 - 2 * np.arange(cfg.pairs)[None, :] < window)
-    return {"chance": 1 / cfg.values, "no_memory": float(seen + (1 - seen) / cfg.values)}
+def answers(cfg: RecallConfig, sequence: int) -> np.ndarray:
+    """bool[T]: the value after each key that is asked for."""
+    return places(sequence, slice(sequence - 2 * cfg.pairs + 1, sequence, 2))
+
+
+def chance(cfg: RecallConfig, sequence: int) -> dict[str, float]:
+    """Accuracy of guessing a value."""
+    return {"chance": 1 / cfg.values}
+
+
+def reader(cfg: RecallConfig, sequence: int, first: np.ndarray) -> float:
+    """Best reader from `first` on, expected over samples.
+
+    A visible pair answers its query. For another key, the reader takes the value whose key is just out of sight, if there is one:
+    values are independent, so that no other value is likelier. Right is then whoever sees the value of the pair.
+    """
+    t = np.arange(sequence - 2 * cfg.pairs, sequence, 2)
+    return expected(2 * np.arange(cfg.pairs)[None] + 1 >= first[t][:, None], 1 / cfg.values)

@@ -14,18 +14,25 @@ Tokens: 0 .. values - 1 values, then the sign, then the keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from memtok_jax.config import check_numbers
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks.scoring import Sample, unscored
+from memtok_jax.data.tasks.scoring import Sample, places, unscored
 
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """pairs: P. questions: how often one of the keys is asked for. ordered: keys ascend. keys, values: number of symbols of each
-    kind."""
+    """Settings.
+
+    pairs: P.
+    questions: how often one of the keys is asked for.
+    ordered: keys ascend.
+    keys, values: number of symbols of each kind.
+    """
 
     pairs: int = 4
     questions: int = 1
@@ -34,8 +41,7 @@ class RetrievalConfig:
     values: int = 10
 
     def __post_init__(self):
-        if min(self.pairs, self.questions, self.keys, self.values) < 1:
-            raise DataError(f"retrieval: pairs, questions, keys and values must be at least 1, got {self}")
+        check_numbers("retrieval", self, at_least=dict(pairs=1, questions=1, keys=1, values=1))
         if self.pairs > min(self.keys, self.values):
             raise DataError(f"retrieval: {self.pairs} pairs need as many distinct keys and values, "
                             f"there are {self.keys} and {self.values}")
@@ -59,11 +65,6 @@ def check(cfg: RetrievalConfig, sequence: int) -> None:
                         f"got {sequence}")
 
 
-def segment(cfg: RetrievalConfig, sequence: int) -> int:
-    """The pairs fill the first segment."""
-    return 2 * cfg.pairs
-
-
 def sample(cfg: RetrievalConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
@@ -75,28 +76,33 @@ def sample(cfg: RetrievalConfig, sequence: int, batch: int, seed: int) -> Sample
     ids = np.zeros((batch, sequence), np.int32)
     ids[:, 0:2 * P:2], ids[:, 1:2 * P:2] = keys, values
     ids[:, asked - 1], ids[:, asked] = np.take_along_axis(keys, chosen, 1), cfg.values
-    labels, distance = unscored(batch, sequence)
+    labels = unscored(batch, sequence)
     labels[:, asked] = np.take_along_axis(values, chosen, 1)
-    distance[:, asked] = asked - 1 - 2 * chosen
-    return Sample(ids, labels, distance)
+    return Sample(ids, labels)
 
 
-def baselines(cfg: RetrievalConfig, sequence: int, window: int) -> dict[str, float]:
-    """Accuracy of guessing; of the best reader of the last `window` tokens; of the best who reads its segment of `window` only.
+def answers(cfg: RetrievalConfig, sequence: int) -> np.ndarray:
+    """bool[T]: none, a question or filler follows each answer."""
+    return places(sequence, slice(0))
 
-    Means over the questions.
-    """
+
+def chance(cfg: RetrievalConfig, sequence: int) -> dict[str, float]:
+    """Accuracy of guessing a value."""
+    return {"chance": 1 / cfg.values}
+
+
+def reader(cfg: RetrievalConfig, sequence: int, first: np.ndarray) -> float:
+    """Best reader from `first` on, a mean over the questions."""
     asked = [2 * (cfg.pairs + n) + 1 for n in range(cfg.questions)]
-    mean = lambda first: sum(best_reader(cfg, first(last)) for last in asked) / len(asked)
-    return {"chance": 1 / cfg.values, "no_memory": mean(lambda last: max(0, last - window + 1)),
-            "own_segment": mean(lambda last: last // window * window)}
+    return sum(best_reader(cfg, int(first[t]), n) for n, t in enumerate(asked)) / cfg.questions
 
 
-def best_reader(cfg: RetrievalConfig, first: int) -> float:
-    """Expected accuracy of who sees everything from position `first` on: exact, by cases.
+def best_reader(cfg: RetrievalConfig, first: int, number: int = 0) -> float:
+    """Expected accuracy at question `number` of the best reader who sees everything from position `first` on.
 
-    A pair seen whole answers its query. Otherwise the query belongs to an unseen key: guess a value whose key is out of sight, or
-    one of the values not seen, whichever is more likely.
+    Exact for keys in any order; for ascending keys a mean over 2,000 samples of a fixed seed. A visible pair answers its query.
+    Else the query belongs to an unseen key: the reader takes the value whose key is just out of sight, or one of the values that
+    are not visible, whichever is likelier.
     """
     if first > 2 * cfg.pairs:
         return 1 / cfg.values
@@ -104,5 +110,25 @@ def best_reader(cfg: RetrievalConfig, first: int) -> float:
     unseen = cfg.pairs - whole
     if not unseen:
         return 1.0
-    hidden = (1 - lone / unseen) / max(cfg.values - whole - lone, 1)
-    return whole / cfg.pairs + unseen / cfg.pairs * max(lone / unseen, hidden)
+    likely = np.array([lone / unseen])
+    if lone and cfg.ordered:
+        likely = _lone_is_asked(replace(cfg, questions=number + 1), unseen)
+    hidden = (1 - likely) / max(cfg.values - whole - lone, 1)
+    return float(whole / cfg.pairs + unseen / cfg.pairs * np.maximum(likely, hidden).mean())
+
+
+def _lone_is_asked(cfg: RetrievalConfig, unseen: int) -> np.ndarray:
+    """Probability that the last question asks for the last of the `unseen` keys, for samples in which it asks for one of them.
+
+    Keys ascend, so the unseen ones are any of the numbers below the first visible key; those asked for before are known among them.
+    """
+    ids = sample(cfg, 2 * (cfg.pairs + cfg.questions), 2000, 0).ids - (cfg.values + 1)
+    out = []
+    for row in ids:
+        below = row[2 * unseen] if unseen < cfg.pairs else cfg.keys
+        known = {int(key) for key in row[2 * cfg.pairs::2] if key < below}
+        asked, rest = int(row[-2]), unseen - len(known)
+        if asked < below:
+            smaller = math.comb(asked - len(known) + 1, rest) / math.comb(int(below) - len(known), rest)
+            out.append(smaller if asked == max(known) else 0.0)
+    return np.array(out)

@@ -15,21 +15,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memtok_jax.config import check_numbers
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks.copy import FIRST, join, readers
-from memtok_jax.data.tasks.scoring import Sample
+from memtok_jax.data.tasks.copy import FIRST, draw, join
+from memtok_jax.data.tasks.scoring import Sample, expected, places
 
 
 @dataclass(frozen=True)
 class ReverseConfig:
-    """length: n, symbols to remember; 0 takes as many as fill the row. symbols: size of their alphabet."""
+    """Settings.
+
+    length: n, symbols to remember; 0: as many as fill the row.
+    symbols: size of their alphabet.
+    """
 
     length: int = 0
     symbols: int = 8
 
     def __post_init__(self):
-        if self.length < 0 or self.symbols < 1:
-            raise DataError(f"reverse: length must not be negative, symbols at least 1, got {self}")
+        check_numbers("reverse", self, at_least=dict(length=0, symbols=1))
 
 
 def vocabulary(cfg: ReverseConfig) -> int:
@@ -49,19 +53,31 @@ def check(cfg: ReverseConfig, sequence: int) -> None:
         raise DataError(f"reverse: {tokens // 2} symbols twice need a sequence of at least {tokens}, got {sequence}")
 
 
-def segment(cfg: ReverseConfig, sequence: int) -> int:
-    """The symbols fill the first segment."""
+def length(cfg: ReverseConfig, sequence: int) -> int:
+    """n, symbols to remember in a row of `sequence` tokens."""
     return cfg.length or sequence // 2
 
 
 def sample(cfg: ReverseConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
-    n = segment(cfg, sequence)
-    source = np.random.default_rng(seed).integers(cfg.symbols, size=(batch, n), dtype=np.int32) + np.int32(FIRST)
-    return join(source, source[:, ::-1], sequence, 2 * np.arange(n) + 1)
+    source = draw(length(cfg, sequence), cfg.symbols, batch, seed)
+    return join(source, source[:, ::-1], sequence)
 
 
-def baselines(cfg: ReverseConfig, sequence: int, window: int) -> dict[str, float]:
-    """Accuracy of guessing; of a perfect reader of the last `window` tokens; of one who reads its own segment of `window` only."""
-    return readers(sample(cfg, sequence, 1, 0), cfg.symbols, window)
+def answers(cfg: ReverseConfig, sequence: int) -> np.ndarray:
+    """bool[T]: all symbols after the start sign."""
+    n = length(cfg, sequence)
+    return places(sequence, slice(n + 1, 2 * n))
+
+
+def chance(cfg: ReverseConfig, sequence: int) -> dict[str, float]:
+    """Accuracy of guessing a symbol."""
+    return {"chance": 1 / cfg.symbols}
+
+
+def reader(cfg: ReverseConfig, sequence: int, first: np.ndarray) -> float:
+    """Best reader from `first` on: a symbol is known if its source is visible."""
+    n = length(cfg, sequence)
+    t = np.arange(n, 2 * n)
+    return expected(2 * n - 1 - t >= first[t], 1 / cfg.symbols)

@@ -13,17 +13,27 @@ class Sample(NamedTuple):
     """A batch of samples.
 
     ids: int32[B, T]. labels: int32[B, T], the token to predict at each position, IGNORED where nothing is scored.
-    distance: int32[B, T], tokens from the scored position back to its evidence (0 where nothing is scored).
     """
 
     ids: np.ndarray
     labels: np.ndarray
-    distance: np.ndarray
 
 
-def unscored(batch: int, sequence: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels with nothing scored yet, and distances of zero: int32[B, T] each."""
-    return np.full((batch, sequence), IGNORED, np.int32), np.zeros((batch, sequence), np.int32)
+def unscored(batch: int, sequence: int) -> np.ndarray:
+    """Labels with nothing scored yet: int32[B, T]."""
+    return np.full((batch, sequence), IGNORED, np.int32)
+
+
+def places(sequence: int, where: slice | np.ndarray) -> np.ndarray:
+    """bool[T], True at the given positions."""
+    out = np.zeros(sequence, bool)
+    out[where] = True
+    return out
+
+
+def expected(visible: np.ndarray, guess: float | np.ndarray) -> float:
+    """Mean accuracy of a reader who is right where the answer is visible, and with probability `guess` elsewhere."""
+    return float(np.mean(np.where(visible, 1.0, guess)))
 
 
 def accuracy(predicted_BT: np.ndarray, labels_BT: np.ndarray) -> float:
@@ -41,26 +51,30 @@ def exact_match(predicted_BT: np.ndarray, labels_BT: np.ndarray) -> float:
     return float(np.mean((right == scored).all(1)))
 
 
-def accuracy_by_distance(predicted_BT: np.ndarray, labels_BT: np.ndarray, distance_BT: np.ndarray,
-                         edges: tuple[int, ...]) -> list[tuple[int, int, int, float]]:
-    """Accuracy by how far back the evidence lies.
-
-    edges: increasing borders; bin i holds distances in [edges[i], edges[i + 1]).
-    Returns (first, last + 1, positions, accuracy) for each bin that holds a scored position.
-    """
-    scored, right = _scored(predicted_BT, labels_BT)
-    out = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        inside = scored & (distance_BT >= low) & (distance_BT < high)
-        if inside.any():
-            out.append((low, high, int(inside.sum()), float(right[inside].mean())))
-    return out
-
-
 def majority(labels_BT: np.ndarray) -> float:
     """Accuracy of always answering the most frequent label of these samples."""
     labels = labels_BT[labels_BT != IGNORED]
     return float(np.bincount(labels).max() / labels.size)
+
+
+def table_accuracy(train: Sample, test: Sample, order: int) -> float:
+    """Accuracy on `test` of a table made of `train`: (position, last `order` inputs) -> most frequent label.
+
+    Wrong where the table has no entry.
+    """
+    known, labels = _contexts(train, order)
+    entries, counts = np.unique(np.concatenate([known, labels[:, None]], 1), axis=0, return_counts=True)
+    # Sorted by count: the last entry of a context is its most frequent label.
+    table = {row[:-1].tobytes(): row[-1] for row in entries[np.argsort(counts, kind="stable")]}
+    asked, labels = _contexts(test, order)
+    return float(np.mean([table.get(context.tobytes(), IGNORED) == label for context, label in zip(asked, labels, strict=True)]))
+
+
+def _contexts(sample: Sample, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each scored position: int32[N, 1 + order], position and last inputs (-1 before the first), and its label int32[N]."""
+    padded = np.pad(sample.ids, [(0, 0), (order - 1, 0)], constant_values=-1)
+    b, t = np.nonzero(sample.labels != IGNORED)
+    return np.stack([t.astype(np.int32), *(padded[b, t + n] for n in range(order))], axis=1), sample.labels[b, t]
 
 
 def _scored(predicted_BT: np.ndarray, labels_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

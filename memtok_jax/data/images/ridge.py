@@ -1,12 +1,13 @@
-"""What costs nothing on the same held-out images: chance, the most frequent class, ridge regression on pixels."""
+"""Image baselines that need no training: chance, the most frequent class, ridge regression on pixels."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from memtok_jax.data import ImagesConfig, images
+from memtok_jax.data import images
+from memtok_jax.data.images.config import ImagesConfig
 
-MOST_SIDE = 32             # larger images are averaged down to at most so many rows and columns
+MOST_SIDE = 32             # larger images are averaged down to at most this many rows and columns
 MOST_PRODUCTS = 1e11       # images times squared number of pixels: seconds on one core
 BLOCK = 4096               # images at a time
 

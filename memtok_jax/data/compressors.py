@@ -1,4 +1,4 @@
-"""What costs nothing: compressors and a count model on the same bytes that a network is scored on.
+"""Text baselines that need no training run: compressors and a count model on the bytes that a network is scored on.
 
 A network that does not beat these lines has shown nothing. All text numbers are bits per byte.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bz2
 import lzma
-import math
 import zlib
 
 import numpy as np
@@ -95,18 +94,3 @@ def text_baselines(train: bytes, test: bytes, order: int = 3) -> dict[str, float
         "xz-9e": xz_bits_per_byte(test),
         name: count_model_bits_per_byte(used, test, order),
     }
-
-
-# ----------------------------------------------------------------------------------------------------------- units
-
-def bits_per_byte(nats: float, size: int) -> float:
-    """Bits per byte of a text of `size` bytes with a total negative log-likelihood of `nats`."""
-    return nats / (math.log(2) * size)
-
-
-def word_perplexity(bits_per_byte: float, size: int, words: int) -> float:
-    """Perplexity per word of a text of `size` bytes and `words` reference words, from its bits per byte.
-
-    The words are those of the data set's own tokenisation, whatever the units of the model.
-    """
-    return 2.0 ** (bits_per_byte * size / words)

@@ -1,0 +1,190 @@
+"""Generated tasks as a source of data: fresh samples in each batch, held-out samples that no training batch has."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from memtok_jax.config import check_numbers
+from memtok_jax.data import tasks
+from memtok_jax.data.errors import DataError
+from memtok_jax.data.iterators import NumpyIterator, open_iterator
+from memtok_jax.data.streams import Batch, identity, rows_of
+from memtok_jax.data.tasks.scoring import IGNORED, majority
+
+SUITE, UNIT = "task", "tokens"
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+# Seeds of samples: training uses seed * 2^63 + step, below 2^126; held-out samples lie above, whatever the training seed.
+STEPS, HELD_OUT = 2**63, 2**126
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A generator and the cut of its samples.
+
+    task: settings of the generator, such as `CopyConfig(length=8)`; the file that defines them is the generator.
+    sequence: T, tokens of a sample.
+    lengths: each training batch has one of these lengths, drawn at random; (): always `sequence`. One program is compiled for each
+        of them. Held-out samples have `sequence` tokens.
+    seed: of the training samples; the held-out samples do not depend on it.
+    eval_samples: number of held-out samples.
+    """
+
+    task: Any = field(metadata={"named": lambda old, name: tasks.settings_named(name)})
+    sequence: int = 64
+    lengths: tuple[int, ...] = ()
+    seed: int = 0
+    eval_samples: int = 256
+
+    def __post_init__(self):
+        check_numbers("data", self, at_least=dict(sequence=1, lengths=1, seed=0, eval_samples=1))
+        if self.lengths and max(self.lengths) > self.sequence:
+            raise DataError(f"data.lengths {self.lengths} must lie between 1 and data.sequence {self.sequence}")
+
+    @property
+    def source(self) -> str:
+        """Name of the task, as in --data=task:copy."""
+        return f"task:{module_of(self).__name__.rpartition('.')[2]}"
+
+
+def module_of(cfg: TaskConfig) -> ModuleType:
+    """The generator."""
+    return sys.modules[type(cfg.task).__module__]
+
+
+def named(old: Any, name: str) -> TaskConfig:
+    """The config of another task, with the defaults of its generator."""
+    task = tasks.settings_named(name)
+    return replace(old, task=task) if isinstance(old, TaskConfig) else TaskConfig(task, old.sequence, seed=old.seed)
+
+
+def open_train(cfg: TaskConfig, batch: int, process_index: int, process_count: int) -> NumpyIterator:
+    """Endless training batches; see `data.open_train`."""
+    rows = rows_of(process_index, process_count, batch)
+    for tokens in (cfg.sequence, *cfg.lengths):
+        module_of(cfg).check(cfg.task, tokens)
+    settings = (cfg.source, cfg.task, batch, cfg.sequence, *cfg.lengths, cfg.seed)
+    return open_iterator(TaskBatches(cfg, batch, rows), identity((), *settings))
+
+
+def open_eval(cfg: TaskConfig, batch: int, process_index: int, process_count: int) -> Sequence[Batch]:
+    """Held-out samples; see `data.open_eval`."""
+    rows = rows_of(process_index, process_count, batch)
+    module_of(cfg).check(cfg.task, cfg.sequence)
+    return TaskEvalBatches(cfg, batch, rows)
+
+
+def input_shape(cfg: TaskConfig) -> tuple[tuple[int, ...], type]:
+    """One row: int32[T]."""
+    return (cfg.sequence,), np.int32
+
+
+def targets(cfg: TaskConfig) -> str:
+    """Tokens, most of them not scored."""
+    return "tokens"
+
+
+def vocabulary(cfg: TaskConfig) -> int:
+    """Number of tokens."""
+    return module_of(cfg).vocabulary(cfg.task)
+
+
+def answers(cfg: TaskConfig) -> np.ndarray:
+    """bool[T]: inputs that are answers; a model that writes by itself reads its own there."""
+    return module_of(cfg).answers(cfg.task, cfg.sequence)
+
+
+def answer_right(cfg: TaskConfig) -> Callable | None:
+    """Of a task whose answer is a part of what it predicts: (predicted [B, T], labels [B, T]) -> bool[B]; else None."""
+    return getattr(module_of(cfg), "answer_right", None)
+
+
+def baselines(cfg: TaskConfig, reach: int, segment: int) -> dict[str, float]:
+    """Accuracies without a trained model.
+
+    chance and others that the task names; "majority": always the most frequent held-out answer; "no_memory": the best reader of
+    the last `reach` tokens; "own_segment": the best reader of the tokens since the last border, every `segment` tokens.
+    """
+    task, t = module_of(cfg), np.arange(cfg.sequence)
+    sights = {"no_memory": np.maximum(t - reach + 1, 0)} | ({"own_segment": t // segment * segment} if segment else {})
+    found = dict(task.chance(cfg.task, cfg.sequence))
+    if hasattr(task, "reader"):
+        found |= {name: task.reader(cfg.task, cfg.sequence, first) for name, first in sights.items()}
+    (held_out,) = open_eval(cfg, cfg.eval_samples, 0, 1)
+    return found | {"majority": majority(held_out["targets"])}
+
+
+def decode(cfg: TaskConfig, ids: Any) -> str:
+    """Names of the tokens; see `data.decode`."""
+    symbols, words = module_of(cfg).symbols(cfg.task), []
+    for i in map(int, ids):
+        if i < 0:
+            break
+        words.append(symbols[i] if i < len(symbols) else UNKNOWN)
+    return " ".join(words)
+
+
+def describe(cfg: TaskConfig) -> str:
+    """One line: the task and its settings."""
+    return (f"{cfg.source}: {cfg.task}, {cfg.sequence} tokens, fresh samples for training, "
+            f"{cfg.eval_samples} held-out samples")
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+class TaskBatches:
+    """Training batches of a task without an end; `start` is always True."""
+
+    def __init__(self, cfg: TaskConfig, batch: int, rows: range):
+        self._cfg, self._batch, self._rows = cfg, batch, slice(rows.start, rows.stop)
+
+    def __getitem__(self, step: int) -> Batch:
+        cfg, seed = self._cfg, training_seed(self._cfg, step)
+        ids, labels = module_of(cfg).sample(cfg.task, _length(cfg, seed), self._batch, seed)
+        ids, labels = ids[self._rows], labels[self._rows]
+        return {"inputs": ids, "targets": labels, "start": np.ones(len(ids), bool)}
+
+
+def training_seed(cfg: TaskConfig, step: int) -> int:
+    """Seed of a training batch: below HELD_OUT, and another one for every seed of the config and every step."""
+    return cfg.seed * STEPS + step
+
+
+def _length(cfg: TaskConfig, seed: int) -> int:
+    """Length of the batch with this seed, the same in every process."""
+    lengths = cfg.lengths or (cfg.sequence,)
+    return lengths[np.random.default_rng((seed, len(lengths))).integers(len(lengths))]
+
+
+class TaskEvalBatches(Sequence):
+    """Held-out samples: `cfg.eval_samples` of them, each once, the last batch filled up with rows of length 0.
+
+    `document` is the number of the sample.
+    """
+
+    def __init__(self, cfg: TaskConfig, batch: int, rows: range):
+        self._cfg, self._batch, self._rows = cfg, batch, np.arange(rows.start, rows.stop)
+
+    def __len__(self) -> int:
+        return -(-self._cfg.eval_samples // self._batch)
+
+    def __getitem__(self, step: int) -> Batch:
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        numbers = step * self._batch + self._rows
+        real = numbers < self._cfg.eval_samples
+        ids, labels = (np.stack(parts) for parts in zip(*map(self._sample, numbers), strict=True))
+        ids[~real], labels[~real] = 0, IGNORED
+        return {"inputs": ids, "targets": labels, "start": real, "length": (real * ids.shape[1]).astype(np.int32),
+                "document": np.where(real, numbers, -1).astype(np.int32)}
+
+    def _sample(self, number: int) -> tuple[np.ndarray, ...]:
+        """Held-out sample `number`: the same for every batch size."""
+        cfg = self._cfg
+        return tuple(a[0] for a in module_of(cfg).sample(cfg.task, cfg.sequence, 1, HELD_OUT + int(number)))

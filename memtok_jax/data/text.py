@@ -1,0 +1,140 @@
+"""Text as a source of data: bytes of a named data set, a file or a folder. One token is one byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from memtok_jax.config import check_numbers
+from memtok_jax.data import corpus as _corpus
+from memtok_jax.data.compressors import text_baselines
+from memtok_jax.data.documents import total
+from memtok_jax.data.errors import DataError
+from memtok_jax.data.iterators import NumpyIterator, open_iterator
+from memtok_jax.data.streams import Batch, ContiguousBatches, EvalBatches, WindowBatches, identity, rows_of
+
+SUITE, UNIT = "text", "tokens"
+NO_TEXT = 0xFF  # a byte that no UTF-8 text has: it is shown as a replacement sign
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Source and cut of a text.
+
+    source: "stdlib", "gutenberg_books", "wikitext2", "tinyshakespeare", "tfds:NAME", or the path of a text file (plain or .gz) or
+        of a folder of text files.
+    sequence: T, tokens per row of a batch.
+    seed: order of the training data; the held-out data does not depend on it.
+    contiguous: True: row b of a batch continues row b of the batch before, through the whole epoch. False: rows begin at random
+        places and jump.
+    visit: batches that a row stays at a random place before it jumps and its carry is reset (only if contiguous is False).
+    data_dir: folder of the local data sets. "": environment variable MEMTOK_DATA_DIR, read when data is opened.
+    cache_dir: folder of the prepared stdlib data set. "": $XDG_CACHE_HOME/memtok_jax or ~/.cache/memtok_jax.
+    held_out: fraction of the text kept for evaluation if the source has no split of its own.
+    max_bytes: train on at most this many bytes; 0: all.
+    eval_split: the held-out split that is scored: "valid" everywhere, "test" or others if the source has them.
+    eval_bytes: score at most this many held-out bytes; 0: all.
+    """
+
+    source: str = "stdlib"
+    sequence: int = 512
+    seed: int = 0
+    contiguous: bool = True
+    visit: int = 1
+    data_dir: str = ""
+    cache_dir: str = ""
+    held_out: float = 0.05
+    max_bytes: int = 0
+    eval_split: str = "valid"
+    eval_bytes: int = 262_144
+
+    def __post_init__(self):
+        check_numbers("data", self, at_least=dict(sequence=1, visit=1, seed=0, max_bytes=0, eval_bytes=0),
+                      above=dict(held_out=0), below=dict(held_out=1))
+        if not self.source:
+            raise DataError("data.source is empty; name a data set, a path or tfds:NAME")
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """All rows have `sequence` tokens."""
+        return ()
+
+
+def named(old: Any, name: str) -> TextConfig:
+    """The config of another text."""
+    if isinstance(old, TextConfig):
+        return replace(old, source=name)
+    return TextConfig(source=name, sequence=old.sequence, seed=old.seed)
+
+
+def open_train(cfg: TextConfig, batch: int, process_index: int, process_count: int) -> NumpyIterator:
+    """Endless training batches; see `data.open_train`."""
+    rows, documents = rows_of(process_index, process_count, batch), _corpus.training(cfg, _corpus.load(cfg))
+    if cfg.contiguous:
+        source = ContiguousBatches(documents, batch, cfg.sequence, cfg.seed, rows)
+    else:
+        source = WindowBatches(documents, batch, cfg.sequence, cfg.seed, rows, cfg.visit)
+    return open_iterator(source, identity(documents, cfg.contiguous, cfg.visit, batch, cfg.sequence, cfg.seed))
+
+
+def open_eval(cfg: TextConfig, batch: int, process_index: int, process_count: int) -> Sequence[Batch]:
+    """Held-out batches; see `data.open_eval` and `streams.EvalBatches`."""
+    rows = rows_of(process_index, process_count, batch)
+    return EvalBatches(_corpus.held_out(cfg, _corpus.load(cfg)), batch, cfg.sequence, rows)
+
+
+def input_shape(cfg: TextConfig) -> tuple[tuple[int, ...], type]:
+    """One row: int32[T]."""
+    return (cfg.sequence,), np.int32
+
+
+def targets(cfg: TextConfig) -> str:
+    """The next byte."""
+    return "tokens"
+
+
+def vocabulary(cfg: TextConfig) -> int:
+    """Number of bytes."""
+    return 256
+
+
+def baselines(cfg: TextConfig, reach: int, segment: int) -> dict[str, float]:
+    """Bits per byte of compressors and of a count model; what a model can see does not matter for them."""
+    return text_baselines(train_text(cfg), eval_text(cfg))
+
+
+def eval_text(cfg: TextConfig) -> bytes:
+    """The held-out bytes that `open_eval` scores."""
+    return b"".join(d.data.tobytes() for d in _corpus.held_out(cfg, _corpus.load(cfg)))
+
+
+def train_text(cfg: TextConfig) -> bytes:
+    """The training bytes, joined, for baselines."""
+    return _corpus.SEPARATOR.join(d.data.tobytes() for d in _corpus.training(cfg, _corpus.load(cfg)))
+
+
+def reference_words(cfg: TextConfig) -> int:
+    """Words of the held-out text for word perplexity: separated by white space, and each line end if the data set counts it as a
+    word (WikiText)."""
+    text = eval_text(cfg)
+    return len(text.split()) + (text.count(b"\n") if _corpus.load(cfg).words == "lines" else 0)
+
+
+def decode(cfg: TextConfig, ids: Any) -> str:
+    """Text of bytes; see `data.decode`."""
+    numbers = [int(i) for i in ids]
+    end = next((n for n, i in enumerate(numbers) if i < 0), len(numbers))
+    return bytes(i if i < 256 else NO_TEXT for i in numbers[:end]).decode(errors="replace")
+
+
+def describe(cfg: TextConfig) -> str:
+    """One line: data set, sizes of its splits, where it lies, and what a reader should know about its files."""
+    corpus = _corpus.load(cfg)
+    train, scored = _corpus.training(cfg, corpus), _corpus.held_out(cfg, corpus)
+    held = corpus.splits[cfg.eval_split]
+    said = (f"{cfg.source}: {total(train):,} bytes in {len(train)} files to train on, {total(held):,} bytes in "
+            f"{len(held)} files held out ({cfg.eval_split}), {total(scored):,} of them scored; from {corpus.origin}")
+    return "; ".join([said, *corpus.notes])

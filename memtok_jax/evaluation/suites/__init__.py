@@ -1,0 +1,48 @@
+"""Evaluation suites as plug-ins: one file each, found by its name, which the data states (`SUITE` of a source).
+
+A suite has
+
+    HEADLINE                                                      the number by which a run is judged, see `Headline`
+    run(experiment, model, params, mesh, workdir, say)            yields (name, value) pairs for eval.json
+
+`run` writes figures into `workdir`, if matplotlib is there, and says in a few lines what it has found. Names with a slash are
+numbers for `metrics.jsonl`; others may be lists or texts. model: a bound `Model`. params: they lie on `mesh`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from memtok_jax.config import choose
+
+
+class Headline(NamedTuple):
+    """The number by which a run is judged.
+
+    name: in `metrics.jsonl` and `eval.json`. label: with its unit, for axes. of: Score -> the number. train: the column of
+    `metrics.jsonl` that shows it while training. scale: factor from that column to the number.
+    """
+
+    name: str
+    label: str
+    of: Callable[[Any], float]
+    train: str
+    scale: float = 1.0
+
+
+ACCURACY = Headline("eval/accuracy", "accuracy (share of targets)", lambda score: score.accuracy, "train/accuracy")
+
+
+def names() -> tuple[str, ...]:
+    """Names of the suites: the files of this folder."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__)))
+
+
+def suite_named(name: str) -> ModuleType:
+    """The suite in the file `name`. Raises UserError with the nearest right name."""
+    choose("suite", name, names())
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,73 @@
+"""Text: bits per byte and word perplexity of the held-out text, and the loss by position in its stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jax.sharding import Mesh
+
+from memtok_jax import data
+from memtok_jax import params as P
+from memtok_jax.analysis import figures
+from memtok_jax.data import text
+from memtok_jax.evaluation.score import score_data
+from memtok_jax.evaluation.suites import Headline
+from memtok_jax.models.protocol import Model
+
+if TYPE_CHECKING:
+    from memtok_jax.training.experiment import Experiment
+
+
+def bits_per_byte(nats: float, size: int) -> float:
+    """Bits per byte of a text of `size` bytes with a total negative log-likelihood of `nats`."""
+    return nats / (math.log(2) * size)
+
+
+def word_perplexity(bits_per_byte: float, size: int, words: int) -> float:
+    """Perplexity per word of a text of `size` bytes and `words` reference words, from its bits per byte.
+
+    The words are those of the data set's own tokenisation, whatever the units of the model.
+    """
+    return 2.0 ** (bits_per_byte * size / words)
+
+
+# One token is one byte.
+HEADLINE = Headline("eval/bits_per_byte", "bits per byte", lambda score: bits_per_byte(score.nats, score.count), "train/loss",
+                    bits_per_byte(1.0, 1))
+
+
+def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdir: Path,
+        say: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
+    """Every text is one stream: its carry is never reset inside, and every byte is scored once.
+
+    With more than one of `evaluation.streams`, one text is cut into that many streams, each without history at its start.
+    """
+    cfg, streams = experiment.data, experiment.evaluation.streams
+    size, words = len(text.eval_text(cfg)), text.reference_words(cfg)
+    result = score_data(experiment, model, params, mesh, cfg, streams)
+    if result.count != size:
+        raise ValueError(f"{result.count} bytes were scored, the held-out text has {size}")
+    bits, free = HEADLINE.of(result), data.baselines(cfg, model.reach, model.segment)
+    say(f"bits per byte {bits:.4f} on {size:,} bytes ({cfg.eval_split}, {streams} stream(s)); on the same bytes "
+        + ", ".join(f"{name} {value:.4f}" for name, value in free.items()))
+    yield "split", cfg.eval_split
+    yield "streams", streams
+    yield "eval/loss", result.loss
+    yield HEADLINE.name, bits
+    yield "eval/accuracy", result.accuracy
+    yield "eval/bytes", size
+    yield "eval/words", words
+    # Far from convergence the number of a word perplexity overflows; it is left out then.
+    if words and bits * size / words < 1000:
+        perplexity = word_perplexity(bits, size, words)
+        say(f"word perplexity {perplexity:.2f} over {words:,} words")
+        yield "eval/word_perplexity", perplexity
+    if figures.available():
+        points = [(first, last, nats * HEADLINE.scale, count) for first, last, nats, count in result.positions]
+        figures.by_distance(workdir / "loss_by_position.png", points, free, HEADLINE.label,
+                            f"{workdir.name}: held-out loss by position in its stream, {cfg.source}")
+    yield from ((f"baseline/{name}", value) for name, value in free.items())
+    yield "positions", result.positions
