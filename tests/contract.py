@@ -26,8 +26,7 @@ B, T = 4, 12
 class Case:
     """One mechanism.
 
-    functions: its module, or a bound model. cfg: the config that the functions take; a bound model has it already.
-    inputs: seed, tokens -> x. head, tail: tokens in front of and behind each output. dead: parameters that no gradient reaches, by
+    head, tail: tokens in front of and behind each output. dead: parameters that no gradient reaches, by
     the mathematics.
     """
 
@@ -36,6 +35,7 @@ class Case:
     state_specs: Callable      # (batch) -> tree
     init_state: Callable       # (params, batch) -> state
     inputs: Callable           # (seed, tokens) -> x
+    train: Callable            # (params, state, x) -> (y, state): a training call
     head: int = 0
     tail: int = 0
     dead: tuple[str, ...] = ()
@@ -46,13 +46,14 @@ def memory_case(module: ModuleType, cfg: Any, **options) -> Case:
     rng = lambda seed: np.random.default_rng(seed)
     return Case(lambda p, s, x, n: module.apply(p, s, x, cfg, n), lambda: module.specs(cfg), lambda b: module.state_specs(cfg, b),
                 lambda p, b: module.init_state(p, cfg, b), lambda seed, n: jnp.asarray(rng(seed).standard_normal((B, n, 8)), jnp.float32),
-                **options)
+                lambda p, s, x: module.apply(p, s, x, cfg), **options)
 
 
 def model_case(model: Any, **options) -> Case:
     """A bound model that reads tokens."""
     ids = lambda seed, n: jnp.asarray(np.random.default_rng(seed).integers(model.vocabulary, size=(B, n)), jnp.int32)
-    return Case(lambda p, s, x, n: model.apply(p, s, x, n), model.specs, model.state_specs, model.init_state, ids, **options)
+    return Case(lambda p, s, x, n: model.apply(p, s, x, n), model.specs, model.state_specs, model.init_state, ids,
+                lambda p, s, x: model.apply(p, s, x, whole=True), **options)
 
 
 def whole(length: int = T) -> jax.Array:
@@ -138,7 +139,7 @@ class Checks:
             state = self.case.init_state(params, B)
 
             def call(state, x):
-                y, state = self.case.apply(params, state, x, None)
+                y, state = self.case.train(params, state, x)
                 return state, (y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)).sum()
 
             return jax.lax.scan(call, state, jnp.stack([self.x, self.x[:, ::-1]]))[1].sum()

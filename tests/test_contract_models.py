@@ -39,6 +39,10 @@ def check_whole(name: str) -> None:
     run = jit(lambda p, s, x, length, whole: model.run(p, s, x, Call(length=length, whole=whole)), static_argnums=4)
     want = run(own.params, own.initial, own.x, whole(), False)
     got = run(own.params, own.initial, own.x, None, True)
+    # Stability is that of a chunk so far; where memory tokens come in calls of their own, it is taken in the midst of chunks too.
+    for _, _, stats in (got, want):
+        for key in [key for key in stats if "stability" in key and name == "rmt_around_mag"]:
+            del stats[key]
     assert_close(got, want, 5e-5)
     assert all(v.shape == () and np.isfinite(v) for v in got[2].values())
 

@@ -69,20 +69,20 @@ def _whole_segments(step: Step, state: Any, x: jax.Array, call: Call, b: Backbon
     return jnp.moveaxis(y, 0, 1).reshape(x.shape), unpack(state, carry), join_stats(stats, jnp.full((n,), batch * b.segment), n)
 
 
-def join_stats(stats: dict, tokens_N: jax.Array, segments: int) -> dict:
-    """Statistics of N pieces as those of the whole: means weighed by real tokens, maxima of names in "_max", losses per segment."""
-    weight = tokens_N.astype(jnp.float32)
-    real = tokens_N > 0
+def join_stats(stats: dict, weight: jax.Array, segments: int) -> dict:
+    """Statistics of N pieces, leaves [N], as those of the whole. weight: [N], real tokens of each piece. segments: in the whole."""
+    return {name: join(name, values, weight, segments) for name, values in stats.items()}
 
-    def one(name, values):
-        if name.endswith("_max"):
-            return jnp.where(real, values, -jnp.inf).max()
-        if name == "auxiliary_loss":
-            return values.sum() / max(segments, 1)
-        share = (weight / jnp.maximum(weight.sum(), 1)).astype(values.dtype)
-        return (jnp.where(real, values, 0) * share).sum()
 
-    return {name: one(name, values) for name, values in stats.items()}
+def join(name: str, values_N: jax.Array, weight_N: jax.Array, segments: int) -> jax.Array:
+    """One statistic: a mean by weight, the maximum of a name in "_max", or the loss per segment."""
+    real = weight_N > 0
+    if name.endswith("_max"):
+        return jnp.where(real, values_N, 0).max()
+    if name.endswith("auxiliary_loss"):
+        return values_N.sum() / max(segments, 1)
+    share = (weight_N / jnp.maximum(weight_N.sum(), 1)).astype(values_N.dtype)
+    return (jnp.where(real, values_N, 0) * share).sum()
 
 
 def store(buffer: jax.Array, new: jax.Array, call: Call) -> jax.Array:

@@ -170,34 +170,40 @@ def _split(h: jax.Array, cfg: RmtConfig) -> tuple[jax.Array, jax.Array]:
     return h[:, cfg.head:end], h[:, end:] if cfg.tail else h[:, :cfg.head]
 
 
-def _begin_segment(params, state: StackState, m: jax.Array, begins: jax.Array, cfg: RmtConfig) -> StackState:
-    """Feed the memory as the first tokens of a new segment, in the rows where one begins."""
-    call = Call(length=jnp.where(begins, cfg.head, 0), closes=jnp.zeros_like(begins), head=cfg.head, sees=cfg.sees)
-    feed = lambda state: _layers(params, state, m, cfg, call)[1]
-    return jax.lax.cond(begins.any(), feed, lambda state: state, state)
-
-
-def _end_segment(params, state: RmtState, m: jax.Array, closes: jax.Array, cfg: RmtConfig) -> RmtState:
-    """Feed the write tokens where the segment closes; their outputs are the next memory."""
-    call = Call(length=jnp.where(closes, cfg.tail, 0), closes=closes, tail=cfg.tail, sees=cfg.sees)
-
-    def feed(state: RmtState) -> RmtState:
-        h, after, _ = _layers(params, state.stack, m, cfg, call)
-        return RmtState(_write(params, state, h, closes, cfg), after)
-
-    return jax.lax.cond(closes.any(), feed, lambda state: state, state)
+def _memory_call(params, state: StackState, m: jax.Array, call: Call, cfg: RmtConfig):
+    """The memory tokens m[B, M, D] of the rows that call.length names: (h, state, stats). Nothing is computed if there are none."""
+    feed = lambda state: _layers(params, state, m, cfg, call)
+    h, _, stats = jax.eval_shape(feed, state)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (h, stats))
+    return jax.lax.cond((call.length > 0).any(), feed, lambda state: (zeros[0], state, zeros[1]), state)
 
 
 def _piece(params, state: RmtState, x: jax.Array, length: jax.Array, closes: jax.Array, cfg: RmtConfig):
-    """Tokens of one segment, of which any part may have come before: (h [B, T, D], state, stats)."""
-    m = _vectors(state, x)
+    """Tokens of one segment, of which any part may have come before: (h [B, T, D], state, name -> (statistic, weight))."""
+    m, never, found = _vectors(state, x), jnp.zeros_like(closes), {}
     if cfg.head:
-        begins = (state.stack.slot == 0) & (length > 0)
-        state = state._replace(stack=_begin_segment(params, state.stack, m, begins, cfg))
-    ends_here = closes if not cfg.tail else jnp.zeros_like(closes)
-    h, after, stats = _layers(params, state.stack, x, cfg, Call(length=length, closes=ends_here))
-    state = state._replace(stack=after)
-    return h, _end_segment(params, state, m, closes, cfg) if cfg.tail else state, stats
+        read = jnp.where((state.stack.slot == 0) & (length > 0), cfg.head, 0)
+        call = Call(length=read, closes=never, head=cfg.head, sees=cfg.sees)
+        _, after, stats = _memory_call(params, state.stack, m, call, cfg)
+        state, found = state._replace(stack=after), _added(found, stats, read)
+    h, after, stats = _layers(params, state.stack, x, cfg, Call(length=length, closes=never if cfg.tail else closes))
+    state, found = state._replace(stack=after), _added(found, stats, length)
+    if cfg.tail:
+        written = jnp.where(closes, cfg.tail, 0)
+        last, after, stats = _memory_call(params, state.stack, m, Call(length=written, closes=closes, tail=cfg.tail, sees=cfg.sees), cfg)
+        state, found = RmtState(_write(params, state, last, closes, cfg), after), _added(found, stats, written)
+    return h, state, found
+
+
+def _added(found: dict, stats: dict, length: jax.Array) -> dict:
+    """Statistics with their weights, those of one more call among them."""
+    weight = length.sum().astype(jnp.float32)
+    out = dict(found)
+    for name, value in stats.items():
+        old, old_weight = found.get(name, (jnp.zeros_like(value), jnp.zeros_like(weight)))
+        joined = borders.join(name, jnp.stack([old, value]), jnp.stack([old_weight, weight]), 1)
+        out[name] = (joined, old_weight + weight)
+    return out
 
 
 def _encode(params, state: RmtState, x: jax.Array, length: jax.Array, cfg: RmtConfig):
@@ -233,11 +239,13 @@ def _cut_segments(params, state: RmtState, x: jax.Array, length: jax.Array, cfg:
         h, state, stats = _piece(params, state, *part, cfg)
         return state, (h, stats)
 
+    segments = x.shape[1] // cfg.model.segment
     if len(cut.length) == 1:
         state, (h, stats) = one(state, jax.tree.map(lambda leaf: leaf[0], parts))
-        return pieces.join(h[None], cut), state, stats
-    state, (h, stats) = jax.lax.scan(one, state, parts)
-    return pieces.join(h, cut), state, borders.join_stats(stats, cut.length.sum(1), x.shape[1] // cfg.model.segment)
+        h, stats = h[None], jax.tree.map(lambda leaf: leaf[None], stats)
+    else:
+        state, (h, stats) = jax.lax.scan(one, state, parts)
+    return pieces.join(h, cut), state, {name: borders.join(name, *pair, segments) for name, pair in stats.items()}
 
 
 def _hidden(params, state: RmtState, x: jax.Array, cfg: RmtConfig, call: Call):
@@ -248,7 +256,8 @@ def _hidden(params, state: RmtState, x: jax.Array, cfg: RmtConfig, call: Call):
     if call.whole:
         return _whole_segments(params, state, x, cfg)
     if call.closes is not None:
-        return _piece(params, state, x, length, call.closes, cfg)
+        h, state, stats = _piece(params, state, x, length, call.closes, cfg)
+        return h, state, {name: value for name, (value, _) in stats.items()}
     return _cut_segments(params, state, x, length, cfg)
 
 
