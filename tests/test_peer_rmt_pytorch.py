@@ -86,7 +86,7 @@ def peer_layers(params, x, visible, sizes):
 def segment(params, state, ids, length, sizes, fixed, form="paper"):
     """One segment: (logits [B, T, V], state)."""
     m, t, full = sizes["num_memory_tokens"], ids.shape[1], sizes["seq_len"]
-    cfg, none = memory.RmtTokensConfig(sizes["dim"], m, dtype="float64"), jnp.zeros_like(length)
+    cfg, none = memory.RmtTokensConfig(sizes["dim"], m), jnp.zeros_like(length)
     x = memory.read({}, state, params["token_emb.weight"][ids], cfg)
     x = x.at[:, m + t:].set(0) if fixed else x
     # The table: read rows, tokens of a full segment, write rows, whose number rather than position picks the vector.
