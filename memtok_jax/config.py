@@ -17,7 +17,7 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
 
     overrides: "dotted.path=text"; an item of a tuple is named by its index, as in "model.pattern.0.chunk=16". The text is read by
     the type of the field: int, float, bool (true/false), str as it stands, tuples as comma-separated items, None if the field
-    allows it.
+    allows it. A group of fields can be chosen by a name if its field has the metadata "named", a function (old value, name) ->
+    new value; changes of fields in the group are then made in the new value.
     Raises UserError naming an unknown field with its neighbours, a text of the wrong type, or what the config itself refuses.
     """
     tree: dict[str, Any] = {}
@@ -91,18 +92,18 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
         node = tree
         for group in groups:
             node = node.setdefault(group, {})
-            if not isinstance(node, dict):
-                raise UserError(f"config.{path}: {group!r} was given a value before")
-        node[last] = text
+        node.setdefault(last, {})[""] = text
     return _apply(config, tree, "config")
 
 
 def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
-    hints, new = _hints(type(config)), {}
+    """The config with changes: field -> changes of the parts of its value, and under "" the text for the whole of it."""
+    hints, fields, new = _hints(type(config)), {f.name: f for f in dataclasses.fields(config)}, {}
     for name, change in changes.items():
-        if name not in hints:
-            raise UserError(f"unknown field {path}.{name}{nearest(name, hints)}; {path} has {', '.join(hints)}")
-        new[name] = _changed(getattr(config, name), change, hints[name], f"{path}.{name}")
+        if name not in fields:
+            raise UserError(f"unknown field {path}.{name}{nearest(name, fields)}; {path} has {', '.join(fields)}")
+        named = fields[name].metadata.get("named")
+        new[name] = _changed(getattr(config, name), change, hints[name], f"{path}.{name}", named)
     try:
         return dataclasses.replace(config, **new)
     except UserError:
@@ -111,10 +112,13 @@ def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
         raise UserError(str(error)) from error
 
 
-def _changed(value: Any, change: Any, hint: Any, path: str) -> Any:
-    """A value after a change: a text for the whole of it, or changes of its parts."""
-    if not isinstance(change, dict):
-        return parse(change, hint, path)
+def _changed(value: Any, change: dict[str, Any], hint: Any, path: str, named: Callable | None = None) -> Any:
+    """A value after the text for the whole of it, and then after the changes of its parts."""
+    if "" in change:
+        value = named(value, change[""]) if named else parse(change[""], hint, path)
+    change = {name: part for name, part in change.items() if name}
+    if not change:
+        return value
     if dataclasses.is_dataclass(value):
         return _apply(value, change, path)
     if not isinstance(value, tuple):
@@ -379,4 +383,4 @@ def _marked(value: Any, path: str, marked: bool) -> Iterator[str]:
 
 
 def _holds_configs(value: Any) -> bool:
-    return isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))
+    return isinstance(value, tuple) and any(dataclasses.is_dataclass(item) or _holds_configs(item) for item in value)
