@@ -110,10 +110,10 @@ def test_weights_make_the_round_trip_exactly(case):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda w: w.pop("transformer.layers.1.pos_ff.CoreNet.0.bias"), "1 weights are missing, the first is 'transformer.layers.1"),
-    (lambda w: w.update({"transformer.word_emb.emb_projs.0": np.zeros((8, 8))}), "no place .* 'transformer.word_emb.emb_projs.0'"),
-    (lambda w: w.update({"crit.out_layers.0.bias": np.zeros(12)}), r"out_layers.0.bias has shape \(12,\), the config says \(11,\)"),
-    (lambda w: w.update({"crit.out_layers.0.weight": np.zeros((11, 8))}), "only models in which they are one"),
+    (lambda w: w.pop("transformer.layers.1.pos_ff.CoreNet.0.bias"), "lacks .transformer.layers.1.pos_ff.Core.* .1 missing"),
+    (lambda w: w.update({"transformer.word_emb.emb_projs.0": np.zeros((8, 8))}), "emb_projs.0' has no place in a"),
+    (lambda w: w.update({"crit.out_layers.0.bias": np.zeros(12)}), r"out_layers.0.bias has the shape \(12,\), .* has \(11,\)"),
+    (lambda w: w.update({"crit.out_layers.0.weight": np.zeros((11, 8))}), "only models in which the two are the same array"),
 ], ids=["missing", "extra", "shape", "untied softmax"])
 def test_weights_that_do_not_fit_are_named(change, message):
     cfg, arrays = load(STORED, "post")
@@ -121,6 +121,15 @@ def test_weights_that_do_not_fit_are_named(change, message):
     change(weights)
     with pytest.raises(UserError, match=message):
         from_transfo_xl(weights, cfg)
+
+
+def test_prefixes_and_half_precision():
+    """The names inside another module, and float16: the same parameters, in float32."""
+    cfg, arrays = load(STORED, "post")
+    half = {name: value.astype(np.float16) for name, value in weights_of(arrays).items()}
+    found = from_transfo_xl({f"module.model.{name}": value for name, value in half.items()}, cfg)
+    assert_equal(found, from_transfo_xl({name: value.astype(np.float32) for name, value in half.items()}, cfg))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
 
 
 def test_a_learnt_compression_has_no_weights_there():

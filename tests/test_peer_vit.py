@@ -52,8 +52,9 @@ def stored() -> Peer:
 def model(peer: Peer, case: str) -> VitCheckpoint:
     """Our checkpoint of a case, from weights drawn under the peer's names."""
     told = peer.settings["cases"][case]
-    heads = told["arguments"].get("num_attention_heads") or told["arguments"]["num_heads"]
-    return load_vit(vit_random.weights(told["shapes"], peer.settings["seed"]), heads=heads)
+    own = told["arguments"]
+    heads, size = own.get("num_attention_heads") or own["num_heads"], own.get("image_size") or own["img_size"]
+    return load_vit(vit_random.weights(told["shapes"], peer.settings["seed"]), heads=heads, grid=(size // own["patch_size"],) * 2)
 
 
 def some_images(peer: Peer, rows: int, columns: int) -> jax.Array:

@@ -28,6 +28,7 @@ import numpy as np
 
 from memtok_jax import params as P
 from memtok_jax.config import UserError
+from memtok_jax.convert import names
 from memtok_jax.models import transformer_xl
 from memtok_jax.models.transformer_xl import TransformerXlConfig
 
@@ -37,11 +38,13 @@ FREQUENCIES = "transformer.pos_emb.inv_freq"
 
 
 def from_transfo_xl(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> P.Tree:
-    """Our parameters, as NumPy arrays of the dtype of theirs.
+    """Our parameters, as NumPy arrays in float32, or in float64 if theirs are.
 
-    weights: their state_dict as NumPy arrays. cfg: our config of the same model, without learnt compression.
-    Raises UserError naming what is missing, what has no place, and what has another shape than cfg says.
+    weights: their state_dict as NumPy arrays, in any wrapper that `names.PARTS` lists. cfg: our config of the same model, without
+    learnt compression. Raises UserError naming what is missing, what has no place, and what has another shape than cfg says.
     """
+    weights = names.pick(weights, (f"{WORDS}.emb_layers.0.weight",))
+    weights = names.floats({name: array for name, array in weights.items() if name != FREQUENCIES})
     _check(weights, cfg)
     layers = [_layer_from(weights, i, cfg) for i in range(cfg.layers)]
     out = _words_from(weights, cfg) | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
@@ -148,23 +151,18 @@ def _layer_to(layer: P.Tree, i: int, cfg: TransformerXlConfig) -> dict[str, np.n
 
 
 def _check(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> None:
-    """Every name of theirs has one place, every place one name, and the shapes agree."""
+    """Every name of theirs has one place, every place one name, the shapes agree, and copies are equal."""
     specs = transformer_xl.specs(cfg)
     if specs["layers"]["memory"]:
         raise UserError(f"a Transformer-XL has no weights for {cfg.memory}; convert with an XlConfig")
     expected = to_transfo_xl(P.map_specs(lambda s: np.broadcast_to(np.float32(0), s.shape), specs), cfg)
     copies = _copies(cfg)
-    if missing := sorted(expected.keys() - weights.keys() - copies.keys()):
-        raise UserError(f"{len(missing)} weights are missing, the first is {missing[0]!r}; {_wanted(cfg)} has {len(expected)}")
-    if extra := sorted(weights.keys() - expected.keys() - {FREQUENCIES}):
-        raise UserError(f"{len(extra)} weights have no place in {_wanted(cfg)}, the first is {extra[0]!r}")
-    for name in expected.keys() & weights.keys():
-        if np.shape(weights[name]) != expected[name].shape:
-            raise UserError(f"{name} has shape {np.shape(weights[name])}, the config says {expected[name].shape}")
+    told = {copy: expected[name].shape for copy, name in copies.items() if copy not in weights}
+    names.check(told | names.shapes(weights), names.shapes(expected), _wanted(cfg))
     for copy, name in copies.items():
         if copy in weights and not np.array_equal(weights[copy], weights[name]):
-            raise UserError(f"{copy} differs from {name}: only models in which they are one are supported")
+            raise UserError(f"{copy} differs from {name}; only models in which the two are the same array can be converted")
 
 
 def _wanted(cfg: TransformerXlConfig) -> str:
-    return f"a model of {cfg.layers} layers with untie_r={cfg.untie_r}, cutoffs={cfg.cutoffs}, shrink={cfg.shrink}"
+    return f"a Transformer-XL of {cfg.layers} layers with untie_r={cfg.untie_r}, cutoffs={cfg.cutoffs}, shrink={cfg.shrink}"
