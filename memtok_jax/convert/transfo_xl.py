@@ -178,5 +178,5 @@ def _check(weights: Mapping[str, np.ndarray], cfg: LanguageModelConfig) -> None:
 
 
 def _wanted(cfg: LanguageModelConfig) -> str:
-    return (f"a Transformer-XL of {cfg.layers} layers with style.shared_position={cfg.style.shared_position}, cutoffs={cfg.cutoffs}, "
-            f"shrink={cfg.shrink}")
+    return (f"a Transformer-XL of {cfg.layers} layers with style.shared_position={cfg.style.shared_position}, "
+            f"cutoffs={cfg.cutoffs}, shrink={cfg.shrink}")

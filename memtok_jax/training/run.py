@@ -29,7 +29,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
     Raises UserError for a mistake of the user, StoppedError for a run that cannot go on.
     """
     workdir, quiet = Path(workdir), jax.process_index() != 0
-    update = update_of(experiment, bind(experiment.model))
+    model = bind(experiment.model)
+    update = update_of(experiment, model)
     refuse_foreign(workdir)
     machine.refuse_what_cannot_fit(update)
     mesh = make_mesh(experiment)
