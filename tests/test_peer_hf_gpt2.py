@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from neural_cases import jit
 from peers import export
+from rmt_cases import segment_call
 
 from memtok_jax.convert import gpt2
-from memtok_jax.models import recurrent
+from memtok_jax.models import rmt
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests" / "data" / "hf_gpt2_rmt.npz"
@@ -35,7 +36,7 @@ def read(path: Path):
 
 
 def model_of(settings, **options):
-    return gpt2.config_of(settings["config"], settings["segment"], settings["tokens"], ends="call", **options)
+    return gpt2.config_of(settings["config"], settings["segment"], settings["tokens"], **options)
 
 
 def assert_equal_to(path: Path) -> None:
@@ -49,11 +50,11 @@ def assert_equal_to(path: Path) -> None:
 
         def scalar(params):
             def one(state, x):
-                logits, state = recurrent.apply(params, state, *x[:1], cfg, x[1])
+                logits, state, _ = rmt.run(params, state, x[0], cfg, segment_call(x[1]))
                 return state, (logits, state.memory.tokens)
 
             xs = (jnp.moveaxis(jnp.asarray(stored["ids"], jnp.int32), 1, 0), lengths)
-            _, (logits, memories) = jax.lax.scan(one, recurrent.init_state(params, cfg, len(real)), xs)
+            _, (logits, memories) = jax.lax.scan(one, rmt.init_state(params, cfg, len(real)), xs)
             logits, memories = jnp.moveaxis(logits, 0, 1), jnp.moveaxis(memories, 0, 1)
             logits = jnp.where(real[..., None], logits, 0.0)
             return (logits * stored["r"]).sum() + (memories[:, -1] * stored["s"]).sum(), (logits, memories)
@@ -102,11 +103,12 @@ def test_mistakes_are_named():
         gpt2.from_gpt2(theirs | {"h.2.ln_1.bias": np.zeros(12)}, cfg, key)
     with pytest.raises(ValueError, match=r"wpe.weight has shape \(15, 12\), the config asks for \(16, 12\)"):
         gpt2.from_gpt2(theirs | {"transformer.wpe.weight": np.zeros((15, 12))}, cfg, key)
-    with pytest.raises(ValueError, match="tied=False: the output layer of GPT-2 is its embedding"):
-        gpt2.from_gpt2(theirs, replace(cfg, tied=False), key)
+    with pytest.raises(ValueError, match="style.embedding='matrix': the output layer of GPT-2 is its embedding"):
+        own = replace(cfg.model, style=replace(cfg.model.style, embedding="matrix"))
+        gpt2.from_gpt2(theirs, replace(cfg, model=own), key)
     with pytest.raises(ValueError, match="activation_function='relu': only GPT-2"):
         gpt2.config_of(settings["config"] | {"activation_function": "relu"}, 4, 2)
-    with pytest.raises(ValueError, match="positions=16 is less than the 18 rows"):
+    with pytest.raises(ValueError, match="positions=16 is less than the 18 places"):
         gpt2.config_of(settings["config"], 12, 3)
 
 

@@ -1,11 +1,12 @@
-"""GPT-2 of the Hugging Face library <-> `models/recurrent.py`: the same arrays under other names, exactly.
+"""GPT-2 of the Hugging Face library <-> `models/rmt.py` around a decoder of style GPT2: the same arrays, other names, exactly.
 
-Their names, with or without "transformer." in front, and ours inside `params["decoder"]` (layers are stacked on a leading axis):
+Their names, with or without "transformer." in front, and ours inside `params["model"]`. Those of h.N are in `layers[0]`, stacked on a
+leading axis:
 
-    wte.weight [V, D]                    embedding              wpe.weight [P, D]          positions
-    h.N.ln_1.weight, .bias               norm_attention         h.N.ln_2.weight, .bias     norm_mlp
-    h.N.attn.c_attn.weight [D, 3 D]      q, k, v                h.N.attn.c_proj.weight     o
-    h.N.mlp.c_fc.weight [D, F]           up                     h.N.mlp.c_proj.weight      down
+    wte.weight [V, D]                    words.embedding        wpe.weight [P, D]          positions
+    h.N.ln_1.weight, .bias               segment.norm           h.N.ln_2.weight, .bias     feed_forward.norm
+    h.N.attn.c_attn.weight [D, 3 D]      segment.q, .k, .v      h.N.attn.c_proj.weight     segment.o
+    h.N.mlp.c_fc.weight [D, F]           feed_forward.up        h.N.mlp.c_proj.weight      feed_forward.down
     ln_f.weight, .bias                   norm
 
 Their Conv1D weights are (in, out), like ours. The output layer is the embedding in both, so lm_head.weight is not stored twice.
@@ -21,33 +22,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from memtok_jax import params as P
-from memtok_jax.models import recurrent
-from memtok_jax.models.recurrent import RecurrentConfig
+from memtok_jax.models import rmt
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.models.style import GPT2
 
 PREFIX = "transformer."
-NORMS = {"norm_attention": "ln_1", "norm_mlp": "ln_2"}
-DENSE = {"o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+NORMS = {("segment", "norm"): "ln_1", ("feed_forward", "norm"): "ln_2"}
+DENSE = {("segment", "o"): "attn.c_proj", ("feed_forward", "up"): "mlp.c_fc", ("feed_forward", "down"): "mlp.c_proj"}
 # What a decoder of another kind would say; each must have this value for the two models to be the same function.
 FIXED = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
          "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True}
 
 
-def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -> RecurrentConfig:
+def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -> RmtConfig:
     """Our config for the fields of their config.json.
 
-    segment, tokens, options: of `RecurrentConfig`, what GPT-2 does not have. Raises ValueError naming the field where their
+    segment: tokens of a segment. tokens, options: of `RmtConfig`; GPT-2 has neither. Raises ValueError naming the field where their
     model is another function, or has too few positions.
     """
     for name, value in FIXED.items():
         if theirs.get(name, value) != value:
             raise ValueError(f"{name}={theirs[name]!r}: only GPT-2 with {name}={value!r} can be converted")
-    return RecurrentConfig(
+    inside = LanguageModelConfig(
         vocabulary=theirs["vocab_size"], width=theirs["n_embd"], layers=theirs["n_layer"],
         head_dim=theirs["n_embd"] // theirs["n_head"], hidden=theirs.get("n_inner") or 4 * theirs["n_embd"], segment=segment,
-        tokens=tokens, positions=theirs["n_positions"], scaled=False, **options)
+        style=GPT2, positions=theirs["n_positions"], pattern=(SegmentConfig(),))
+    return RmtConfig(inside, tokens, **options)
 
 
-def from_gpt2(tensors: Mapping[str, Any], cfg: RecurrentConfig, key: jax.Array) -> dict:
+def from_gpt2(tensors: Mapping[str, Any], cfg: RmtConfig, key: jax.Array) -> dict:
     """Our parameters from their state dict, as anything that `numpy.asarray` takes.
 
     key: typed PRNG key of the memory tokens, which GPT-2 does not have; drawn with the standard deviation of its word embeddings.
@@ -56,32 +61,33 @@ def from_gpt2(tensors: Mapping[str, Any], cfg: RecurrentConfig, key: jax.Array) 
     _check_output(cfg)
     given = {name.removeprefix(PREFIX): np.asarray(array) for name, array in tensors.items()}
     given = {name: array for name, array in given.items() if not _left_out(name)}
-    shapes = {name: array.shape for name, array in _theirs(P.abstract(recurrent.specs(cfg))["decoder"], cfg, _shape).items()}
+    shapes = {name: array.shape for name, array in _theirs(P.abstract(rmt.specs(cfg))["model"], cfg, _shape).items()}
     _check(given, shapes)
-    layers = [_layer(given, f"h.{n}.", cfg) for n in range(cfg.layers)]
-    decoder = {
-        "embedding": jnp.asarray(given["wte.weight"]), "positions": jnp.asarray(given["wpe.weight"]),
-        "layers": jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *layers),
+    layers = [_layer(given, f"h.{n}.", cfg) for n in range(cfg.model.layers)]
+    model = {
+        "words": {"embedding": jnp.asarray(given["wte.weight"])}, "positions": jnp.asarray(given["wpe.weight"]),
+        "prefix": {"tokens": jnp.zeros((0, cfg.model.width), given["wte.weight"].dtype)},
+        "layers": (jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *layers),),
         "norm": {"scale": jnp.asarray(given["ln_f.weight"]), "bias": jnp.asarray(given["ln_f.bias"])},
     }
-    memory = given["wte.weight"].std() * jax.random.normal(key, (cfg.tokens, cfg.width), decoder["embedding"].dtype)
-    return {"decoder": decoder, "memory": {"tokens": memory}}
+    memory = given["wte.weight"].std() * jax.random.normal(key, (cfg.tokens, cfg.model.width), model["positions"].dtype)
+    return {"model": model, "memory": {"tokens": memory}}
 
 
-def to_gpt2(params: Mapping[str, Any], cfg: RecurrentConfig) -> dict[str, np.ndarray]:
+def to_gpt2(params: Mapping[str, Any], cfg: RmtConfig) -> dict[str, np.ndarray]:
     """Their state dict from our parameters, names with "transformer." and lm_head.weight; memory tokens are left out.
 
     Raises ValueError for an output layer of its own.
     """
     _check_output(cfg)
-    decoder = jax.tree.map(np.asarray, params["decoder"])
-    out = {PREFIX + name: array for name, array in _theirs(decoder, cfg, lambda x: x).items()}
-    return out | {"lm_head.weight": decoder["embedding"]}
+    model = jax.tree.map(np.asarray, params["model"])
+    out = {PREFIX + name: array for name, array in _theirs(model, cfg, lambda x: x).items()}
+    return out | {"lm_head.weight": model["words"]["embedding"]}
 
 
-def _check_output(cfg: RecurrentConfig) -> None:
-    if not cfg.tied:
-        raise ValueError("tied=False: the output layer of GPT-2 is its embedding")
+def _check_output(cfg: RmtConfig) -> None:
+    if cfg.model.style.embedding != "tied":
+        raise ValueError(f"style.embedding={cfg.model.style.embedding!r}: the output layer of GPT-2 is its embedding, 'tied'")
 
 
 def _left_out(name: str) -> bool:
@@ -110,19 +116,20 @@ def _join(parts: list, shape: tuple[int, ...]):
     return np.concatenate([part.reshape(*shape[:-1], -1) for part in parts], axis=-1)
 
 
-def _theirs(decoder: Mapping[str, Any], cfg: RecurrentConfig, leaf) -> dict[str, Any]:
+def _theirs(model: Mapping[str, Any], cfg: RmtConfig, leaf) -> dict[str, Any]:
     """Their names -> arrays (or shapes) made of ours."""
-    own = jax.tree.map(leaf, decoder)
-    out = {"wte.weight": own["embedding"], "wpe.weight": own["positions"],
+    own, d = jax.tree.map(leaf, model), cfg.model.width
+    out = {"wte.weight": own["words"]["embedding"], "wpe.weight": own["positions"],
            "ln_f.weight": own["norm"]["scale"], "ln_f.bias": own["norm"]["bias"]}
-    for n in range(cfg.layers):
-        layers, front, d = own["layers"], f"h.{n}.", cfg.width
-        for ours, name in NORMS.items():
-            out |= {f"{front}{name}.weight": layers[ours]["scale"][n], f"{front}{name}.bias": layers[ours]["bias"][n]}
-        for ours, name in DENSE.items():
-            out |= {f"{front}{name}.weight": layers[ours]["w"][n], f"{front}{name}.bias": layers[ours]["b"][n]}
-        out[f"{front}attn.c_attn.weight"] = _join([layers[name]["w"][n] for name in "qkv"], (d, 3 * d))
-        out[f"{front}attn.c_attn.bias"] = _join([layers[name]["b"][n] for name in "qkv"], (3 * d,))
+    for n in range(cfg.model.layers):
+        layers, front = own["layers"][0], f"h.{n}."
+        for (branch, ours), name in NORMS.items():
+            out |= {f"{front}{name}.weight": layers[branch][ours]["scale"][n], f"{front}{name}.bias": layers[branch][ours]["bias"][n]}
+        for (branch, ours), name in DENSE.items():
+            out |= {f"{front}{name}.weight": layers[branch][ours]["w"][n], f"{front}{name}.bias": layers[branch][ours]["b"][n]}
+        attention = layers["segment"]
+        out[f"{front}attn.c_attn.weight"] = _join([attention[name]["w"][n] for name in "qkv"], (d, 3 * d))
+        out[f"{front}attn.c_attn.bias"] = _join([attention[name]["b"][n] for name in "qkv"], (3 * d,))
     return out
 
 
@@ -137,13 +144,16 @@ def _check(given: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]
             raise ValueError(f"{name} has shape {given[name].shape}, the config asks for {shape}")
 
 
-def _layer(given: Mapping[str, np.ndarray], front: str, cfg: RecurrentConfig) -> dict:
+def _layer(given: Mapping[str, np.ndarray], front: str, cfg: RmtConfig) -> dict:
     """One layer of ours."""
     of = lambda name: (given[f"{front}{name}.weight"], given[f"{front}{name}.bias"])
-    out = {ours: dict(zip(("scale", "bias"), of(name), strict=True)) for ours, name in NORMS.items()}
-    out |= {ours: dict(zip("wb", of(name), strict=True)) for ours, name in DENSE.items()}
+    out = {"segment": {}, "feed_forward": {}}
+    for (branch, ours), name in NORMS.items():
+        out[branch][ours] = dict(zip(("scale", "bias"), of(name), strict=True))
+    for (branch, ours), name in DENSE.items():
+        out[branch][ours] = dict(zip("wb", of(name), strict=True))
     weights, biases = (np.split(part, 3, axis=-1) for part in of("attn.c_attn"))
-    heads = (cfg.decoder.heads, cfg.head_dim)
+    heads = (cfg.stack.b.heads, cfg.model.head_dim)
     for name, w, b in zip("qkv", weights, biases, strict=True):
-        out[name] = {"w": w.reshape(cfg.width, *heads), "b": b.reshape(heads)}
+        out["segment"][name] = {"w": w.reshape(cfg.model.width, *heads), "b": b.reshape(heads)}
     return out
