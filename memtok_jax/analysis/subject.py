@@ -12,8 +12,8 @@ import numpy as np
 from memtok_jax.config import UserError
 from memtok_jax.convert.vit import load_vit
 from memtok_jax.data import images
-from memtok_jax.data.images.config import ImagesConfig
 from memtok_jax.data.images import folder
+from memtok_jax.data.images.config import ImagesConfig
 from memtok_jax.data.images.pictures import Pictures
 from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.models.vision.config import VitConfig
