@@ -54,14 +54,16 @@ def model_of(name: str, task: str, segment: int, rmt: Any) -> Any:
     """The model of one row of the table. rmt: the RMT of `configs/rmt.py` for this task."""
     from memtok_jax.memory.compressive import CompressiveConfig
     from memtok_jax.memory.xl import XlConfig
-    from memtok_jax.models.transformer_xl import TransformerXlConfig
+    from memtok_jax.models.mixers.cached import CachedConfig
+    from memtok_jax.models.style import COMPRESSIVE
 
+    inside = replace(rmt.model, segment=segment)
     if name in ("none", "rmt"):
-        return replace(rmt, segment=segment, tokens=rmt.tokens if name == "rmt" else 0)
+        return replace(rmt, model=inside, tokens=rmt.tokens if name == "rmt" else 0)
     half = segment // 2
     memory = XlConfig(segment) if name == "transformer_xl" else CompressiveConfig(half, half, 2)
-    return TransformerXlConfig(vocabulary=rmt.vocabulary, width=64, layers=2, head_dim=32, heads=2, hidden=256, norm="pre",
-                               std=0.125, memory=memory)
+    style = replace(COMPRESSIVE, shared_position=True, std=0.125)
+    return replace(inside, hidden=256, style=style, positions=0, pattern=(CachedConfig(memory),))
 
 
 def experiment(name: str, task: str, segment: int, args: argparse.Namespace) -> Any:

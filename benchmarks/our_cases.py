@@ -27,11 +27,16 @@ from memtok_jax.inference.session import new_stream, open_session
 from memtok_jax.memory import neural
 from memtok_jax.memory.neural import literal, scan
 from memtok_jax.memory.xl import XlConfig
-from memtok_jax.models import language_model, transformer_xl
-from memtok_jax.models.associative import AssociativeConfig
+from memtok_jax.models import language_model
+from memtok_jax.models.call import Call
+from memtok_jax.models.mixers.armt import ArmtLayerConfig
+from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.mixers.mac import MacConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.protocol import bind
-from memtok_jax.models.recurrent import RecurrentConfig
-from memtok_jax.models.transformer_xl import TransformerXlConfig
+from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.models.style import GPT2, TITANS, TRANSFORMER_XL
 from memtok_jax.numerics import rms_norm
 from memtok_jax.training.distributed import use_cores
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
@@ -128,15 +133,13 @@ def model_config(case: dict) -> language_model.LanguageModelConfig:
         vocabulary=256,
         width=case["width"],
         layers=case["layers"],
-        pattern=("attention", "mac"),
+        pattern=(WindowConfig(case["segment"]), MacConfig(memory=neural.NeuralMemoryConfig(head_dim=head, chunk=case["chunk"]))),
         head_dim=head,
-        window=case["segment"],
         segment=case["segment"],
         prefix=case["prefix"],
-        tied=False,
+        style=replace(TITANS, embedding="matrix"),
         dtype=case["dtype"],
         remat=case["remat"],
-        memory=neural.NeuralMemoryConfig(head_dim=head, chunk=case["chunk"]),
     )
 
 
@@ -153,27 +156,30 @@ def run_segments(case: dict) -> dict:
 
 def segmented_config(case: dict):
     """RMT, ARMT or Transformer-XL over bytes, as large as the peer's of the same case."""
-    shape = dict(vocabulary=256, width=case["width"], layers=case["layers"], head_dim=case["width"] // case["heads"],
-                 hidden=4 * case["width"])
+    layer, style = {"transformer_xl": (CachedConfig(XlConfig(case["segment"])), TRANSFORMER_XL),
+                    "rmt": (SegmentConfig(), replace(GPT2, scale_embedding=True)),
+                    "armt": (ArmtLayerConfig(), replace(GPT2, scale_embedding=True))}[case["model"]]
+    inside = language_model.LanguageModelConfig(
+        vocabulary=256, width=case["width"], layers=case["layers"], head_dim=case["width"] // case["heads"], hidden=4 * case["width"],
+        segment=case["segment"], pattern=(layer,), style=style)
     if case["model"] == "transformer_xl":
-        return TransformerXlConfig(**shape, heads=case["heads"], memory=XlConfig(case["segment"]))
-    segmented = shape | dict(segment=case["segment"], tokens=case["memory"])
-    return RecurrentConfig(**segmented, form="paper") if case["model"] == "rmt" else AssociativeConfig(**segmented)
+        return inside
+    return RmtConfig(inside, tokens=case["memory"], form="paper" if case["model"] == "rmt" else "suffix")
 
 
 def run_diagonal(case: dict) -> dict:
     """Forward and backward of Transformer-XL over all segments, layer after layer or along diagonals."""
     cfg = segmented_config(case | {"model": "transformer_xl"})
-    params = P.init_params(transformer_xl.specs(cfg), jax.random.key(0))
-    state = transformer_xl.init_state(params, cfg, case["batch"])
+    params = P.init_params(language_model.specs(cfg), jax.random.key(0))
+    state = language_model.init_state(params, cfg, case["batch"])
     segments = case["length"] // case["segment"]
     ids = jax.random.randint(jax.random.key(1), (segments, case["batch"], case["segment"]), 0, 256)
 
     def sequential(params):
-        return jax.lax.scan(lambda s, x: transformer_xl.apply(params, s, x, cfg)[::-1], state, ids)[1]
+        return jax.lax.scan(lambda s, x: language_model.run(params, s, x, cfg, Call(whole=True))[1::-1], state, ids)[1]
 
     def diagonal(params):
-        return transformer_xl.run_segments(params, state, ids, cfg)[0]
+        return language_model.run_segments(params, state, ids, cfg)[0]
 
     walk = {"sequential": sequential, "diagonal": diagonal}[case["order"]]
     compiled, seconds, temporaries = _compile(jax.grad(lambda p: jnp.square(walk(p)).mean()), params)
@@ -223,13 +229,12 @@ def run_update(model, training: TrainingConfig, case: dict) -> dict:
 def run_sampling(case: dict) -> dict:
     """`new` tokens after a prompt of `length`; the prompt's own pass is timed apart."""
     cfg, batch = model_config(case), case["batch"]
-    # Layers side by side: a loop over layers copies the weights and the carry of each layer for each token.
-    cfg = replace(cfg, unroll=cfg.repeats)
-    params = P.init_params(language_model.specs(cfg), jax.random.key(0))
+    model = bind(cfg)
+    params = model.init(jax.random.key(0))
     prompt = np.asarray(jax.random.randint(jax.random.key(1), (batch, case["length"]), 0, 256))
     start = time.perf_counter()
-    stream = new_stream(language_model, params, cfg, batch, jax.random.key(2))
-    session = open_session(language_model, params, cfg, stream, feed_blocks=(case["length"] - 1,), k=32)
+    stream = new_stream(model, params, batch, jax.random.key(2))
+    session = open_session(model, params, stream, feed_blocks=(case["length"] - 1,), k=32)
     compile_s = time.perf_counter() - start
     last = prompt[:, -1]
     stream = session.restart(

@@ -39,47 +39,55 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def models() -> dict[str, Any]:
     """Name in the table -> config, before its feed-forward is fitted."""
+    from memtok_jax.memory.armt import ArmtConfig
     from memtok_jax.memory.compressive import CompressiveConfig
     from memtok_jax.memory.neural import NeuralMemoryConfig
     from memtok_jax.memory.xl import XlConfig
-    from memtok_jax.models.associative import AssociativeConfig
-    from memtok_jax.models.config import LanguageModelConfig
-    from memtok_jax.models.recurrent import RecurrentConfig
-    from memtok_jax.models.transformer_xl import TransformerXlConfig
+    from memtok_jax.models.language_model import LanguageModelConfig
+    from memtok_jax.models.mixers.armt import ArmtLayerConfig
+    from memtok_jax.models.mixers.cached import CachedConfig
+    from memtok_jax.models.mixers.segment import SegmentConfig
+    from memtok_jax.models.mixers.window import WindowConfig
+    from memtok_jax.models.rmt import RmtConfig
+    from memtok_jax.training.recipes import segment_of, titans_layer
 
     shape = dict(vocabulary=256, width=WIDTH, layers=LAYERS, head_dim=HEAD)
-    segmented = shape | dict(segment=SEGMENT, position="relative")
-    # The weights start as large as those of the others; 0.02 is made for wider models.
-    cached = shape | dict(heads=WIDTH // HEAD, hidden=1, norm="pre", std=WIDTH ** -0.5)
-    titans = lambda *pattern, prefix=TOKENS: LanguageModelConfig(
-        **shape, pattern=pattern, window=SEGMENT, segment=SEGMENT, prefix=prefix,
-        memory=NeuralMemoryConfig(head_dim=HEAD, expansion=2, chunk=SEGMENT))
+    segmented = lambda layer: LanguageModelConfig(**shape, segment=SEGMENT, pattern=(layer,))
+    memory = NeuralMemoryConfig(head_dim=HEAD, expansion=2, chunk=SEGMENT)
+    titans = lambda kind, *more, prefix=TOKENS: LanguageModelConfig(
+        **shape, pattern=(titans_layer(kind, SEGMENT, memory), *more), segment=segment_of(kind, SEGMENT), prefix=prefix)
+    window = WindowConfig(SEGMENT)
     return {
-        "no memory": RecurrentConfig(**segmented, tokens=0),
-        "Memory Transformer": RecurrentConfig(**segmented, tokens=TOKENS, form="prefix"),
-        "RMT": RecurrentConfig(**segmented, tokens=TOKENS),
-        "ARMT": AssociativeConfig(**segmented, tokens=TOKENS, key_dim=HEAD),
-        "Transformer-XL": TransformerXlConfig(**cached, memory=XlConfig(SEGMENT)),
-        "Compressive": TransformerXlConfig(**cached, memory=CompressiveConfig(SEGMENT // 2, SEGMENT // 2, 4)),
-        "window attention": titans("attention", prefix=0),
+        "no memory": segmented(SegmentConfig()),
+        "Memory Transformer": RmtConfig(segmented(SegmentConfig()), TOKENS, "prefix"),
+        "RMT": RmtConfig(segmented(SegmentConfig()), TOKENS),
+        "ARMT": RmtConfig(segmented(ArmtLayerConfig(ArmtConfig(key_dim=HEAD))), TOKENS, "suffix"),
+        "Transformer-XL": segmented(CachedConfig(XlConfig(SEGMENT))),
+        "Compressive": segmented(CachedConfig(CompressiveConfig(SEGMENT // 2, SEGMENT // 2, 4))),
+        "window attention": titans("window", prefix=0),
         "Titans LMM": titans("lmm", prefix=0),
-        "Titans MAC": titans("mac", "attention"),
-        "Titans MAG": titans("mag", "attention"),
-        "Titans MAL": titans("mal", "attention"),
+        "Titans MAC": titans("mac", window),
+        "Titans MAG": titans("mag", window),
+        "Titans MAL": titans("mal", window),
     }
+
+
+def with_hidden(model: Any, hidden: int) -> Any:
+    """The model with this width of its feed-forward."""
+    return replace(model, model=with_hidden(model.model, hidden)) if hasattr(model, "model") else replace(model, hidden=hidden)
 
 
 def fitted(model: Any) -> Any:
     """The model with the width of its feed-forward that brings it nearest to PARAMETERS."""
     from memtok_jax import params
-    from memtok_jax.models.protocol import functions_of
+    from memtok_jax.models.protocol import bind
 
-    size = lambda hidden: params.count(functions_of(model).specs(replace(model, hidden=hidden)))
+    size = lambda hidden: params.count(bind(with_hidden(model, hidden)).specs())
     low, high = size(8), size(16)
     hidden = 8 + 8 * round((PARAMETERS - low) / (high - low))
     if hidden < 8:
         raise ValueError(f"{type(model).__name__} has {low:,} parameters with the smallest feed-forward, more than {PARAMETERS:,}")
-    return replace(model, hidden=hidden)
+    return with_hidden(model, hidden)
 
 
 def experiment(model: Any, seed: int, args: argparse.Namespace) -> Any:
@@ -117,14 +125,14 @@ def spread(values: list[float], digits: int) -> str:
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
     from memtok_jax import params
-    from memtok_jax.models.protocol import functions_of
+    from memtok_jax.models.protocol import bind
 
     load, known = report.load_average(), models()
     unknown = [name for name in args.models if name not in known]
     if unknown:
         raise SystemExit(f"error: no model {unknown[0]!r}; there are {', '.join(known)}")
     chosen = {name: fitted(known[name]) for name in args.models or known}
-    sizes = {name: params.count(functions_of(m).specs(m)) for name, m in chosen.items()}
+    sizes = {name: params.count(bind(m).specs()) for name, m in chosen.items()}
     jobs = {f"{name.replace(' ', '_')}-{seed}": (name, experiment(model, seed, args))
             for seed in range(args.seeds) for name, model in chosen.items()}
     found = sweep.run_all({job: e for job, (_, e) in jobs.items()}, args.folder,

@@ -32,7 +32,6 @@ from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.models.call import Call
 
-
 FUNCTIONS = ("specs", "state_specs", "init_state", "run")
 FACTS = ("call_tokens", "reach", "segment")
 

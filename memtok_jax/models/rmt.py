@@ -31,8 +31,8 @@ from memtok_jax.config import UserError, check_numbers, choose
 from memtok_jax.memory import pieces
 from memtok_jax.memory import rmt as memory
 from memtok_jax.memory.rmt import RmtTokensConfig, RmtTokensState
-from memtok_jax.models import language_model as lm
 from memtok_jax.models import borders, stack
+from memtok_jax.models import language_model as lm
 from memtok_jax.models.call import Call
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.stack import Stack, StackState
