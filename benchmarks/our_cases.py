@@ -160,8 +160,8 @@ def segmented_config(case: dict):
                     "rmt": (SegmentConfig(), replace(GPT2, scale_embedding=True)),
                     "armt": (ArmtLayerConfig(), replace(GPT2, scale_embedding=True))}[case["model"]]
     inside = language_model.LanguageModelConfig(
-        vocabulary=256, width=case["width"], layers=case["layers"], head_dim=case["width"] // case["heads"], hidden=4 * case["width"],
-        segment=case["segment"], pattern=(layer,), style=style)
+        vocabulary=256, width=case["width"], layers=case["layers"], head_dim=case["width"] // case["heads"],
+        hidden=4 * case["width"], segment=case["segment"], pattern=(layer,), style=style)
     if case["model"] == "transformer_xl":
         return inside
     return RmtConfig(inside, tokens=case["memory"], form="paper" if case["model"] == "rmt" else "suffix")

@@ -29,8 +29,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None =
            front: Front | None = None, sink: Sink | None = None) -> tuple[jax.Array, jax.Array]:
     """softmax((q k + bias) / sqrt(K)) v over sink, front and keys.
 
-    q: [..., T, H, K]. k, v: [..., S, H, K]. visible: bool[..., T, S], without an axis for heads; None shows all keys. A query that sees
-    nothing gets the mean of all values. bias: f32[..., H, T, S], added before the scale.
+    q: [..., T, H, K]. k, v: [..., S, H, K]. visible: bool[..., T, S], without an axis for heads; None shows all keys. A query that
+    sees nothing gets the mean of all values. bias: f32[..., H, T, S], added before the scale.
     Returns (y [..., T, H, K] in q's dtype, weight f32[..., H, T, S] of the keys alone). Scores and softmax are float32, or float64.
     """
     dtype, scale = wide(q), q.shape[-1] ** -0.5

@@ -57,9 +57,9 @@ def at_places(params, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Arr
               prefix: Prefix | None = None, places: Places | None = None, ahead: bool = False) -> tuple[jax.Array, jax.Array]:
     """Attention with the style's positions and the prefix.
 
-    q: [..., T, H, K]. k, v: [..., S, H, K]; none has positions yet. visible: bool[..., T, S]. places: where they stand; None: the queries
-    are the last T of the S columns. ahead: whether a query may see columns behind it. side: holds the biases that layers share.
-    Returns (y [..., T, H K], weight f32[..., H, T, S]).
+    q: [..., T, H, K]. k, v: [..., S, H, K]; none has positions yet. visible: bool[..., T, S]. places: where they stand; None: the
+    queries are the last T of the S columns. ahead: whether a query may see columns behind it. side: holds the biases that layers
+    share. Returns (y [..., T, H K], weight f32[..., H, T, S]).
     """
     where, bias, own = places or positions.last(q.shape[-3], k.shape[-3]), None, q
     if b.style.positions == "rope":

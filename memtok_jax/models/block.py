@@ -36,7 +36,8 @@ def names(layer: Layer) -> tuple[str, ...]:
 
 def specs(layer: Layer, b: Backbone) -> dict:
     """Each branch with its norm, and the feed-forward network."""
-    parts = {name: m.module.specs(m, b) | {"norm": layers.norm_specs(b)} for name, m in zip(names(layer), branches(layer), strict=True)}
+    own = zip(names(layer), branches(layer), strict=True)
+    parts = {name: m.module.specs(m, b) | {"norm": layers.norm_specs(b)} for name, m in own}
     return parts | {"feed_forward": layers.feed_forward_specs(b)}
 
 

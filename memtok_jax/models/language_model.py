@@ -32,7 +32,7 @@ class LanguageModelConfig:
     vocabulary: V.
     width: D.
     layers: L.
-    pattern: layers of one repeat, each the config of its mixer or a tuple of configs, one a residual branch; repeated L / len times.
+    pattern: layers of one repeat, each the config of its mixer or a tuple of configs, one for each residual branch.
     head_dim: K of attention.
     heads: H of attention; 0 takes D / K.
     hidden: F of the feed-forward network; 0 takes 8/3 D rounded up to a multiple of 32 for SwiGLU, else 4 D.
@@ -72,7 +72,8 @@ class LanguageModelConfig:
         if not self.pattern or self.layers % len(self.pattern):
             raise UserError(f"layers={self.layers} is not a multiple of the {len(self.pattern)} layers in model.pattern")
         if not self.heads and self.width % self.head_dim:
-            raise UserError(f"width={self.width} is not a multiple of head_dim={self.head_dim}; set model.heads, or another head_dim")
+            raise UserError(f"width={self.width} is not a multiple of head_dim={self.head_dim}; set model.heads, "
+                            "or another head_dim")
         check_style(self)
         if not any(isinstance(layer, LayerConfig) for layer in self.pattern):
             self.check_pattern(self.backbone())
@@ -212,7 +213,7 @@ def embed(params, ids: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
 
 
 def placed(params, x: jax.Array, slot: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
-    """x[B, T, D] with the learned positions of a table; other styles place tokens inside attention. slot: i32[B], that of the first."""
+    """x[B, T, D] with the learned positions of a table; other styles place tokens inside attention. slot: i32[B], of the first."""
     if cfg.style.positions != "table":
         return x
     place = slot[:, None] + jnp.arange(x.shape[1])[None]

@@ -1,7 +1,7 @@
 """Positions of attention: rotary, and relative with one score by content and one by distance.
 
-Rotary (RoFormer, arXiv 2104.09864): pairs of features are turned by position times frequency. Positions count in a local frame, from the
-oldest key at hand, so that angles stay exact after millions of tokens.
+Rotary (RoFormer, arXiv 2104.09864): pairs of features are turned by position times frequency. Positions count in a local frame,
+from the oldest key at hand, so that angles stay exact after millions of tokens.
 
 Relative (Transformer-XL, arXiv 1901.02860, section 3.3):
 
@@ -119,8 +119,8 @@ def scores_at(params, q: jax.Array, places: Places, b: Backbone) -> jax.Array:
 
 
 def shift(scores: jax.Array) -> jax.Array:
-    """Row i of [..., T, S], ordered by distance S-1 ... 0, shifted left by T-1-i: entry (i, j) then holds the distance of query i to
-    column j (appendix B of the paper). Entries of columns behind the query have no meaning."""
+    """Row i of [..., T, S], ordered by distance S-1 ... 0, shifted left by T-1-i: entry (i, j) then holds the distance of query i
+    to column j (appendix B of the paper). Entries of columns behind the query have no meaning."""
     *lead, t, s = scores.shape
     padded = jnp.pad(scores, [(0, 0)] * (len(lead) + 1) + [(1, 0)])
     return padded.reshape(*lead, s + 1, t)[..., 1:, :].reshape(scores.shape)

@@ -14,8 +14,8 @@ and its config states three facts,
     reach         tokens that a token can see without the memory, itself included
     segment       tokens between two borders of the model, 0 where it has none
 
-A model whose input are tokens has `vocabulary` too, and for decoding `unstack(params, state, cfg)` and `restack(state, cfg)`. Fields that an evaluation may change say so in their metadata,
-`field(metadata={"evaluation": True})`.
+A model whose input are tokens has `vocabulary` too, and for decoding `unstack(params, state, cfg)` and `restack(state, cfg)`.
+Fields that an evaluation may change say so in their metadata, `field(metadata={"evaluation": True})`.
 """
 
 from __future__ import annotations

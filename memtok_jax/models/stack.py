@@ -116,7 +116,8 @@ def _over_layers(name: str, values: jax.Array) -> jax.Array:
     return values.sum() if name.endswith("auxiliary_loss") else values.mean()
 
 
-def run_segments(params: tuple, state: StackState, x_NBTD: jax.Array, s: Stack, call: Call, side: dict) -> tuple[jax.Array, StackState]:
+def run_segments(params: tuple, state: StackState, x_NBTD: jax.Array, s: Stack, call: Call,
+                 side: dict) -> tuple[jax.Array, StackState]:
     """N whole calls at once along the diagonals of layers and calls: what a scan of `run` over them gives.
 
     What runs side by side is one repeat of the pattern. call: the same for all. Returns (x[N, B, T, D], state).
@@ -139,8 +140,8 @@ def run_segments(params: tuple, state: StackState, x_NBTD: jax.Array, s: Stack, 
 def unstack(params: tuple, state: StackState, s: Stack) -> tuple[tuple, StackState, Stack]:
     """The same stack as one whose pattern is all of its layers, so that each layer has arrays of its own.
 
-    A loop over tokens would otherwise slice every layer's weights and carry out of a stack for each token. `restack` brings the carry
-    back.
+    A loop over tokens would otherwise slice every layer's weights and carry out of a stack for each token. `restack` brings the
+    carry back.
     """
     def cut(kinds):
         return tuple(jax.tree.map(lambda leaf, r=r: leaf[r:r + 1], kind) for r in range(s.repeats) for kind in kinds)

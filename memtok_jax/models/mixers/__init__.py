@@ -7,8 +7,8 @@ The module that defines a config has, for that config `cfg` and the model's `Bac
     begin(params, x_MD, cfg, b, batch, side)            (y_MD, the carry before the first token): the prefix tokens go through
     run(params, state, x, cfg, b, call, side)           (y [B, T, D], state, stats, side)
 
-x is the input of the layer; a mixer norms it itself (`layers.enter`) and returns the residual branch. `side` is a dict that goes from
-layer to layer within one repeat of the pattern: it holds what layers share.
+x is the input of the layer; a mixer norms it itself (`layers.enter`) and returns the residual branch. `side` is a dict that goes
+from layer to layer within one repeat of the pattern: it holds what layers share.
 """
 
 from __future__ import annotations

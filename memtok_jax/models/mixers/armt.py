@@ -4,8 +4,8 @@
     computes  x <- layer(x)
     writes    the memory tokens at the end of its output into the matrix, where the segment ends
 
-The layer inside is any other; the paper's is attention inside the segment. Unlike RMT nothing re-enters as input: a layer's matrix goes
-to the same layer of the next segment. The memory tokens come from `rmt.py` (form "suffix"). Not built: the option of a sliding
+The layer inside is any other; the paper's is attention inside the segment. Unlike RMT nothing re-enters as input: a layer's matrix
+goes to the same layer of the next segment. The memory tokens come from `rmt.py` (form "suffix"). Not built: the option of a sliding
 window beside the matrix, and the per-layer RMT of the paper's ablation.
 """
 

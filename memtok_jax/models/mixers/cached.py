@@ -1,13 +1,14 @@
-"""Attention to a layer's own inputs of earlier segments: Transformer-XL (arXiv 1901.02860) and the Compressive Transformer (1911.05507).
+"""Attention to a layer's own inputs of earlier segments: Transformer-XL (arXiv 1901.02860) and the Compressive Transformer
+(1911.05507).
 
     y = attention of the segment's tokens to [memory ; open segment], keys and values projected anew at each use
     at a border:  memory <- the segment's layer inputs, without gradient        memory/xl.py or memory/compressive.py
 
-The config's `memory` says which memory a layer has; nothing else differs between the two. The inputs of the open segment are carried, so
-that a stream may be cut anywhere. A memory's own loss is the statistic "auxiliary_loss", which the trainer adds.
+The config's `memory` says which memory a layer has; nothing else differs between the two. The inputs of the open segment are
+carried, so that a stream may be cut anywhere. A memory's own loss is the statistic "auxiliary_loss", which the trainer adds.
 
-With memory tokens in the segment (RMT with a cache, arXiv 2207.06881, table 5) the cache keeps tokens alone and is seen by tokens alone,
-unless the options say otherwise. Left out of the published models: dropout.
+With memory tokens in the segment (RMT with a cache, arXiv 2207.06881, table 5) the cache keeps tokens alone and is seen by tokens
+alone, unless the options say otherwise. Left out of the published models: dropout.
 """
 
 from __future__ import annotations

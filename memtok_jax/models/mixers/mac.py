@@ -5,14 +5,14 @@
     memory <- y                                                                  (24)
     o = (rms(y) * sigmoid(rms(f_{after token}(q(y))))) W_O                        (25)
 
-Two places where the equations, read loosely, would leak the future: h_j is a function of token j, so query i sees h_j only for j <= i;
-and the read of (25) uses the weights as of its own token, not those at the end of the segment. Differs from MAG in that attention
-never leaves the segment: everything older comes through h.
+Two places where the equations, read loosely, would leak the future: h_j is a function of token j, so query i sees h_j only for
+j <= i; and the read of (25) uses the weights as of its own token, not those at the end of the segment. Differs from MAG in that
+attention never leaves the segment: everything older comes through h.
 
 The memory is asked twice, with u and with y, through the same projection; each stream has its own convolution tail.
 
-With `retrieved` = N_l > 0, (21) asks N_l learned questions instead of one for each token (N_l in section 4.1). The answers depend on
-earlier segments alone, so all tokens may see them: they stand beside the prefix, without positions.
+With `retrieved` = N_l > 0, (21) asks N_l learned questions instead of one for each token (N_l in section 4.1). The answers depend
+on earlier segments alone, so all tokens may see them: they stand beside the prefix, without positions.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def specs(cfg: MacConfig, b: Backbone) -> dict:
     # returns (24); started at random, that is a blur of the whole segment, and recall is learnt several times slower.
     for name in "qk":
         attention[name] = attention[name] | {"w": replace(attention[name]["w"], init=_own_slice)}
-    questions = {"questions": P.ParamSpec((cfg.retrieved, m.heads, m.head_dim), (None, "heads", None), P.normal(1.0), decayed=False)}
+    shape = (cfg.retrieved, m.heads, m.head_dim)
+    questions = {"questions": P.ParamSpec(shape, (None, "heads", None), P.normal(1.0), decayed=False)}
     return {
         **attention, **combine_specs(b), "memory": neural.specs(m), **(questions if cfg.retrieved else {}),
         "norm_retrieved": P.ParamSpec((m.heads, m.head_dim), ("heads", None), P.ones, decayed=False),
@@ -176,9 +177,11 @@ def _attend(params, state: MacState, u: jax.Array, call: Call, cfg: MacConfig, b
         keys, now = state.keys, new
         visible, where = borders.visible_tokens(call, tokens)[None], Places(*(jnp.arange(tokens)[None],) * 2)
     else:
-        keys = now = SegmentKeys(*(borders.store(old, x, call) if x.shape[1] else old for old, x in zip(state.keys, new, strict=True)))
+        keep = lambda old, x: borders.store(old, x, call) if x.shape[1] else old
+        keys = now = SegmentKeys(*map(keep, state.keys, new))
         visible, where = borders.visible_slots(call, tokens, b.slots), places(call, tokens, b.slots)
-    k, v = (jnp.concatenate(pair, axis=1).astype(u.dtype) for pair in ((now.retrieved_k, now.token_k), (now.retrieved_v, now.token_v)))
+    pairs = (now.retrieved_k, now.token_k), (now.retrieved_v, now.token_v)
+    k, v = (jnp.concatenate(pair, axis=1).astype(u.dtype) for pair in pairs)
     twice = lambda x, axis: x if cfg.retrieved else jnp.concatenate([x, x], axis=axis)
     y, _ = A.at_places(params, A.heads(params, u, "q", b), k, v, twice(visible, -1), b, side, prefix=front,
                        places=Places(where.query, twice(where.key, -1)))

@@ -3,8 +3,8 @@
     y = window attention(u), r = memory(u)
     o = (rms(y; w_y) * sigmoid(rms(r; w_m))) W_O
 
-The paper describes the gate as "non-linear gating" of two normalised vectors with learned weights; the sigmoid on the memory's side is
-this project's reading, `combine="sum"` adds the two instead.
+The paper describes the gate as "non-linear gating" of two normalised vectors with learned weights; the sigmoid on the memory's side
+is this project's reading, `combine="sum"` adds the two instead.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class MagConfig(MixerConfig):
 def check_heads(cfg: MixerConfig, b: Backbone) -> None:
     """Raise UserError where attention is not as wide as the memory's reads."""
     if b.heads * b.head_dim != b.width:
-        raise UserError(f"{cfg.name} joins attention of {b.heads} heads of {b.head_dim} with a memory as wide as the model, {b.width}")
+        raise UserError(f"{cfg.name} joins attention of {b.heads} heads of {b.head_dim} with a memory as wide as the "
+                        f"model, {b.width}")
 
 
 class MagState(NamedTuple):

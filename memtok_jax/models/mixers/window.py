@@ -1,5 +1,5 @@
-"""Sliding-window attention with an always visible prefix (Titans, equations 27 and 31; a full Transformer is a window as long as the
-sequence).
+"""Sliding-window attention with an always visible prefix (Titans, equations 27 and 31; a full Transformer is a window as long as
+the sequence).
 
 The carry is the last W keys and values, without positions, and how many of them are real: a query sees itself, the W - 1 tokens
 before it, and the prefix. Segment borders do not matter to it.
