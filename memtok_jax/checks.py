@@ -117,6 +117,12 @@ def _names(leaves: list) -> str:
     return (", ".join(paths[:12]) or "(none)") + (", ..." if len(paths) > 12 else "")
 
 
+def batch_of(state: Tree) -> int:
+    """B of a carry, read off its first leaf; 0 if that is no array with axes."""
+    leaf = next(iter(jax.tree.leaves(state)), None)
+    return leaf.shape[0] if _is_array(leaf) and leaf.shape else 0
+
+
 def check_state(state: Tree, specs: Tree, name: str = "state") -> None:
     """Raise UserError unless a carry has the structure, shapes and dtypes of its tree of StateSpec.
 

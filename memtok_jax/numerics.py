@@ -12,7 +12,7 @@ DTYPES = ("float32", "bfloat16")  # compute dtypes: of activations and of the op
 
 def wide(*arrays: jax.Array):
     """The dtype of sums, norms, gates and softmax: float32, or float64 where an input is."""
-    return jnp.result_type(jnp.float32, *(a.dtype for a in arrays))
+    return jnp.dtype(jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32)
 
 
 def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
@@ -20,6 +20,8 @@ def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     out = wide(a, b)
     if dtype == "bfloat16" and out == jnp.float32:
         a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    elif a.dtype != b.dtype:
+        a, b = a.astype(out), b.astype(out)
     if a.ndim > 2 and b.ndim == 2:
         # As one product of two matrices: from more axes the gradient of b is a product with a transposed copy, which
         # XLA's CPU compiler writes element by element (docs/log.md, 2026-11-26).

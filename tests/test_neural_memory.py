@@ -367,6 +367,52 @@ def test_chunk_is_part_of_the_model():
     np.testing.assert_allclose(small[:, :4], large[:, :4], atol=1e-6)
 
 
+# ------------------------------------------------------------------------------------------------------ statistics
+
+jit_run = jit(neural.run, static_argnums=3, static_argnames="whole")
+CLIPPED = dict(chunk=4, norm=False, residual=False, surprise_clip=2.0)
+
+
+@pytest.mark.parametrize("options", [dict(chunk=4), CLIPPED], ids=["default", "clipped"])
+def test_statistics_depend_neither_on_the_path_nor_on_padding(options):
+    """A whole call, the same call in the general form, behind padding, and beside a stream without tokens."""
+    cfg = config(**options)
+    params, _, x = setup(cfg, length=24)
+    state, full = fresh(params, cfg, 2), jnp.full(2, 24)
+    _, _, want = jit_run(params, state, x, cfg, whole=True)
+    assert want["inner_loss"] > 0 and want["stability_max"] >= want["stability"] > 0
+    assert not cfg.clip or 0 < want["clip_rate"] < 1
+    assert_close(jit_run(params, state, x, cfg)[2], want, 1e-6)
+    assert_close(jit_run(params, state, jnp.pad(x, ((0, 0), (0, 9), (0, 0)), constant_values=9.0), cfg, full)[2], want, 1e-6)
+    beside = jnp.concatenate([x, 9 + x])
+    got = jit_run(params, fresh(params, cfg, 4), beside, cfg, jnp.array([24, 24, 0, 0]))[2]
+    of_tokens = lambda stats: {k: v for k, v in stats.items() if k not in neural.stats.AFTERWARDS}
+    assert_close(of_tokens(got), of_tokens(want), 1e-6)
+    _, state, first = jit_run(params, state, x[:, :8], cfg)
+    calls = [first, jit_run(params, state, x[:, 8:], cfg)[2]]
+    assert_close(neural.stats.merge({k: jnp.stack([c[k] for c in calls]) for k in want}, jnp.array([16, 32])), want, 1e-6)
+
+
+def test_statistics_of_no_tokens_are_zero():
+    cfg = config()
+    params, state, x = setup(cfg)
+    stats = jit_run(params, state, x, cfg, jnp.zeros(2, jnp.int32))[2]
+    assert all((value == 0) == (name not in neural.stats.AFTERWARDS) for name, value in stats.items())
+
+
+def test_the_gradient_at_a_perfect_memory_is_finite():
+    """A token without surprise has a gradient of norm 0, whose root must not reach the backward pass."""
+    cfg = config(chunk=4, conv=1, feature_activation=False)
+    params, _, x = setup(cfg, length=8)
+    state = fresh(params, cfg, 2)
+
+    def loss(x):
+        y, _, stats = neural.run(params, state, x, cfg)
+        return jnp.square(y).sum() + sum(stats.values())
+
+    assert np.isfinite(jit(jax.grad(loss))(jnp.zeros_like(x))).all()
+
+
 # ------------------------------------------------------------------------------------------- between two segments
 
 @pytest.mark.slow

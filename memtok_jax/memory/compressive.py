@@ -149,7 +149,7 @@ def read(params, state: CompressiveState, cfg: CompressiveConfig, *, whole: bool
     A compressed slot counts as one position, so no empty column may stand between the two queues.
     whole: promise that no row waits, because every call so far was `whole`; the columns for waiting rows are then left out.
     """
-    checks.check_state(state, state_specs(cfg, state.recent.rows.shape[0]))
+    checks.check_state(state, state_specs(cfg, checks.batch_of(state)))
     recent, compressed = state
     if whole:  # compressed slots exist only once m is full, so nothing has to be moved
         recent = XlState(recent.rows[:, cfg.waiting:], recent.count)

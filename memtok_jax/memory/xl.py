@@ -113,7 +113,7 @@ def push(state: XlState, x: jax.Array, length: jax.Array) -> XlState:
 
 def read(params, state: XlState, cfg: XlConfig, *, whole: bool = False) -> tuple[jax.Array, jax.Array]:
     """(rows [B, n_m, D], bool[B, n_m] which of them are real); the newest row is the last. `whole` changes nothing."""
-    checks.check_state(state, state_specs(cfg, state.rows.shape[0]))
+    checks.check_state(state, state_specs(cfg, checks.batch_of(state)))
     return state.rows, real(state)
 
 

@@ -57,11 +57,13 @@ class NeuralMemoryState(NamedTuple):
 
 def specs(cfg: NeuralMemoryConfig) -> dict:
     """Parameters: `init` (initial fast weights), `slow` (gamma, beta), projections, convolutions, gates."""
+    checks.check_width(cfg.width)
     return {"init": networks.fast_specs(cfg), "slow": networks.slow_specs(cfg), **features.specs(cfg)}
 
 
 def state_specs(cfg: NeuralMemoryConfig, batch: int) -> NeuralMemoryState:
     """Shapes and axes of the carry. Each fast weight of each stream takes 12 bytes."""
+    checks.check_width(cfg.width)
     fast = lambda: {name: P.StateSpec((batch, *s.shape), ("batch", *s.axes)) for name, s in networks.fast_specs(cfg).items()}
     return NeuralMemoryState(
         fast(), fast(), fast(),
