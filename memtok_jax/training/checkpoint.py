@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import json
 import logging
 import os
 import sys
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from memtok_jax import config, sharding
 from memtok_jax.config import UserError
@@ -197,12 +199,17 @@ def describe(tree: Any) -> dict[str, list]:
     """Path of each array -> [shape, dtype, checksum]: JSON-able, the same on any mesh and in any process."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = [x for _, x in leaves]
-    where = next((x.sharding for x in arrays if isinstance(getattr(x, "sharding", None), NamedSharding)), None)
-    # Copied to every device, so that every process can read them.
-    sums = jax.jit(lambda xs: jnp.stack([array_checksum(x) for x in xs]),
-                   out_shardings=where and sharding.replicated(where.mesh))(arrays)
+    mesh = next((x.sharding.mesh for x in arrays if isinstance(getattr(x, "sharding", None), NamedSharding)), None)
+    sums = _checksums(mesh)(arrays)
     return {jax.tree_util.keystr(path): [list(x.shape), str(x.dtype), int(s)]
             for (path, x), s in zip(leaves, jax.device_get(sums), strict=True)}
+
+
+@functools.cache
+def _checksums(mesh: Mesh | None) -> Callable:
+    """Jitted: list of arrays -> u32[n]. The result is copied to every device of the mesh, so that every process can read it."""
+    return jax.jit(lambda arrays: jnp.stack([array_checksum(x) for x in arrays]),
+                   out_shardings=None if mesh is None else sharding.replicated(mesh))
 
 
 def array_checksum(x: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from memtok_jax import data, sharding
 from memtok_jax import params as pr
 from memtok_jax.config import UserError
-from memtok_jax.models.protocol import Model, bind
+from memtok_jax.models.protocol import bind
 from memtok_jax.training import machine, report
 from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config, refuse_foreign
 from memtok_jax.training.experiment import Experiment
@@ -28,39 +28,51 @@ def train(experiment: Experiment, workdir: Path) -> int:
     Returns the exit status: 0 when the run is complete, 130 or 143 when a signal ended it early (after a checkpoint).
     Raises UserError for a mistake of the user, StoppedError for a run that cannot go on.
     """
-    workdir, quiet = Path(workdir), jax.process_index() != 0
-    model = bind(experiment.model)
-    update = update_of(experiment, model)
+    workdir, update = Path(workdir), update_of(experiment, bind(experiment.model))
     refuse_foreign(workdir)
     machine.refuse_what_cannot_fit(update)
     mesh = make_mesh(experiment)
     check(experiment, update, mesh)
+    if jax.process_index() == 0:
+        for line in machine.warnings(update, update.batch * experiment.data.sequence):
+            print(f"note   {line}", flush=True)
     batches = data.open_train(experiment.data, experiment.training.batch, *sharding.process_rows(mesh))
     with RunFolder(workdir, experiment), jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
         start = begin(update, experiment, mesh, checkpoints, batches)
-        steps = start.step if start.finished else experiment.optimizer.steps
-        progress = Progress(start.step, steps, quiet, unit=data.unit(experiment.data))
-        _announce(experiment, update, mesh, workdir, start.step, progress)
-        metrics = NoMetrics() if quiet else Metrics(workdir, start.step)
-        run = Run(experiment, update, mesh, batches, checkpoints, metrics, progress, tokens=start.tokens,
-                  evaluate=lambda params: report.held_out(experiment, model, params, mesh, experiment.evaluation.batches)[1])
-        begun = time.monotonic()
+        run = _prepare(experiment, update, mesh, workdir, batches, checkpoints, start)
+        began = time.monotonic()
         try:
             state = start.state if start.finished else run_loop(run, start.state, start.step)
         finally:
             batches.close()
-        done = int(state.step)
-        if run.stopped_by:
-            progress.say(f"stopped by {run.stopped_by} after step {done} of {steps}; saved in {workdir}; "
-                         "the same command goes on from here")
-            metrics.close()
-            return {"SIGINT": 130}.get(run.stopped_by, 143)
-        if start.step < done:
-            early = f", held-out accuracy has reached {experiment.training.stop_at}" if done < steps else ""
-            progress.say(f"trained {done - start.step} steps in {duration(time.monotonic() - begun)}{early}")
-        progress.say("scoring all held-out data (compiled for it first)")
-        report.final(experiment, model, state.params, done, mesh, workdir, metrics, progress.say)
-        metrics.close()
+        status = _finish(run, state, workdir, start.step, time.monotonic() - began)
+        run.metrics.close()
+    return status
+
+
+def _prepare(experiment: Experiment, update: Update, mesh: Mesh, workdir: Path, batches: Any, checkpoints: Checkpoints,
+             start: Start) -> Run:
+    """What the loop works with, after saying what is about to happen."""
+    quiet = jax.process_index() != 0
+    steps = start.step if start.finished else experiment.optimizer.steps
+    progress = Progress(start.step, steps, quiet, unit=data.unit(experiment.data))
+    _announce(experiment, update, mesh, workdir, start.step, progress)
+    metrics = NoMetrics() if quiet else Metrics(workdir, start.step)
+    return Run(experiment, update, mesh, batches, checkpoints, metrics, progress, tokens=start.tokens,
+               evaluate=lambda params: report.held_out(experiment, update.model, params, mesh, experiment.evaluation.batches)[1])
+
+
+def _finish(run: Run, state: TrainState, workdir: Path, first: int, seconds: float) -> int:
+    """Say how the loop ended, and report if the run is complete; returns the exit status."""
+    done, steps, say = int(state.step), run.experiment.optimizer.steps, run.progress.say
+    if run.stopped_by:
+        say(f"stopped by {run.stopped_by} after step {done} of {steps}; saved in {workdir}; the same command goes on from here")
+        return {"SIGINT": 130}.get(run.stopped_by, 143)
+    if first < done:
+        early = f", held-out accuracy has reached {run.experiment.training.stop_at}" if done < steps else ""
+        say(f"trained {done - first} steps in {duration(seconds)}{early}")
+    say("scoring all held-out data (compiled for it first)")
+    report.final(run.experiment, run.update.model, state.params, done, run.mesh, workdir, run.metrics, say)
     return 0
 
 
@@ -95,8 +107,7 @@ def check(experiment: Experiment, update: Update, mesh: Mesh) -> None:
                             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
     symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
     if symbols > kinds:
-        of_classes = data.targets(experiment.data) in ("classes", "shares")
-        what, field = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
+        what, field = ("classes", "classes") if data.is_images(experiment.data) else ("symbols", "vocabulary")
         raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
     state_shardings(update, mesh)
 
@@ -143,7 +154,7 @@ def start_from(folder: Path, update: Update, state: TrainState) -> TrainState:
 
 def _announce(experiment: Experiment, update: Update, mesh: Mesh, workdir: Path, first: int, progress: Progress) -> None:
     """What is about to happen, in a few lines."""
-    model: Model = update.model
+    model = update.model
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     progress.say(f"data   {data.describe(experiment.data)}")
     progress.say(f"model  {pr.count(model.specs()):,} parameters, carry of "
@@ -152,5 +163,3 @@ def _announce(experiment: Experiment, update: Update, mesh: Mesh, workdir: Path,
     where = f"continuing after step {first}" if first else "from the start"
     progress.say(f"run    {workdir}, {where}, {experiment.optimizer.steps} steps of {update.batch} x "
                  f"{experiment.data.sequence} {data.unit(experiment.data)}")
-    for line in machine.warnings(update, update.batch * experiment.data.sequence):
-        progress.say(f"note   {line}")
