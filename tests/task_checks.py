@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from memtok_jax.data.tasks.scoring import IGNORED
-
 
 def samples_are_pure(module, cfg, length: int):
     """Equal seeds give equal samples, others give others; tokens stand in the vocabulary. Returns one batch."""
@@ -15,5 +13,14 @@ def samples_are_pure(module, cfg, length: int):
         assert a.dtype == np.int32 and a.shape == (5, length)
     assert (one.ids != other.ids).any()
     assert 0 <= one.ids.min() and one.ids.max() < module.vocabulary(cfg) == len(module.symbols(cfg))
-    assert ((one.labels == IGNORED) == (one.distance == 0)).all()
+    assert all(0 < accuracy <= 1 for accuracy in module.chance(cfg, length).values())
+    answers_repeat_the_labels(module, cfg, length, one)
     return one
+
+
+def answers_repeat_the_labels(module, cfg, length: int, one) -> None:
+    """An input that is an answer is the label before it."""
+    answers = module.answers(cfg, length)
+    assert answers.shape == (length,) and answers.dtype == bool and not answers[0]
+    t = np.flatnonzero(answers)
+    np.testing.assert_array_equal(one.ids[:, t], one.labels[:, t - 1])

@@ -9,15 +9,16 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from memtok_jax import data
-from memtok_jax.data import files
-from memtok_jax.evaluation import baselines
+from memtok_jax.data import DataNotFoundError, files
+from memtok_jax.data import compressors as baselines
+from memtok_jax.data.text import TextConfig, eval_text
+from memtok_jax.evaluation.suites import text as suite
 
 
 def real_folder_or_skip(source: str) -> None:
     try:
         files.real_folder(source, "")
-    except data.DataNotFoundError as error:
+    except DataNotFoundError as error:
         pytest.skip(str(error))
 
 
@@ -92,10 +93,10 @@ def test_wrong_arguments():
 def test_units():
     """The published conversion: the bz2 code length of the WikiText-2 test set."""
     size, packed, words = 1_256_449, 316_785, 245_569
-    rate = baselines.bits_per_byte(8 * math.log(2) * packed, size)
+    rate = suite.bits_per_byte(8 * math.log(2) * packed, size)
     assert rate == pytest.approx(2.0170, abs=5e-5)
-    assert baselines.word_perplexity(rate, size, words) == pytest.approx(1278.3, abs=0.05)
-    assert baselines.word_perplexity(8.0, 1000, 1000) == 256
+    assert suite.word_perplexity(rate, size, words) == pytest.approx(1278.3, abs=0.05)
+    assert suite.word_perplexity(8.0, 1000, 1000) == 256
 
 
 def test_count_model_is_fast():
@@ -113,7 +114,7 @@ def test_count_model_is_fast():
 ])
 def test_compressors_on_real_text(source, split, expected):
     real_folder_or_skip(source)
-    text = data.eval_text(data.DataConfig(source=source, eval_split=split, eval_bytes=0))
+    text = eval_text(TextConfig(source=source, eval_split=split, eval_bytes=0))
     found = baselines.text_baselines(text[:1000], text)
     for name, rate in expected.items():
         assert found[name] == pytest.approx(rate, rel=5e-3)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
 import gzip
-import hashlib
 import os
 import shutil
 import signal
@@ -16,10 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memtok_jax import data
+from memtok_jax import config, data
 from memtok_jax.data import corpus, files, prepared, stdlib
+from memtok_jax.data import text as text_source
 from memtok_jax.data.documents import total
 from memtok_jax.data.errors import DataError, DataNotFoundError
+from memtok_jax.data.task import TaskConfig
+from memtok_jax.data.tasks.copy import CopyConfig
+from memtok_jax.data.tasks.recall import RecallConfig
+from memtok_jax.data.text import TextConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +93,7 @@ def test_prepared_data_set_equals_the_files(small_library, tmp_path):
 @pytest.mark.parametrize("blocked", [("tensorflow_datasets", "grain"), ("tensorflow_datasets",), ("grain",),
                                      ("array_record",)])
 def test_same_batches_without_the_optional_packages(small_library, tmp_path, monkeypatch, blocked):
-    cfg = data.DataConfig(sequence=8, cache_dir=str(tmp_path), held_out=0.1)
+    cfg = TextConfig(sequence=8, cache_dir=str(tmp_path), held_out=0.1)
     expected = [next(data.open_train(cfg, 2)), *data.open_eval(cfg, 2)]
     corpus._load.cache_clear()
     for name in list(sys.modules):
@@ -168,13 +174,13 @@ def test_a_killed_build_does_no_harm(library, tmp_path):
 
 def test_this_machine_has_text_enough(tmp_path):
     """The real standard library: millions of bytes, quickly, and held-out files that are not trained on."""
-    cfg = data.DataConfig(cache_dir=str(tmp_path))
+    cfg = TextConfig(cache_dir=str(tmp_path))
     begin = time.perf_counter()
     loaded = corpus.load(cfg)
     assert time.perf_counter() - begin < 60
     assert total(loaded.splits["train"]) > 3_000_000
     assert not {d.name for d in loaded.splits["train"]} & {d.name for d in loaded.splits["valid"]}
-    assert cfg.eval_bytes <= len(data.eval_text(cfg)) < cfg.eval_bytes + 100
+    assert len(text_source.eval_text(cfg)) == cfg.eval_bytes
     assert data.vocabulary(cfg) == 256 and "\n" not in data.describe(cfg)
 
 
@@ -185,11 +191,11 @@ def test_text_file_plain_and_packed(tmp_path):
     (tmp_path / "a.txt").write_bytes(text)
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text))
     for name in ("a.txt", "b.txt.gz"):
-        cfg = data.DataConfig(source=str(tmp_path / name), held_out=0.1)
-        assert data.train_text(cfg) + data.eval_text(cfg) == text
-        assert len(data.eval_text(cfg)) == 102
-        assert data.eval_text(data.DataConfig(source=cfg.source, held_out=0.1, eval_bytes=10)) == text[918:928]
-        assert data.train_text(data.DataConfig(source=cfg.source, held_out=0.1, max_bytes=50)) == text[:50]
+        cfg = TextConfig(source=str(tmp_path / name), held_out=0.1)
+        assert text_source.train_text(cfg) + text_source.eval_text(cfg) == text
+        assert len(text_source.eval_text(cfg)) == 102
+        assert text_source.eval_text(TextConfig(source=cfg.source, held_out=0.1, eval_bytes=10)) == text[918:928]
+        assert text_source.train_text(TextConfig(source=cfg.source, held_out=0.1, max_bytes=50)) == text[:50]
 
 
 def test_folder_skips_binary_hidden_and_empty_files(tmp_path):
@@ -203,13 +209,76 @@ def test_folder_skips_binary_hidden_and_empty_files(tmp_path):
     assert [d.name for d in splits["valid"]] == ["three"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding):
+    written = "Grüße, 世界\n" * 40
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    (tmp_path / "a.txt").write_bytes(mark + written.encode(encoding))
+    for source in (tmp_path, tmp_path / "a.txt"):
+        cfg = TextConfig(source=str(source))
+        assert text_source.train_text(cfg) + text_source.eval_text(cfg) == written.encode()
+
+
+def test_files_that_may_surprise_are_named_in_the_description(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 30)
+    (tmp_path / "b.txt").write_text("two " * 30)
+    (tmp_path / "c.bin").write_bytes(b"\xff\xfe\0")      # a mark of UTF-16, but half a symbol
+    (tmp_path / "d.bin").write_bytes(b"\0\1")
+    said = data.describe(TextConfig(source=str(tmp_path)))
+    assert "a.jsonl: read as they stand, braces and field names included" in said and "\n" not in said
+    assert "c.bin and 1 more: left out, as they hold zero bytes" in said
+    single = data.describe(TextConfig(source=str(tmp_path / "d.bin"), held_out=0.5))
+    assert "d.bin: read byte by byte, though it holds zero bytes" in single
+    assert "; " not in data.describe(TextConfig(source=str(tmp_path / "b.txt"))).split("from ")[1]
+
+
+def test_eval_bytes_bound_what_is_scored(tmp_path):
+    """Of many documents too, whose separators are scored."""
+    for n in range(20):
+        (tmp_path / f"{n}.txt").write_text(f"{n:02d}" * 50)
+    for most in (0, 7, 100, 250):
+        cfg = TextConfig(source=str(tmp_path), held_out=0.3, eval_bytes=most, sequence=8)
+        scored = sum(int(b["length"].sum()) for b in data.open_eval(cfg, 2))
+        assert scored == len(text_source.eval_text(cfg)) == (most or 6 * 101 - 1)
+
+
+# --------------------------------------------------------------------------------------------- the choice of a source
+
+def test_a_name_chooses_the_kind_of_data():
+    words = TextConfig(sequence=24, seed=3, visit=2)
+    assert data.named(words, "some/file.txt") == dataclasses.replace(words, source="some/file.txt")
+    task = data.named(words, "task:recall")
+    assert task == TaskConfig(RecallConfig(), sequence=24, seed=3) and task.source == "task:recall"
+    fewer = dataclasses.replace(task, eval_samples=5)
+    assert data.named(fewer, "task:copy") == dataclasses.replace(fewer, task=CopyConfig())
+    assert data.named(task, "text:some/file.txt") == TextConfig(source="some/file.txt", sequence=24, seed=3)
+    images = data.named(words, "images:composites")
+    assert (data.suite(images), data.targets(images), data.unit(images)) == ("images", "classes", "images")
+    assert data.named(images, "a/folder") == dataclasses.replace(images, source="a/folder")
+    with pytest.raises(DataError, match="unknown task 'recal', known: .*; did you mean 'recall'"):
+        data.named(words, "task:recal")
+
+
+def test_a_group_takes_a_name_and_then_changes_of_its_fields():
+    """On the command line: --data=task:recall --config.data.task.pairs=2, in any order."""
+    base = config.load("titans_mac")
+    for changes in (("data=task:recall", "data.task.pairs=2"), ("data.task.pairs=2", "data=task:recall")):
+        assert config.override(base, changes).data == TaskConfig(RecallConfig(pairs=2), sequence=base.data.sequence)
+    saved = config.from_json(config.to_json(config.override(base, ("data=task:recall",))))
+    assert saved.data == TaskConfig(RecallConfig(), sequence=base.data.sequence)
+    with pytest.raises(config.UserError, match="unknown field config.data.task.pears; did you mean 'pairs'"):
+        config.override(base, ("data=task:recall", "data.task.pears=2"))
+    with pytest.raises(config.UserError, match="unknown field config.data.task; config.data has source"):
+        config.override(base, ("data.task.pairs=2",))
+
+
 @pytest.mark.parametrize("content, message", [({}, "no text files in the folder"), ({"a": b"\0"}, "1 files there"),
                                               ({"a": b"x"}, "too small: nothing is left")])
 def test_useless_folders_are_clear_errors(tmp_path, content, message):
     for name, text in content.items():
         (tmp_path / name).write_bytes(text)
     with pytest.raises(DataError, match=message):
-        data.open_train(data.DataConfig(source=str(tmp_path)), 1)
+        data.open_train(TextConfig(source=str(tmp_path)), 1)
 
 
 def test_useless_files_are_clear_errors(tmp_path):
@@ -218,7 +287,7 @@ def test_useless_files_are_clear_errors(tmp_path):
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(bytes(1000))[:-9])
     for name, message in (("empty.txt", "is empty"), ("broken.txt.gz", "cannot read"), ("cut.txt.gz", "cannot read")):
         with pytest.raises(DataError, match=message) as error:
-            data.open_train(data.DataConfig(source=str(tmp_path / name)), 1)
+            data.open_train(TextConfig(source=str(tmp_path / name)), 1)
         assert "\n" not in str(error.value)
 
 
@@ -229,7 +298,7 @@ def test_useless_files_are_clear_errors(tmp_path):
 ])
 def test_unknown_sources(source, message):
     with pytest.raises(DataError, match=message):
-        data.describe(data.DataConfig(source=source))
+        data.describe(TextConfig(source=source))
 
 
 # -------------------------------------------------------------------------------------------------- local data sets
@@ -250,51 +319,38 @@ def write_real(root: Path, packed: bool) -> None:
 def test_local_data_sets(tmp_path, monkeypatch, packed):
     write_real(tmp_path, packed)
     monkeypatch.setenv("MEMTOK_DATA_DIR", str(tmp_path))
-    wiki = data.DataConfig(source="wikitext2")
-    assert data.eval_text(wiki) == b" \n = B = \n two words \n" and data.reference_words(wiki) == 5 + 3
-    assert data.eval_text(data.DataConfig(source="wikitext2", eval_split="test")) == b" \n"
-    shakespeare = data.DataConfig(source="tinyshakespeare")
-    assert data.train_text(shakespeare) == bytes(range(1, 91)) and data.eval_text(shakespeare) == bytes(range(91, 101))
-    books = data.DataConfig(source="gutenberg_books", sequence=4)
-    assert data.train_text(books) == b"train ten\0train two" and data.eval_text(books) == b"thirtya longer valid book"
+    wiki = TextConfig(source="wikitext2")
+    assert text_source.eval_text(wiki) == b" \n = B = \n two words \n" and text_source.reference_words(wiki) == 5 + 3
+    assert text_source.eval_text(TextConfig(source="wikitext2", eval_split="test")) == b" \n"
+    shakespeare = TextConfig(source="tinyshakespeare")
+    assert text_source.train_text(shakespeare) == bytes(range(1, 91))
+    assert text_source.eval_text(shakespeare) == bytes(range(91, 101))
+    books = TextConfig(source="gutenberg_books", sequence=4)
+    assert text_source.train_text(books) == b"train ten\0train two" and text_source.eval_text(books) == b"thirtya longer valid book"
     batches = data.open_eval(books, 1)
     assert sum(int(b["start"].sum()) for b in batches) == 2  # each book from a fresh state
     assert [int(b["document"][0]) for b in batches] == [1] * 5 + [0] * 2
     with pytest.raises(DataError, match="no held-out split 'tset', only valid, test; did you mean 'test'"):
-        data.open_eval(data.DataConfig(source="wikitext2", eval_split="tset"), 1)
+        data.open_eval(TextConfig(source="wikitext2", eval_split="tset"), 1)
 
 
 def test_absent_data_names_folder_variable_flag_and_address(tmp_path, monkeypatch):
     monkeypatch.delenv("MEMTOK_DATA_DIR", raising=False)
     for data_dir, folder in (("", "wikitext2"), (str(tmp_path), str(tmp_path / "wikitext2"))):
         with pytest.raises(DataNotFoundError) as error:
-            data.describe(data.DataConfig(source="wikitext2", data_dir=data_dir))
+            data.describe(TextConfig(source="wikitext2", data_dir=data_dir))
         assert str(error.value).startswith(
             f"real data not found: {folder}; set MEMTOK_DATA_DIR or pass --data_dir; public address: https://")
     (tmp_path / "gutenberg_books" / "train").mkdir(parents=True)
     with pytest.raises(DataNotFoundError, match="gutenberg_books/train"):
-        data.describe(data.DataConfig(source="gutenberg_books", data_dir=str(tmp_path)))
+        data.describe(TextConfig(source="gutenberg_books", data_dir=str(tmp_path)))
 
 
 def test_flag_wins_over_environment(tmp_path, monkeypatch):
     write_real(tmp_path / "flag", False)
     monkeypatch.setenv("MEMTOK_DATA_DIR", str(tmp_path / "nowhere"))
-    cfg = data.DataConfig(source="wikitext2", eval_split="test", data_dir=str(tmp_path / "flag"))
-    assert data.eval_text(cfg) == b" \n"
-
-
-def test_verify_finds_a_changed_file(tmp_path):
-    folder = tmp_path / "wikitext2"
-    folder.mkdir()
-    (folder / "test.txt.gz").write_bytes(b"some bytes")
-    digest = hashlib.sha256(b"some bytes").hexdigest()
-    with pytest.raises(DataError, match="nothing to verify"):
-        files.verify("wikitext2", str(tmp_path))
-    (folder / "README.md").write_text(f"| file | bytes | sha256 |\n|---|---|---|\n| test.txt.gz | 10 | {digest} |\n")
-    assert files.verify("wikitext2", str(tmp_path)) == 1
-    (folder / "test.txt.gz").write_bytes(b"same bytes")
-    with pytest.raises(DataError, match="test.txt.gz is missing or is not the file"):
-        files.verify("wikitext2", str(tmp_path))
+    cfg = TextConfig(source="wikitext2", eval_split="test", data_dir=str(tmp_path / "flag"))
+    assert text_source.eval_text(cfg) == b" \n"
 
 
 def real_folder_or_skip(source: str) -> None:
@@ -312,18 +368,11 @@ def real_folder_or_skip(source: str) -> None:
 ])
 def test_real_held_out_text_has_the_published_size(source, split, size, words):
     real_folder_or_skip(source)
-    cfg = data.DataConfig(source=source, eval_split=split, eval_bytes=0, sequence=4096)
-    assert len(data.eval_text(cfg)) == size
+    cfg = TextConfig(source=source, eval_split=split, eval_bytes=0, sequence=4096)
+    assert len(text_source.eval_text(cfg)) == size
     assert sum(int(b["length"].sum()) for b in data.open_eval(cfg, 3)) == size
     if words is not None:
-        assert data.reference_words(cfg) == words
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize("source", sorted(files.REAL))
-def test_real_files_are_the_listed_ones(source):
-    real_folder_or_skip(source)
-    assert files.verify(source, "") >= 1
+        assert text_source.reference_words(cfg) == words
 
 
 # ------------------------------------------------------------------------------------------------------------- TFDS
@@ -357,21 +406,21 @@ def tiny_builder(tmp_path):
 
 
 def test_tfds_text_feature(tiny_builder, tmp_path):
-    cfg = data.DataConfig(source="tfds:memtok_tiny_text", data_dir=str(tmp_path), sequence=4)
+    cfg = TextConfig(source="tfds:memtok_tiny_text", data_dir=str(tmp_path), sequence=4)
     with pytest.raises(DataNotFoundError, match="is not prepared in .*; run: python -c .*array_record"):
         data.describe(cfg)
     tiny_builder(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-    assert data.train_text(cfg) == b"\0".join(f"train {i} é".encode() for i in range(9))
-    assert data.eval_text(cfg) == b"\0".join(f"held {i} é".encode() for i in range(2))
+    assert text_source.train_text(cfg) == b"\0".join(f"train {i} é".encode() for i in range(9))
+    assert text_source.eval_text(cfg) == b"\0".join(f"held {i} é".encode() for i in range(2))
     assert "\n" not in data.describe(cfg) and next(data.open_train(cfg, 2))["inputs"].shape == (2, 4)
 
 
 def test_tfds_errors(monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(DataError, match="cannot open 'no_such_data_set'"):
-        data.describe(data.DataConfig(source="tfds:no_such_data_set"))
+        data.describe(TextConfig(source="tfds:no_such_data_set"))
     with pytest.raises(DataError, match="'mnist' has no text feature, only image, label"):
-        data.describe(data.DataConfig(source="tfds:mnist"))
+        data.describe(TextConfig(source="tfds:mnist"))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(DataError, match="needs the package tensorflow-datasets"):
         prepared.load("lm1b", "", 0.1)
@@ -384,8 +433,11 @@ def test_data_imports_nothing_heavy():
         for name in ("tensorflow", "tensorflow_datasets", "grain", "array_record", "jax", "flax", "matplotlib"):
             sys.modules[name] = None
         from memtok_jax import data
-        next(data.open_train(data.DataConfig(source="task:recall", sequence=32), 2))
-        next(data.open_train(data.DataConfig(source=data.__file__, sequence=32), 2))
+        from memtok_jax.data.task import TaskConfig
+        from memtok_jax.data.tasks.recall import RecallConfig
+        from memtok_jax.data.text import TextConfig
+        next(data.open_train(TaskConfig(RecallConfig(), sequence=32), 2))
+        next(data.open_train(TextConfig(source=data.__file__, sequence=32), 2))
     """)
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -13,12 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memtok_jax import data
+from memtok_jax.config import UserError
+from memtok_jax.data import text
 from memtok_jax.data.documents import document, first_bytes, split_by_document, split_tail
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.iterators import GrainIterator, NumpyIterator
 from memtok_jax.data.streams import ContiguousBatches, EvalBatches, Stream, WindowBatches
+from memtok_jax.data.task import HELD_OUT, TaskConfig, training_seed
+from memtok_jax.data.tasks import settings_named
+from memtok_jax.data.text import TextConfig
 
-TASKS = ("task:recall", "task:passkey", "task:mqar")
+TASKS = ("recall", "passkey", "mqar")
 
 
 @pytest.fixture
@@ -28,8 +34,8 @@ def text_file(tmp_path):
     return path
 
 
-def config(text_file, **changes) -> data.DataConfig:
-    return data.DataConfig(**{"source": str(text_file), "sequence": 16, "held_out": 0.2, **changes})
+def config(text_file, **changes) -> TextConfig:
+    return TextConfig(**{"source": str(text_file), "sequence": 16, "held_out": 0.2, **changes})
 
 
 def take(iterator, n: int) -> list[dict]:
@@ -113,7 +119,7 @@ def test_a_visit_is_contiguous_and_rows_jump_at_different_times():
 
 def test_first_byte_is_predicted_from_a_newline(text_file):
     batch = data.open_eval(config(text_file), 1)[0]
-    assert batch["inputs"][0, 0] == 0x0A and batch["targets"][0, 0] == data.eval_text(config(text_file))[0]
+    assert batch["inputs"][0, 0] == 0x0A and batch["targets"][0, 0] == text.eval_text(config(text_file))[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -145,7 +151,7 @@ def all_configs(text_file):
     yield config(text_file)
     yield config(text_file, contiguous=False)
     for name in TASKS:
-        yield data.DataConfig(source=name, sequence=32)
+        yield TaskConfig(settings_named(name), sequence=32)
 
 
 def test_resuming_is_exact_and_the_state_is_json(text_file):
@@ -209,9 +215,19 @@ def test_foreign_states_are_refused(text_file):
             it.set_state(data.open_train(config(text_file, **changes), 4).get_state())
 
 
+def test_text_that_has_changed_at_equal_size_is_noticed(text_file, tmp_path):
+    other = tmp_path / "other" / text_file.name
+    other.parent.mkdir()
+    content = bytearray(text_file.read_bytes())
+    content[100] ^= 1
+    other.write_bytes(content)
+    with pytest.raises(DataError, match="the files themselves have changed"):
+        data.open_train(config(other), 4).set_state(data.open_train(config(text_file), 4).get_state())
+
+
 def test_seeds_change_the_training_data_and_not_the_held_out_data(text_file):
     for cfg in all_configs(text_file):
-        other = data.DataConfig(**{**cfg.__dict__, "seed": 1})
+        other = dataclasses.replace(cfg, seed=1)
         same = [(a["inputs"] == b["inputs"]).all() for a, b in
                 zip(take(data.open_train(cfg, 4), 3), take(data.open_train(other, 4), 3), strict=True)]
         assert not all(same)
@@ -219,9 +235,9 @@ def test_seeds_change_the_training_data_and_not_the_held_out_data(text_file):
             assert_same(a, b)
 
 
-@pytest.mark.parametrize("source", TASKS)
-def test_held_out_samples_do_not_depend_on_the_batch_and_are_not_trained_on(source):
-    cfg = data.DataConfig(source=source, sequence=32, eval_samples=10)
+@pytest.mark.parametrize("name", TASKS)
+def test_held_out_samples_do_not_depend_on_the_batch_and_are_not_trained_on(name):
+    cfg = TaskConfig(settings_named(name), sequence=32, eval_samples=10)
     samples = {}
     for batch in (1, 3, 10, 16):
         rows = [(one["inputs"][b], one["targets"][b]) for one in data.open_eval(cfg, batch)
@@ -236,15 +252,31 @@ def test_held_out_samples_do_not_depend_on_the_batch_and_are_not_trained_on(sour
     assert len(trained) == 1000 and not trained & {ids.tobytes() for ids, _ in samples[1]}
 
 
+def test_training_and_held_out_samples_have_disjoint_seeds():
+    """Whatever the seed and the step, so that no stage of a curriculum trains on what any stage holds out."""
+    largest = TaskConfig(settings_named("copy"), seed=2**63 - 1)
+    assert 0 <= training_seed(TaskConfig(settings_named("copy")), 0) < training_seed(largest, 2**63 - 1) < HELD_OUT
+    assert training_seed(TaskConfig(settings_named("copy"), seed=1), 0) == 2**63
+
+
 def test_task_baselines_and_names():
-    cfg = data.DataConfig(source="task:recall", sequence=64, eval_samples=400)
-    stated = data.task_baselines(cfg, window=16)
-    assert stated["chance"] == 1 / 32 and stated["majority"] < 0.06
-    assert abs(stated["no_memory"] - 1 / 32) < 1e-12  # every pair lies further back than the window
-    assert data.task_baselines(cfg, window=64)["no_memory"] == 1.0
+    cfg = TaskConfig(settings_named("recall"), sequence=64, eval_samples=400)
+    stated = data.baselines(cfg, reach=16, segment=0)
+    assert stated["chance"] == 1 / 32 and stated["majority"] < 0.06 and "own_segment" not in stated
+    assert abs(stated["no_memory"] - 1 / 32) < 1e-12  # every pair lies further back than the model can see
+    assert data.baselines(cfg, reach=64, segment=0)["no_memory"] == 1.0
+    for reach, expected in ((32, 1 / 32), (64, 1.0)):      # attention that crosses borders reaches further than a segment
+        bordered = data.baselines(cfg, reach, segment=32)
+        assert (bordered["no_memory"], bordered["own_segment"]) == (expected, 1 / 32)
     ids = next(data.open_train(cfg, 1))["inputs"][0]
     assert data.decode(cfg, ids).split()[0] == f"k{ids[0]}" and data.vocabulary(cfg) == 80
     assert data.describe(cfg).count("\n") == 0
+
+
+def test_ids_that_are_no_text_show_and_the_end_mark_ends():
+    shown = data.decode(TextConfig(), [72, 105, 300, 33, -1, 72, -1])
+    assert shown == "Hi\N{REPLACEMENT CHARACTER}!" and data.decode(TextConfig(), []) == ""
+    assert data.decode(TaskConfig(settings_named("copy")), [2, 99, 1, -1, 2]) == "s0 \N{REPLACEMENT CHARACTER} >"
 
 
 def test_a_batch_costs_little(text_file):
@@ -287,16 +319,27 @@ def test_first_bytes_cuts_the_last_document():
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"sequence": 0}, "sequence must be at least 1, got 0"),
-    ({"held_out": 1.0}, "held_out is a fraction"),
-    ({"seed": -1}, "seed must be at least 0"),
+    ({"sequence": 0}, "data.sequence is 0; it must be at least 1"),
+    ({"held_out": 1.0}, "data.held_out is 1.0; it must be below 1"),
+    ({"held_out": float("nan")}, "data.held_out is nan; it must be finite"),
+    ({"seed": -1}, "data.seed is -1"),
+    ({"seed": 2**63}, "data.seed is 9223372036854775808"),
+    ({"visit": 1.5}, "data.visit is 1.5; it must be a whole number"),
     ({"source": ""}, "source is empty"),
-    ({"source": "task:recal"}, "did you mean 'recall'"),
-    ({"eval_samples": 0}, "eval_samples"),
 ])
-def test_config_errors_name_the_rule(changes, message):
-    with pytest.raises(DataError, match=message):
-        data.DataConfig(**changes)
+def test_config_errors_name_field_value_and_rule(changes, message):
+    with pytest.raises(UserError, match=message):
+        TextConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["associative", "copy", "equations", "mqar", "passkey", "recall", "retrieval", "reverse"])
+def test_nonsense_in_the_settings_of_a_task_is_refused_with_its_name(name):
+    task = settings_named(name)
+    for field in dataclasses.fields(task):
+        with pytest.raises(UserError, match=f"{name}.{field.name} is "):
+            dataclasses.replace(task, **{field.name: float("nan")})
+    with pytest.raises(UserError, match="data.eval_samples is 0"):
+        TaskConfig(task, eval_samples=0)
 
 
 def test_batch_errors_name_both_numbers(text_file):
@@ -305,6 +348,4 @@ def test_batch_errors_name_both_numbers(text_file):
     with pytest.raises(DataError, match="2400 bytes is too short for 200 rows of 16 tokens"):
         data.open_train(config(text_file), 200)
     with pytest.raises(DataError, match="at least 32, got 16"):
-        data.open_train(data.DataConfig(source="task:recall", sequence=16), 2)
-    with pytest.raises(DataError, match="generates its samples"):
-        data.eval_text(data.DataConfig(source="task:recall"))
+        data.open_train(TaskConfig(settings_named("recall"), sequence=16), 2)

@@ -1,4 +1,4 @@
-"""Answers that a model writes by itself: what is fed back, and what comes of one mistake."""
+"""Answers that a model writes by itself: fed back by the rules, scored by symbol and by sample."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtok_jax import data
-from memtok_jax.data.config import DataConfig
-from memtok_jax.data.tasks import copy, mqar
+from memtok_jax import data, sharding
+from memtok_jax.config import UserError
+from memtok_jax.data.task import TaskConfig, answer_right, answers
+from memtok_jax.data.tasks import copy, mqar, settings_named
 from memtok_jax.evaluation import greedy
+from memtok_jax.evaluation.score import score
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.memory.xl import XlConfig
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.protocol import Model, bind
+from memtok_jax.models.rmt import RmtConfig
 
 COPY = copy.CopyConfig(length=3, symbols=5, repeats=2)
+ANSWERS = copy.answers(COPY, 9)
 
 
 @dataclass(frozen=True)
@@ -24,29 +34,48 @@ class Oracle:
 
     length: int = 3
     wrong_at: int = -1  # the position whose prediction is wrong
+    call_tokens: int = 1
 
 
 def init_state(params, cfg: Oracle, batch: int):
     return jnp.zeros((batch, cfg.length), jnp.int32), jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool)
 
 
-def apply(params, state, ids, cfg: Oracle):
-    """One token a call."""
+def token(state, token, cfg: Oracle):
+    """One token: (state, what comes next)."""
     symbols, place, lost = state
-    token, answer_at = ids[:, 0], place - cfg.length
+    answer_at = place - cfg.length
     symbols = jnp.where(place[:, None] == jnp.arange(cfg.length)[None], token[:, None], symbols)
     right = jnp.take_along_axis(symbols, (answer_at % cfg.length)[:, None], 1)[:, 0]
     expected = jnp.take_along_axis(symbols, ((answer_at - 1) % cfg.length)[:, None], 1)[:, 0]
     lost = lost | ((answer_at > 0) & (token != expected))
     said = jnp.where(lost | (place == cfg.wrong_at), 0, right)
-    return jax.nn.one_hot(said, 8)[:, None], (symbols, place + 1, lost)
+    return (symbols, place + 1, lost), jax.nn.one_hot(said, 8)
 
 
-FUNCTIONS = sys.modules[__name__]
+def specs(cfg: Oracle):
+    return {}
+
+
+def state_specs(cfg: Oracle, batch: int):
+    return {}
+
+
+@dataclass(frozen=True)
+class OracleModel(Model):
+    """Without the checks of parameters and carry."""
+
+    def run(self, params, state, x, call):
+        state, logits = jax.lax.scan(lambda s, t: token(s, t, self.cfg), state, x.T)
+        return jnp.moveaxis(logits, 0, 1), state, {}
+
+
+def oracle(**options) -> Model:
+    return OracleModel(sys.modules[__name__], Oracle(**options))
 
 
 def batch(samples: int = 4):
-    ids, labels, _ = copy.sample(COPY, 9, samples, 0)
+    ids, labels = copy.sample(COPY, 9, samples, 0)
     return {"inputs": ids, "targets": labels, "length": np.full(samples, 9, np.int32)}
 
 
@@ -56,35 +85,62 @@ def batch(samples: int = 4):
     (4, "strict", 1 / 6, 0.0), (4, "published", 5 / 6, 0.0),
     (8, "strict", 5 / 6, 0.0), (5, "published", 2 / 6, 0.0), (5, "shown", 5 / 6, 0.0)])
 def test_a_mistake_is_fed_back_unless_the_segment_begins_there(wrong_at, rule, accuracy, exact):
-    found = greedy.generated({}, [batch()], 5, rule, functions=FUNCTIONS, model=Oracle(wrong_at=wrong_at))
+    found = greedy.generated({}, [batch()], ANSWERS, 5, rule, model=oracle(wrong_at=wrong_at))
     assert found == {"accuracy": pytest.approx(accuracy), "exact_match": exact}
 
 
-def test_share_of_right_answers_where_the_task_names_one():
+def test_share_of_right_answers_if_the_task_names_one():
     """The answer is the last two symbols; one sample's first symbol and another's last one come out wrong."""
-    right = lambda said, labels: (said[:, -2:] == labels[:, -2:]).all(1)
+    def right(said, labels):
+        return (said[:, -2:] == labels[:, -2:]).all(1)
+
     one = batch(4)
     one["targets"] = one["targets"].copy()
     one["targets"][0, 3] += 1
     one["targets"][1, 8] += 1
-    found = greedy.generated({}, [one], 5, "strict", functions=FUNCTIONS, model=Oracle(), answer_right=right)
+    found = greedy.generated({}, [one], ANSWERS, 5, "strict", model=oracle(), answer_right=right)
     assert found["answers"] == 0.75 and found["exact_match"] == 0.5
-    assert data.answer_right(DataConfig("task:copy")) is None and data.answer_right(DataConfig("task:equations", sequence=180))
+    assert answer_right(TaskConfig(COPY, 9)) is None and answer_right(TaskConfig(settings_named("equations"), 180))
 
 
 def test_inputs_that_are_replaced():
-    ids, labels, _ = copy.sample(COPY, 9, 2, 0)
-    places = lambda rule: np.flatnonzero(greedy.fed_back(ids, labels, 5, rule).all(0))
-    np.testing.assert_array_equal(places("strict"), [4, 5, 6, 7, 8])
-    np.testing.assert_array_equal(places("published"), [4, 6, 7, 8])
-    np.testing.assert_array_equal(places("shown"), [])
-    ids, labels, _ = mqar.sample(mqar.MqarConfig(pairs=2, tokens=32), 16, 50, 0)
-    assert not greedy.fed_back(ids, labels, 4, "strict").any(), "what follows a question is not its answer"
-    with pytest.raises(ValueError, match="rule='loose' must be one of 'strict', 'published', 'shown'"):
-        greedy.fed_back(ids, labels, 4, "loose")
+    """The task says which inputs are answers."""
+    for rule, places in (("strict", [4, 5, 6, 7, 8]), ("published", [4, 6, 7, 8]), ("shown", [])):
+        np.testing.assert_array_equal(np.flatnonzero(greedy.fed_back(ANSWERS, 5, rule)), places)
+    assert not mqar.answers(mqar.MqarConfig(pairs=2, tokens=32), 16).any(), "what follows a question is not its answer"
+    with pytest.raises(UserError, match="rule is 'loose'; it must be one of strict, published, shown"):
+        greedy.fed_back(ANSWERS, 4, "loose")
 
 
 def test_rows_that_only_fill_a_batch_do_not_count():
-    held_out = data.open_eval(DataConfig("task:copy", sequence=9, copy=COPY, eval_samples=3), 2)
-    found = greedy.generated({}, held_out, 9, "strict", functions=FUNCTIONS, model=Oracle())
+    cfg = TaskConfig(COPY, sequence=9, eval_samples=3)
+    found = greedy.generated({}, data.open_eval(cfg, 2), answers(cfg), 9, "strict", model=oracle())
     assert found == {"accuracy": 1.0, "exact_match": 1.0}
+
+
+SHAPE = dict(vocabulary=10, width=16, head_dim=8, segment=4)
+MODELS = {
+    "mac": LanguageModelConfig(**SHAPE, layers=2, window=4, pattern=("mac",), memory=NeuralMemoryConfig(head_dim=8, chunk=4)),
+    "xl": LanguageModelConfig(**SHAPE, layers=2, pattern=(CachedConfig(XlConfig(4)),)),
+    "rmt": RmtConfig(LanguageModelConfig(**SHAPE, layers=1, pattern=(SegmentConfig(),)), tokens=2),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_model_writes_without_a_mistake_is_its_teacher_forced_prediction(name):
+    """Taught with what it writes by itself, a model makes no mistake; and then what it writes is scored without one."""
+    model, mesh = bind(MODELS[name]), sharding.make_mesh(1, 1, 1)
+    params = model.init(jax.random.key(3))
+    inputs = np.random.default_rng(0).integers(10, size=(3, 12), dtype=np.int32)
+    back = np.arange(12) > 5
+    said = greedy.answer(params, inputs, back, 4, model=model)
+    taught = np.where(back, np.roll(said, 1, axis=1), inputs)
+    targets = np.where(np.arange(12) >= 5, said, -100).astype(np.int32)
+    one = {"inputs": taught, "targets": targets, "start": np.ones(3, bool), "length": np.full(3, 12, np.int32)}
+    with jax.set_mesh(mesh):
+        result = score(params, [one], mesh, model=model, segment=4)
+        assert (result.correct, result.count) == (21, 21)
+        found = greedy.generated(params, [one], back, 4, "strict", model=model)
+    assert found == {"accuracy": 1.0, "exact_match": 1.0}
+    one["targets"] = np.where(np.arange(12) == 7, (said + 1) % 10, targets)
+    assert greedy.generated(params, [one], back, 4, "strict", model=model)["exact_match"] == 0

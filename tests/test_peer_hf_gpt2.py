@@ -21,10 +21,11 @@ import pytest
 from neural_cases import assert_equal as assert_same
 from neural_cases import jit
 from peers import export
+from rmt_cases import segment_call
 
 from memtok_jax.config import UserError
 from memtok_jax.convert import gpt2, tensor_files
-from memtok_jax.models import recurrent
+from memtok_jax.models import rmt
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests" / "data" / "hf_gpt2_rmt.npz"
@@ -38,7 +39,7 @@ def read(path: Path):
 
 
 def model_of(settings, **options):
-    return gpt2.config_of(settings["config"], settings["segment"], settings["tokens"], ends="call", **options)
+    return gpt2.config_of(settings["config"], settings["segment"], settings["tokens"], **options)
 
 
 def assert_equal_to(path: Path) -> None:
@@ -52,11 +53,11 @@ def assert_equal_to(path: Path) -> None:
 
         def scalar(params):
             def one(state, x):
-                logits, state = recurrent.apply(params, state, *x[:1], cfg, x[1])
+                logits, state, _ = rmt.run(params, state, x[0], cfg, segment_call(x[1]))
                 return state, (logits, state.memory.tokens)
 
             xs = (jnp.moveaxis(jnp.asarray(stored["ids"], jnp.int32), 1, 0), lengths)
-            _, (logits, memories) = jax.lax.scan(one, recurrent.init_state(params, cfg, len(real)), xs)
+            _, (logits, memories) = jax.lax.scan(one, rmt.init_state(params, cfg, len(real)), xs)
             logits, memories = jnp.moveaxis(logits, 0, 1), jnp.moveaxis(memories, 0, 1)
             logits = jnp.where(real[..., None], logits, 0.0)
             return (logits * stored["r"]).sum() + (memories[:, -1] * stored["s"]).sum(), (logits, memories)
@@ -114,13 +115,13 @@ def test_an_output_layer_of_another_matrix_is_used(tmp_path):
     tensor_files.write_safetensors(tmp_path / "model.safetensors", weights)
     (tmp_path / "config.json").write_text(json.dumps(settings["config"]))
     params, cfg = gpt2.load_gpt2(tmp_path, 2, 2, jax.random.key(0))
-    assert not cfg.tied
-    np.testing.assert_array_equal(params["decoder"]["output"], head.T)
+    assert cfg.model.style.embedding == "matrix"
+    np.testing.assert_array_equal(params["model"]["words"]["output"], head.T)
     assert_same(gpt2.to_gpt2(params, cfg), weights)
     tied = weights | {"lm_head.weight": weights["transformer.wte.weight"]}
     tensor_files.write_safetensors(tmp_path / "model.safetensors", tied)
     params, cfg = gpt2.load_gpt2(tmp_path / "model.safetensors", 2, 2, jax.random.key(0))
-    assert cfg.tied and "output" not in params["decoder"]
+    assert cfg.model.style.embedding == "tied" and "output" not in params["model"]["words"]
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="config.json does not exist; the number of heads is told nowhere else"):
         gpt2.load_gpt2(tmp_path, 2, 2, jax.random.key(0))
@@ -136,6 +137,11 @@ def test_prefixes_do_not_matter(front):
                 gpt2.from_gpt2(theirs, cfg, key))
 
 
+def untied(cfg):
+    """The config with an output layer of its own."""
+    return replace(cfg, model=replace(cfg.model, style=replace(cfg.model.style, embedding="matrix")))
+
+
 def test_mistakes_are_named():
     _, settings, theirs = read(STORED)
     cfg, key = model_of(settings), jax.random.key(0)
@@ -147,8 +153,8 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"wpe.weight has the shape \(15, 12\), a GPT-2 of 2 layers has \(16, 12\)"):
         gpt2.from_gpt2(theirs | {"transformer.wpe.weight": np.zeros((15, 12))}, cfg, key)
     with pytest.raises(UserError, match="lacks 'lm_head.weight'"):
-        gpt2.from_gpt2(theirs, replace(cfg, tied=False), key)
-    with pytest.raises(UserError, match="lm_head.weight differs from wte.weight: .*; set tied=False in the config"):
+        gpt2.from_gpt2(theirs, untied(cfg), key)
+    with pytest.raises(UserError, match="lm_head.weight differs from wte.weight: .*; set style.embedding='matrix' in the config"):
         gpt2.from_gpt2(theirs | {"lm_head.weight": -theirs["transformer.wte.weight"]}, cfg, key)
     with pytest.raises(UserError, match="wte.weight holds int8 numbers"):
         gpt2.from_gpt2(theirs | {"transformer.wte.weight": np.zeros((9, 12), np.int8)}, cfg, key)
@@ -156,7 +162,7 @@ def test_mistakes_are_named():
         gpt2.config_of({name: value for name, value in settings["config"].items() if name != "n_head"}, 4, 2)
     with pytest.raises(UserError, match="activation_function='relu': only GPT-2"):
         gpt2.config_of(settings["config"] | {"activation_function": "relu"}, 4, 2)
-    with pytest.raises(ValueError, match="positions=16 is less than the 18 rows"):
+    with pytest.raises(ValueError, match="positions=16 is less than the 18 places"):
         gpt2.config_of(settings["config"], 12, 3)
 
 

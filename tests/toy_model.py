@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from memtok_jax import params as pr
 from memtok_jax import sharding
+from memtok_jax.models.call import Call
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class ToyConfig:
     vocabulary: int = 256
     width: int = 8
     decay: float = 0.9
-    window: int = 4
-    segment: int = 4
+    call_tokens: int = 1
+    reach: int = 4
+    segment: int = 0
     auxiliary: float = 0.0
 
 
@@ -65,16 +67,8 @@ def apply(params, state, ids_BT, cfg: ToyConfig, length=None):
     return logits.astype(jnp.float32), state._replace(sum=last)
 
 
-def run(params, state, ids_BT, cfg: ToyConfig, length=None):
-    """Its own loss, where it has a weight: the mean square of the sums, by row."""
-    logits, after = apply(params, state, ids_BT, cfg, length)
-    seen = {"auxiliary_loss": cfg.auxiliary * jnp.square(after.sum).mean()[None]} if cfg.auxiliary else {}
-    return logits, after, [seen]
-
-
-def for_training(cfg: ToyConfig, tokens: int):
-    return cfg
-
-
-def statistics(params, state, ids_BT, cfg: ToyConfig, length=None):
-    return {"norm": jnp.linalg.norm(apply(params, state, ids_BT, cfg, length)[1].sum)}
+def run(params, state, ids_BT, cfg: ToyConfig, call: Call):
+    """Statistics: the size of the sums; its own loss, if it has a weight: the mean square of the sums."""
+    logits, after = apply(params, state, ids_BT, cfg, call.length)
+    own = {"auxiliary_loss": cfg.auxiliary * jnp.square(after.sum).mean()} if cfg.auxiliary else {}
+    return logits, after, {"norm": jnp.linalg.norm(after.sum), **own}

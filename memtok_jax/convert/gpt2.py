@@ -1,4 +1,4 @@
-"""GPT-2 of the Hugging Face library <-> `models/recurrent.py`: the same arrays under other names, exactly.
+"""GPT-2 of the Hugging Face library <-> `models/rmt.py`: the same arrays under other names, exactly.
 
 `TOP`, `HEAD` and `LAYER` are the whole map. Their Conv1D weights are (in, out), like ours. Their output layer is the embedding
 (`tied=True`) unless the file holds another lm_head.weight.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,24 @@ import numpy as np
 from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.convert import names, tensor_files
-from memtok_jax.models import recurrent
-from memtok_jax.models.recurrent import RecurrentConfig
+from memtok_jax.models import rmt
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.models.style import GPT2
 
 PREFIX, WORDS, OUTPUT = "transformer.", "wte.weight", "lm_head.weight"
 
-# Their name -> ours inside `params["decoder"]`. Several of ours stand side by side in one of theirs, on its last axis.
-TOP = {WORDS: ("embedding",), "wpe.weight": ("positions",), "ln_f.weight": ("norm/scale",), "ln_f.bias": ("norm/bias",)}
-HEAD = "output"                 # OUTPUT, transposed, if the output layer is not the embedding
+# Their name -> ours inside `params["model"]`. Several of ours stand side by side in one of theirs, on its last axis.
+TOP = {WORDS: ("words/embedding",), "wpe.weight": ("positions",), "ln_f.weight": ("norm/scale",), "ln_f.bias": ("norm/bias",)}
 LAYER = {                       # "h.N." before theirs; ours are stacked on a leading axis in "layers"
-    "ln_1.weight": ("norm_attention/scale",), "ln_1.bias": ("norm_attention/bias",),
-    "ln_2.weight": ("norm_mlp/scale",), "ln_2.bias": ("norm_mlp/bias",),
-    "attn.c_attn.weight": ("q/w", "k/w", "v/w"), "attn.c_attn.bias": ("q/b", "k/b", "v/b"),
-    "attn.c_proj.weight": ("o/w",), "attn.c_proj.bias": ("o/b",),
-    "mlp.c_fc.weight": ("up/w",), "mlp.c_fc.bias": ("up/b",),
-    "mlp.c_proj.weight": ("down/w",), "mlp.c_proj.bias": ("down/b",),
+    "ln_1.weight": ("segment/norm/scale",), "ln_1.bias": ("segment/norm/bias",),
+    "ln_2.weight": ("feed_forward/norm/scale",), "ln_2.bias": ("feed_forward/norm/bias",),
+    "attn.c_attn.weight": ("segment/q/w", "segment/k/w", "segment/v/w"),
+    "attn.c_attn.bias": ("segment/q/b", "segment/k/b", "segment/v/b"),
+    "attn.c_proj.weight": ("segment/o/w",), "attn.c_proj.bias": ("segment/o/b",),
+    "mlp.c_fc.weight": ("feed_forward/up/w",), "mlp.c_fc.bias": ("feed_forward/up/b",),
+    "mlp.c_proj.weight": ("feed_forward/down/w",), "mlp.c_proj.bias": ("feed_forward/down/b",),
 }
 # What a decoder of another kind would say; each must have this value for the two models to be the same function.
 FIXED = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
@@ -39,7 +43,7 @@ FIXED = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_a
 SIZES = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
 
 
-def load_gpt2(source: str | Path, segment: int, tokens: int, key: jax.Array, **options) -> tuple[dict, RecurrentConfig]:
+def load_gpt2(source: str | Path, segment: int, tokens: int, key: jax.Array, **options) -> tuple[dict, RmtConfig]:
     """(parameters, config) of a checkpoint: a file or a folder, with their config.json beside the weights.
 
     The output layer is tied if the file has none or one that equals the embedding, and config.json does not say otherwise.
@@ -58,10 +62,10 @@ def load_gpt2(source: str | Path, segment: int, tokens: int, key: jax.Array, **o
     return from_gpt2(tensors, cfg, key), cfg
 
 
-def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -> RecurrentConfig:
+def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -> RmtConfig:
     """Our config for the fields of their config.json.
 
-    segment, tokens, options: fields of `RecurrentConfig` that GPT-2 does not have. Raises UserError naming the field if their
+    segment, tokens, options: fields of `RmtConfig` that GPT-2 does not have. Raises UserError naming the field if their
     model is another function, or has too few positions.
     """
     for name, value in FIXED.items():
@@ -70,43 +74,50 @@ def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -
     for name in SIZES:
         if type(theirs.get(name)) is not int or theirs[name] < 1:
             raise UserError(f"{name}={theirs.get(name)!r}: the config of a GPT-2 must have a whole number above 0 there")
-    told = dict(
+    style = replace(GPT2, embedding="tied" if theirs.get("tie_word_embeddings", True) else "matrix")
+    inside = LanguageModelConfig(
         vocabulary=theirs["vocab_size"], width=theirs["n_embd"], layers=theirs["n_layer"],
         head_dim=theirs["n_embd"] // theirs["n_head"], hidden=theirs.get("n_inner") or 4 * theirs["n_embd"], segment=segment,
-        tokens=tokens, positions=theirs["n_positions"], scaled=False, tied=theirs.get("tie_word_embeddings", True))
-    return RecurrentConfig(**(told | options))
+        positions=theirs["n_positions"], style=style, pattern=(SegmentConfig(),))
+    return RmtConfig(inside, tokens, **options)
 
 
-def from_gpt2(tensors: Mapping[str, Any], cfg: RecurrentConfig, key: jax.Array) -> dict:
+def from_gpt2(tensors: Mapping[str, Any], cfg: RmtConfig, key: jax.Array) -> dict:
     """Our parameters from their state dict: names, in any wrapper that `names.PARTS` lists, with what `numpy.asarray` takes.
 
     key: typed PRNG key of the memory tokens, which GPT-2 does not have; drawn with the standard deviation of its word embeddings.
     Half precision becomes float32. Raises UserError naming the array if one is missing, left over, or of another shape, and if
     the output layer is not the embedding though cfg says so.
     """
-    specs = P.abstract(recurrent.specs(cfg))["decoder"]
+    specs = P.abstract(rmt.specs(cfg))["model"]
     given = names.floats(_pick(tensors))
     names.check(names.shapes(given), _shapes(specs, cfg) | ({OUTPUT: given[WORDS].shape} if _twice(given, cfg) else {}),
-                f"a GPT-2 of {cfg.layers} layers")
+                f"a GPT-2 of {cfg.model.layers} layers")
     if _twice(given, cfg) and not np.array_equal(given[OUTPUT], given[WORDS]):
-        raise UserError(f"{OUTPUT} differs from {WORDS}: the output layer is not the embedding; set tied=False in the config")
-    layers = [_from(given, LAYER, specs["layers"], f"h.{n}.") for n in range(cfg.layers)]
-    decoder = _from(given, TOP, specs) | {"layers": jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *layers)}
-    if not cfg.tied:
-        decoder[HEAD] = given[OUTPUT].T
-    decoder = jax.tree.map(jnp.asarray, decoder)
-    memory = given[WORDS].std() * jax.random.normal(key, (cfg.tokens, cfg.width), decoder["embedding"].dtype)
-    return {"decoder": decoder, "memory": {"tokens": memory}}
+        raise UserError(f"{OUTPUT} differs from {WORDS}: the output layer is not the embedding; set style.embedding='matrix' in the config")
+    layers = [_from(given, LAYER, specs["layers"][0], f"h.{n}.") for n in range(cfg.model.layers)]
+    model = _from(given, TOP, specs) | {"layers": (jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *layers),)}
+    model["prefix"] = {"tokens": np.zeros(specs["prefix"]["tokens"].shape, given[WORDS].dtype)}
+    if not _tied(cfg):
+        model["words"]["output"] = given[OUTPUT].T
+    model = jax.tree.map(jnp.asarray, model)
+    memory = given[WORDS].std() * jax.random.normal(key, (cfg.tokens, cfg.model.width), model["words"]["embedding"].dtype)
+    return {"model": model, "memory": {"tokens": memory}}
 
 
-def to_gpt2(params: Mapping[str, Any], cfg: RecurrentConfig) -> dict[str, np.ndarray]:
+def to_gpt2(params: Mapping[str, Any], cfg: RmtConfig) -> dict[str, np.ndarray]:
     """Their state dict from our parameters, names with "transformer." and lm_head.weight; memory tokens are left out."""
-    decoder = jax.tree.map(np.asarray, params["decoder"])
-    out = _to(decoder, TOP)
-    for n in range(cfg.layers):
-        out |= _to(jax.tree.map(lambda x, n=n: x[n], decoder["layers"]), LAYER, f"h.{n}.")
+    model = jax.tree.map(np.asarray, params["model"])
+    out = _to(model, TOP)
+    for n in range(cfg.model.layers):
+        out |= _to(jax.tree.map(lambda x, n=n: x[n], model["layers"][0]), LAYER, f"h.{n}.")
     return {PREFIX + name: array for name, array in out.items()} | {
-        OUTPUT: decoder["embedding"] if cfg.tied else decoder[HEAD].T}
+        OUTPUT: model["words"]["embedding"] if _tied(cfg) else model["words"]["output"].T}
+
+
+def _tied(cfg: RmtConfig) -> bool:
+    """Whether the output layer is the embedding."""
+    return cfg.model.style.embedding == "tied"
 
 
 def _pick(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -115,17 +126,17 @@ def _pick(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
             if not name.endswith((".attn.bias", ".attn.masked_bias"))}
 
 
-def _twice(given: Mapping[str, Any], cfg: RecurrentConfig) -> bool:
+def _twice(given: Mapping[str, Any], cfg: RmtConfig) -> bool:
     """Whether the file holds an output layer beside the embedding that serves as one."""
-    return cfg.tied and OUTPUT in given and WORDS in given
+    return _tied(cfg) and OUTPUT in given and WORDS in given
 
 
-def _shapes(specs: Mapping[str, Any], cfg: RecurrentConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(specs: Mapping[str, Any], cfg: RmtConfig) -> dict[str, tuple[int, ...]]:
     """Their names -> shapes."""
     empty = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), specs)
-    layer = names.shapes(_to(jax.tree.map(lambda x: x[0], empty["layers"]), LAYER))
-    out = names.shapes(_to(empty, TOP)) | {f"h.{n}.{name}": shape for n in range(cfg.layers) for name, shape in layer.items()}
-    return out if cfg.tied else out | {OUTPUT: empty[HEAD].T.shape}
+    layer = names.shapes(_to(jax.tree.map(lambda x: x[0], empty["layers"][0]), LAYER))
+    out = names.shapes(_to(empty, TOP)) | {f"h.{n}.{name}": shape for n in range(cfg.model.layers) for name, shape in layer.items()}
+    return out if _tied(cfg) else out | {OUTPUT: empty["words"]["output"].T.shape}
 
 
 def _at(tree: Mapping[str, Any], path: str) -> Any:

@@ -108,11 +108,14 @@ def answer_right(cfg: TaskConfig) -> Callable | None:
 def baselines(cfg: TaskConfig, reach: int, segment: int) -> dict[str, float]:
     """Accuracies without a trained model.
 
-    chance and others that the task names; "majority": always the most frequent held-out answer; "no_memory": the best reader of
-    the last `reach` tokens; "own_segment": the best reader of the tokens since the last border, every `segment` tokens.
+    chance and others that the task names; "majority": always the most frequent held-out answer; "own_segment": the best reader of
+    the tokens since the last border, if there are borders; "no_memory": the best reader of the last `reach` tokens, of the own
+    segment alone if `reach` is no longer than that.
     """
     task, t = module_of(cfg), np.arange(cfg.sequence)
-    sights = {"no_memory": np.maximum(t - reach + 1, 0)} | ({"own_segment": t // segment * segment} if segment else {})
+    border = t // segment * segment if segment else np.zeros_like(t)
+    nearest = np.maximum(t - reach + 1, border if reach <= segment else 0)
+    sights = {"no_memory": nearest} | ({"own_segment": border} if segment else {})
     found = dict(task.chance(cfg.task, cfg.sequence))
     if hasattr(task, "reader"):
         found |= {name: task.reader(cfg.task, cfg.sequence, first) for name, first in sights.items()}

@@ -29,7 +29,8 @@ RULES = ("strict", "published", "shown")
 
 
 def fed_back(answers_T: np.ndarray, segment: int, rule: str) -> np.ndarray:
-    """bool[T]: inputs that are replaced by the model's own prediction. answers_T: bool[T], of the task. segment: for "published"."""
+    """bool[T]: inputs that are replaced by the model's own prediction. answers_T: bool[T], of the task, never the first input.
+    segment: for "published"."""
     choose("rule", rule, RULES)
     back = answers_T & (rule != "shown")
     if rule == "published":
@@ -60,7 +61,8 @@ def prompted(params: P.Tree, prompt_BT: jax.Array, *, block: int, model: Model) 
 
 
 @partial(jax.jit, static_argnames=("model",))
-def written(params: P.Tree, carry: P.Tree, last_B: jax.Array, inputs_BT: jax.Array, back_T: jax.Array, *, model: Model) -> jax.Array:
+def written(params: P.Tree, carry: P.Tree, last_B: jax.Array, inputs_BT: jax.Array, back_T: jax.Array, *,
+            model: Model) -> jax.Array:
     """Most likely token after each position, i32[B, T], one token at a time.
 
     last_B: what was predicted before the first position. back_T: bool[T], positions that read the prediction before them.

@@ -120,7 +120,8 @@ def _fresh_carry(params: P.Tree, *, model: Model, rows: int) -> P.Tree:
 
 
 @partial(jax.jit, static_argnames=("model", "whole"))
-def memory_statistics(params: P.Tree, inputs: jax.Array, length_B: jax.Array, *, model: Model, whole: bool = False) -> dict[str, jax.Array]:
+def memory_statistics(params: P.Tree, inputs: jax.Array, length_B: jax.Array, *, model: Model,
+                      whole: bool) -> dict[str, jax.Array]:
     """What the memories do with one segment from a fresh carry: name -> f32[], such as step sizes and forgetting.
 
     whole: promise that all rows are full, see `Call`.

@@ -19,6 +19,7 @@ two. Tokens in an encoder see later ones, so its call is one segment and cannot 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -170,40 +171,53 @@ def _split(h: jax.Array, cfg: RmtConfig) -> tuple[jax.Array, jax.Array]:
     return h[:, cfg.head:end], h[:, end:] if cfg.tail else h[:, :cfg.head]
 
 
-def _memory_call(params, state: StackState, m: jax.Array, call: Call, cfg: RmtConfig):
-    """The memory tokens m[B, M, D] of the rows that call.length names: (h, state, stats). Nothing is computed if there are none."""
-    feed = lambda state: _layers(params, state, m, cfg, call)
-    h, _, stats = jax.eval_shape(feed, state)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (h, stats))
-    return jax.lax.cond((call.length > 0).any(), feed, lambda state: (zeros[0], state, zeros[1]), state)
+def _feed(feed: Callable, state: RmtState, rows: jax.Array, none: dict) -> tuple[RmtState, dict]:
+    """`feed(state) -> (state, stats)` if it concerns any of rows bool[B]; otherwise the same state, and `none` as statistics."""
+    return jax.lax.cond(rows.any(), feed, lambda state: (state, none), state)
+
+
+def _begin_segment(params, state: RmtState, m: jax.Array, begins: jax.Array, cfg: RmtConfig) -> tuple[RmtState, dict]:
+    """Feed the memory as the first tokens of a new segment, in the rows where one begins: (state, stats)."""
+    call = Call(length=jnp.where(begins, cfg.head, 0), closes=jnp.zeros_like(begins), head=cfg.head, sees=cfg.sees)
+
+    def feed(state: RmtState):
+        _, after, stats = _layers(params, state.stack, m, cfg, call)
+        return state._replace(stack=after), stats
+
+    none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(feed, state)[1])
+    return _feed(feed, state, begins, none)
+
+
+def _end_segment(params, state: RmtState, m: jax.Array, closes: jax.Array, none: dict, cfg: RmtConfig) -> tuple[RmtState, dict]:
+    """Feed the write tokens where the segment closes; their outputs are the next memory: (state, stats). none: stats of no tokens."""
+    call = Call(length=jnp.where(closes, cfg.tail, 0), closes=closes, tail=cfg.tail, sees=cfg.sees)
+
+    def feed(state: RmtState):
+        h, after, stats = _layers(params, state.stack, m, cfg, call)
+        return RmtState(_write(params, state, h, closes, cfg), after), stats
+
+    return _feed(feed, state, closes, none)
 
 
 def _piece(params, state: RmtState, x: jax.Array, length: jax.Array, closes: jax.Array, cfg: RmtConfig):
-    """Tokens of one segment, of which any part may have come before: (h [B, T, D], state, name -> (statistic, weight))."""
-    m, never, found = _vectors(state, x), jnp.zeros_like(closes), {}
+    """Tokens of one segment, of which any part may have come before: (h [B, T, D], state, (stats, tokens they are about)).
+
+    A row closes no segment that is still empty.
+    """
+    m, begins, closes = _vectors(state, x), (state.stack.slot == 0) & (length > 0), closes & (state.stack.slot + length > 0)
+    parts = []
     if cfg.head:
-        read = jnp.where((state.stack.slot == 0) & (length > 0), cfg.head, 0)
-        call = Call(length=read, closes=never, head=cfg.head, sees=cfg.sees)
-        _, after, stats = _memory_call(params, state.stack, m, call, cfg)
-        state, found = state._replace(stack=after), _added(found, stats, read)
-    h, after, stats = _layers(params, state.stack, x, cfg, Call(length=length, closes=never if cfg.tail else closes))
-    state, found = state._replace(stack=after), _added(found, stats, length)
+        state, stats = _begin_segment(params, state, m, begins, cfg)
+        parts.append((stats, begins.sum() * cfg.head))
+    ends_here = jnp.zeros_like(closes) if cfg.tail else closes
+    h, after, stats = _layers(params, state.stack, x, cfg, Call(length=length, closes=ends_here))
+    state = state._replace(stack=after)
+    parts.append((stats, length.sum()))
     if cfg.tail:
-        written = jnp.where(closes, cfg.tail, 0)
-        last, after, stats = _memory_call(params, state.stack, m, Call(length=written, closes=closes, tail=cfg.tail, sees=cfg.sees), cfg)
-        state, found = RmtState(_write(params, state, last, closes, cfg), after), _added(found, stats, written)
-    return h, state, found
-
-
-def _added(found: dict, stats: dict, length: jax.Array) -> dict:
-    """Statistics with their weights, those of one more call among them."""
-    weight = length.sum().astype(jnp.float32)
-    out = dict(found)
-    for name, value in stats.items():
-        old, old_weight = found.get(name, (jnp.zeros_like(value), jnp.zeros_like(weight)))
-        joined = borders.join(name, jnp.stack([old, value]), jnp.stack([old_weight, weight]), 1)
-        out[name] = (joined, old_weight + weight)
-    return out
+        state, stats = _end_segment(params, state, m, closes, jax.tree.map(jnp.zeros_like, stats), cfg)
+        parts.append((stats, closes.sum() * cfg.tail))
+    stats, tokens = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    return h, state, (borders.join_stats(stats, tokens, 1), tokens.sum())
 
 
 def _encode(params, state: RmtState, x: jax.Array, length: jax.Array, cfg: RmtConfig):
@@ -235,17 +249,15 @@ def _cut_segments(params, state: RmtState, x: jax.Array, length: jax.Array, cfg:
     cut = pieces.cut(jnp.maximum(state.stack.slot - cfg.head, 0), length, x.shape[1], cfg.model.segment)
     parts = (pieces.split(x, cut), cut.length, cut.closes)
 
-    def one(state, part):
-        h, state, stats = _piece(params, state, *part, cfg)
-        return state, (h, stats)
+    def piece(state, part):
+        h, state, about = _piece(params, state, *part, cfg)
+        return state, (h, *about)
 
-    segments = x.shape[1] // cfg.model.segment
     if len(cut.length) == 1:
-        state, (h, stats) = one(state, jax.tree.map(lambda leaf: leaf[0], parts))
-        h, stats = h[None], jax.tree.map(lambda leaf: leaf[None], stats)
-    else:
-        state, (h, stats) = jax.lax.scan(one, state, parts)
-    return pieces.join(h, cut), state, {name: borders.join(name, *pair, segments) for name, pair in stats.items()}
+        state, (h, stats, _) = piece(state, jax.tree.map(lambda leaf: leaf[0], parts))
+        return pieces.join(h[None], cut), state, stats
+    state, (h, stats, tokens) = jax.lax.scan(piece, state, parts)
+    return pieces.join(h, cut), state, borders.join_stats(stats, tokens, x.shape[1] // cfg.model.segment)
 
 
 def _hidden(params, state: RmtState, x: jax.Array, cfg: RmtConfig, call: Call):
@@ -256,8 +268,8 @@ def _hidden(params, state: RmtState, x: jax.Array, cfg: RmtConfig, call: Call):
     if call.whole:
         return _whole_segments(params, state, x, cfg)
     if call.closes is not None:
-        h, state, stats = _piece(params, state, x, length, call.closes, cfg)
-        return h, state, {name: value for name, (value, _) in stats.items()}
+        h, state, (stats, _) = _piece(params, state, x, length, call.closes, cfg)
+        return h, state, stats
     return _cut_segments(params, state, x, length, cfg)
 
 

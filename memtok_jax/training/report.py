@@ -42,7 +42,8 @@ def first_segment(experiment: Experiment, model: Model, params: Any, mesh: Mesh)
     first, segment = data.open_eval(experiment.data, experiment.evaluation.batch)[0], experiment.call_tokens
     inputs, length = first["inputs"][:, :segment], np.minimum(first["length"], segment)
     whole = bool((length == segment).all()) and segment % model.call_tokens == 0
-    stats = memory_statistics(params, sharding.place_rows(mesh, inputs), sharding.place_rows(mesh, length), model=model, whole=whole)
+    arrays = (sharding.place_rows(mesh, x) for x in (inputs, length))
+    stats = memory_statistics(params, *arrays, model=model, whole=whole)
     return {f"memory/{name}": float(value) for name, value in stats.items()}
 
 

@@ -29,7 +29,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
     Raises UserError for a mistake of the user, StoppedError for a run that cannot go on.
     """
     workdir, quiet = Path(workdir), jax.process_index() != 0
-    update = update_of(experiment, bind(experiment.model))
+    model = bind(experiment.model)
+    update = update_of(experiment, model)
     refuse_foreign(workdir)
     machine.refuse_what_cannot_fit(update)
     mesh = make_mesh(experiment)
@@ -95,6 +96,7 @@ def check(experiment: Experiment, update: Update, mesh: Mesh) -> None:
     symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
     of_classes = data.targets(experiment.data) in ("classes", "shares")
     if symbols > kinds or (of_classes and symbols != kinds):
+        what, field = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
         what, field = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
         raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
     state_shardings(update, mesh)

@@ -124,6 +124,6 @@ def chance(cfg: EquationsConfig, sequence: int) -> dict[str, float]:
 
     There is no `reader`: a part of a stage says a part of the next one.
     """
-    train, test = (sample(cfg, STAGES * WIDTH, samples, seed) for samples, seed in ((4000, 1), (1000, 0)))
+    train, test = (sample(cfg, STAGES * WIDTH, samples, seed) for samples, seed in ((2000, 1), (500, 0)))
     return {"chance": 1 / vocabulary(cfg), "filler": float(np.mean(test.labels[test.labels != IGNORED] == 0)),
             "last_two_characters": table_accuracy(train, test, 2)}

@@ -128,7 +128,8 @@ def _lone_is_asked(cfg: RetrievalConfig, unseen: int) -> np.ndarray:
         below = row[2 * unseen] if unseen < cfg.pairs else cfg.keys
         known = {int(key) for key in row[2 * cfg.pairs::2] if key < below}
         asked, rest = int(row[-2]), unseen - len(known)
-        if asked < below:
-            smaller = math.comb(asked - len(known) + 1, rest) / math.comb(int(below) - len(known), rest)
-            out.append(smaller if asked == max(known) else 0.0)
+        if asked < below and asked < max(known):
+            out.append(0.0)
+        elif asked < below:
+            out.append(math.comb(asked - len(known) + 1, rest) / math.comb(int(below) - len(known), rest))
     return np.array(out)

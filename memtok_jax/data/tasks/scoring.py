@@ -63,18 +63,28 @@ def table_accuracy(train: Sample, test: Sample, order: int) -> float:
     Wrong where the table has no entry.
     """
     known, labels = _contexts(train, order)
-    entries, counts = np.unique(np.concatenate([known, labels[:, None]], 1), axis=0, return_counts=True)
-    # Sorted by count: the last entry of a context is its most frequent label.
-    table = {row[:-1].tobytes(): row[-1] for row in entries[np.argsort(counts, kind="stable")]}
+    _, first, counts = np.unique(_joined(known, labels), return_index=True, return_counts=True)
+    # Ascending counts: what is set last for a context is its most frequent label.
+    first = first[np.argsort(counts, kind="stable")]
+    table = dict(zip(known[first].tolist(), labels[first].tolist(), strict=True))
     asked, labels = _contexts(test, order)
-    return float(np.mean([table.get(context.tobytes(), IGNORED) == label for context, label in zip(asked, labels, strict=True)]))
+    return float(np.mean(np.array([table.get(context, IGNORED) for context in asked.tolist()]) == labels))
 
 
 def _contexts(sample: Sample, order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each scored position: int32[N, 1 + order], position and last inputs (-1 before the first), and its label int32[N]."""
+    """Of each scored position: a number uint64[N] for its place and its last inputs, and its label int32[N]."""
     padded = np.pad(sample.ids, [(0, 0), (order - 1, 0)], constant_values=-1)
     b, t = np.nonzero(sample.labels != IGNORED)
-    return np.stack([t.astype(np.int32), *(padded[b, t + n] for n in range(order))], axis=1), sample.labels[b, t]
+    return _joined(t, *(padded[b, t + n] for n in range(order))), sample.labels[b, t]
+
+
+def _joined(*columns: np.ndarray) -> np.ndarray:
+    """One number uint64[N] for each row of the columns; different rows hardly ever have the same."""
+    out = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        out = (out + column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        out ^= out >> np.uint64(29)
+    return out
 
 
 def _scored(predicted_BT: np.ndarray, labels_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -89,13 +89,9 @@ def run(params, state: ArmtLayerState, x: jax.Array, cfg: ArmtLayerConfig, b: Ba
     m = options(cfg.memory, b)
     x = armt.read(params["memory"], state.memory, x, m)
     x, layer, stats, side = block.run(params, state.layer, x, cfg.layer, b, call, side)
-    if not call.tail:
-        return x, ArmtLayerState(state.memory, layer), stats, side
-    written = armt.write(params["memory"], state.memory, x[:, x.shape[1] - call.tail:], m, call.closes)
-    return x, ArmtLayerState(written, layer), stats | _stats(written), side
-
-
-def _stats(state: armt.ArmtState) -> dict[str, jax.Array]:
-    """Root mean squares of the matrix and its normaliser after a write, f32[]."""
+    written = state.memory
+    if call.tail:
+        written = armt.write(params["memory"], written, x[:, x.shape[1] - call.tail:], m, call.closes)
     rms = lambda leaf: jnp.sqrt(jnp.square(leaf).mean()).astype(jnp.float32)
-    return {"armt.matrix_rms": rms(state.matrix), "armt.normaliser_rms": rms(state.normaliser)}
+    own = {"matrix_rms": rms(written.matrix), "normaliser_rms": rms(written.normaliser)}
+    return x, ArmtLayerState(written, layer), stats | {f"armt.{name}": value for name, value in own.items()}, side
