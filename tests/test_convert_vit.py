@@ -250,7 +250,7 @@ def test_files_beside_the_weights_are_read(tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": values}))
         with pytest.raises(UserError, match=message):
             load_vit(tmp_path, **TOLD)
-    assert load_vit(timm, **TOLD).mean is None
+    assert load_vit(timm, **TOLD).mean is None and load_vit(facebookresearch(), **TOLD).mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize("front", ["module.", "_orig_mod.", "model.", "teacher.", "teacher.backbone.", "student.", "encoder.",

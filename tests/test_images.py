@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from memtok_jax import data
 from memtok_jax.analysis import discovery
+from memtok_jax.config import UserError
 from memtok_jax.data.errors import DataError, DataNotFoundError
-from memtok_jax.data.images import augment, composites, folder, idx, pictures
+from memtok_jax.data.images import augment, composites, folder, idx, pictures, ridge
 from memtok_jax.data.images.config import AugmentConfig, CompositesConfig, ImagesConfig
-from memtok_jax.evaluation import image_baselines
 
 ALL = AugmentConfig(crop="padded", flip=True, filters=("grey", "solarise", "blur"), jitter=0.3)
 SMALL = ImagesConfig(size=(16, 24), composites=CompositesConfig(images=40), augment=ALL)
@@ -173,7 +174,7 @@ def test_fashion_mnist_and_its_ridge_baseline():
         pytest.skip(f"real data not found: {where}; set MEMTOK_DATA_DIR or pass --data_dir")
     first = next(iter(data.open_eval(cfg, 10)))
     assert first["targets"].ravel().tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7] and first["inputs"][0].sum() == 33_456
-    free = image_baselines.image_baselines(cfg)
+    free = ridge.image_baselines(cfg)
     assert free["majority"] == 0.1 and free["ridge on pixels (55,000 images)"] == pytest.approx(0.811, abs=0.003)
 
 
@@ -217,6 +218,97 @@ def test_boxes_follow_the_image(photos):
     np.testing.assert_allclose(pictures.fit(one, (10, 10), 3).boxes, [[0, 0, 7.5, 10]], atol=1e-5)
 
 
+def test_bad_headers_stop_the_run_before_it_begins_or_are_left_out(photos):
+    good = (photos / "cats" / "1.png").read_bytes()
+    (photos / "cats" / "torn.png").write_bytes(good[:60])
+    (photos / "dogs" / "text.jpg").write_text("no image")
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 255
+    (photos / "dogs" / "flipped.png").write_bytes(flipped)
+    cfg = ImagesConfig(source=str(photos), size=(16, 16), held_out=0.25)
+    with pytest.raises(UserError, match="torn.png is not an image .*; 3 of 15 files are like that; remove them, or set") as error:
+        data.open_train(cfg, 4)
+    assert "\n" not in str(error.value)
+    skipping = replace(cfg, on_bad_file="skip")
+    said = data.describe(skipping)
+    assert "9 images of 2 classes to train on" in said and "3 files left out, the first: " in said and "torn.png" in said
+    assert next(data.open_train(skipping, 9))["inputs"].shape[0] == 9
+
+
+def picture_of(tmp_path, array, name, **options):
+    Image = pytest.importorskip("PIL.Image")
+    Image.fromarray(array).save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm"])
+def test_grey_of_16_bits_is_scaled(name, tmp_path):
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    np.testing.assert_array_equal(folder.decode(picture_of(tmp_path, ramp * 257, name))[..., 0], ramp)
+    between = picture_of(tmp_path, np.array([[0, 128, 129, 65535 - 129]], np.uint16), name)
+    assert folder.decode(between).ravel().tolist() == [0, 0, 1, 254], "rounded to the nearest"
+
+
+def test_numbers_of_32_bits_are_refused(tmp_path):
+    ramp = np.arange(16, dtype=np.float32).reshape(4, 4)
+    for array in (ramp / 16, ramp * 1e8, (ramp * 1e8).astype(np.int32)):
+        with pytest.raises(UserError, match=f"x.tif has {array.dtype} pixels, and nothing tells which numbers are black and white"):
+            folder.decode(picture_of(tmp_path, array, "x.tif"))
+    with pytest.raises(UserError, match="photometric interpretation 0; of grey above 8 bits only 16"):
+        folder.decode(picture_of(tmp_path, ramp.astype(np.uint16), "x.tif", tiffinfo={262: 0}))
+    assert pictures.to_bytes(np.array([False, True]), "x").tolist() == [0, 255]
+    assert pictures.to_bytes(np.array([0, 65535], ">u2"), "x").tolist() == [0, 255]
+
+
+def test_images_are_turned_as_they_say(tmp_path):
+    """The eight values of the EXIF orientation, against turns of the array written down from the standard."""
+    Image = pytest.importorskip("PIL.Image")
+    shown = np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4)
+    stored = {1: shown, 2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1], 5: shown.T, 6: np.rot90(shown),
+              7: shown[::-1, ::-1].T, 8: np.rot90(shown, -1)}
+    for value, array in stored.items():
+        for dtype, factor in ((np.uint8, 1), (np.uint16, 257)):
+            exif = Image.Exif()
+            exif[0x0112] = value
+            path = picture_of(tmp_path, np.ascontiguousarray(array.astype(dtype) * dtype(factor)), "x.png", exif=exif)
+            np.testing.assert_array_equal(folder.decode(path)[..., 0], shown, err_msg=f"orientation {value}, {dtype.__name__}")
+
+
+def test_folders_without_classes_are_refused(photos, tmp_path_factory):
+    root = tmp_path_factory.mktemp("classes")
+    source = ImagesConfig(source=str(root), size=(16, 16))
+    (root / "cats").symlink_to(photos / "cats")
+    with pytest.raises(UserError, match="training images of one class only, 'cats'; a classifier needs at least two"):
+        data.describe(source)
+    (root / "loose.png").symlink_to(photos / "dogs" / "0.png")
+    with pytest.raises(UserError, match="loose.png is in no class folder, as 1 of 7 images"):
+        data.describe(source)
+    (root / "valid").mkdir()
+    with pytest.raises(UserError, match="has a folder valid, but no folder train"):
+        data.describe(source)
+
+
+@pytest.mark.parametrize("kind, options, text", [
+    (ImagesConfig, dict(size=(4,)), r"data.size is \(4,\); it must be a tuple of 2 items"),
+    (ImagesConfig, dict(size=4), "data.size is 4; it must be a tuple"), (ImagesConfig, dict(size=(0, 4)), "must be at least 1"),
+    (ImagesConfig, dict(size=(4.5, 4)), "data.size is"),
+    (ImagesConfig, dict(channels=2), "data.channels is 2; it must be 1 .grey. or 3"),
+    (ImagesConfig, dict(held_out=float("nan")), "data.held_out is nan; it must be finite"),
+    (ImagesConfig, dict(held_out=1), "must be below 1"), (ImagesConfig, dict(seed=2**63), "data.seed is"),
+    (ImagesConfig, dict(on_bad_file="go"), "data.on_bad_file is 'go'; it must be one of stop, skip"),
+    (CompositesConfig, dict(classes=1), "composites.classes is 1; it must be between 2 and 10"),
+    (CompositesConfig, dict(classes=2.0), "must be a whole number"), (CompositesConfig, dict(smallest=0.0), "must be above 0"),
+    (CompositesConfig, dict(smallest=0.7), "composites.largest is 0.65; it must be between 0.7 and 1"),
+    (AugmentConfig, dict(jitter=2.0), "augment.jitter is 2.0; it must be between 0 and 1"),
+    (AugmentConfig, dict(mixup=float("inf")), "augment.mixup is inf; it must be finite"),
+    (AugmentConfig, dict(filters="blur"), "augment.filters is 'blur'; it must be a tuple"),
+])
+def test_nonsense_is_one_line(kind, options, text):
+    with pytest.raises(UserError, match=text) as error:
+        kind(**options)
+    assert "\n" not in str(error.value)
+
+
 def test_an_image_that_cannot_be_read_is_named(photos):
     (photos / "cats" / "torn.png").write_bytes((photos / "cats" / "1.png").read_bytes()[:60])
     found = folder.everything(photos)
@@ -232,9 +324,7 @@ def test_folders_without_images_and_other_mistakes(tmp_path):
         data.describe(ImagesConfig(source="composite"))
     with pytest.raises(DataError, match="no held-out split 'tets', only valid, test; did you mean 'test'"):
         data.describe(ImagesConfig(eval_split="tets"))
-    with pytest.raises(DataError, match="data.channels must be 1 .* got 4"):
-        ImagesConfig(channels=4)
-    with pytest.raises(DataError, match="augment.filters has 'gray', .*did you mean 'grey'"):
+    with pytest.raises(UserError, match="augment.filters is 'gray'; .*did you mean 'grey'"):
         AugmentConfig(filters=("gray",))
 
 
@@ -320,12 +410,12 @@ def test_ridge_is_least_squares():
     ones = np.concatenate([x, np.ones((200, 1))], 1)
     targets = np.where(labels[:, None] == np.arange(3), 1.0, -1.0)
     weights = np.linalg.lstsq(np.concatenate([ones, np.eye(6)]), np.concatenate([targets, np.zeros((6, 3))]), rcond=None)[0]
-    np.testing.assert_array_equal(image_baselines.ridge(x, labels, x, 3), (ones @ weights).argmax(1))
+    np.testing.assert_array_equal(ridge.ridge(x, labels, x, 3), (ones @ weights).argmax(1))
 
 
 def test_large_images_are_averaged_for_the_baseline():
     image = np.random.default_rng(0).integers(0, 256, (2, 70, 33, 3), np.uint8)
-    small = image_baselines.shrunk(image).reshape(2, 23, 16, 3)
+    small = ridge.shrunk(image).reshape(2, 23, 16, 3)
     np.testing.assert_allclose(small[1, 2, 5], image[1, 6:9, 10:12].mean((0, 1)) / 255, rtol=1e-5)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from memtok_jax import params as P
-from memtok_jax.analysis import measures, norms, registers, subject
+from memtok_jax.analysis import measures, norms, register_figures, registers, subject
 from memtok_jax.analysis.collect import collect, query_maps, query_names
 from memtok_jax.config import UserError
 from memtok_jax.convert import VitCheckpoint, save_vit
@@ -106,7 +106,7 @@ def test_everything_is_written_and_said(written):
     assert len(repaired["neurons"]) == 4 and "added_norm" in repaired["layers"][-1] and "added 0" in repaired["layers"][-1]["mass"]
     text = "\n".join(lines)
     for expected in ("register neurons (layer, unit) from patches with a norm above 30",
-                     "rule of the last layer: valley of the log norms", "corloc lost",
+                     "outliers of the last layer: patches with a norm above", "corloc lost",
                      "position accuracy normal", "class from cls", "mass on register 2", "neighbour cosine outlier"):
         assert expected in text, text
     if "no figure" not in lines[-1]:
@@ -114,6 +114,34 @@ def test_everything_is_written_and_said(written):
             for which in ("", "_test-time_registers", "_softmax_3_registers_clean_"):
                 assert (folder / f"{kind}{which}.png").stat().st_size > 3000
         assert (folder / "layers.png").stat().st_size > 3000
+
+
+def test_the_cutoff_is_said_in_words(written):
+    """With a second group of norms, and without one."""
+    planted, clean = (written[1]["results"][name]["layers"][-1] for name in ("as it is", "softmax, 3 registers (clean)"))
+    above = f"outliers of the last layer: patches with a norm above {planted['cutoff']:.4g}."
+    assert registers.cutoff_line(planted).startswith(above)
+    assert registers.cutoff_line(clean).startswith("outliers of the last layer: none. The norms of its patches form one group;")
+
+
+def test_every_axis_and_colour_has_a_name(model, shown, monkeypatch, tmp_path):
+    """Each map has a colour bar with its unit, and axes with ticks have labels."""
+    pytest.importorskip("matplotlib")
+    figures = {}
+    monkeypatch.setattr(register_figures, "_save", lambda figure, path: figures.update({path.stem: figure}))
+    c = collect(model.params, [subject.normalised(model, shown.pixels[:4])], CFG)
+    layers = measures.by_layer(c)
+    register_figures.norm_histograms(tmp_path / "norms.png", c, layers, "")
+    register_figures.layer_curves(tmp_path / "layers.png", {"": layers}, "")
+    register_figures.token_maps(tmp_path / "maps.png", c, shown.pixels[:4], "")
+    register_figures.positions(tmp_path / "positions.png", measures.places(c, measures.outliers(c)), "outlier")
+    assert all(figures["norms"].axes[n].get_xlabel() or figures["norms"].axes[n].get_ylabel() for n in range(3))
+    assert all(axes.get_xlabel() or axes.get_ylabel() for axes in figures["positions"].axes)
+    bars = [axes.get_xlabel() or axes.get_ylabel() for axes in figures["maps"].axes if axes.axison]
+    assert len(bars) == 2 and bars[0].startswith("norm") and bars[1].startswith("attention")
+    assert all(axes.get_xlabel() == "layer" and axes.get_ylabel() for axes in figures["layers"].axes)
+    for image in figures["maps"].axes[2].images:
+        assert image.get_array().max() == 1.0, "each map is shown as a share of its largest value"
 
 
 def test_maps_of_any_patch():
@@ -188,9 +216,19 @@ def test_a_converted_checkpoint_comes_with_its_own_size(tmp_path):
     cfg = replace(CFG, width=64, heads=1, hidden=128)          # heads of 64 features, as all published models have
     params = P.init_params(vit.specs(cfg), jax.random.key(0))
     save_vit(tmp_path / "small.safetensors", VitCheckpoint(params, cfg, {}, "timm"), "timm")
-    found = registers.load(str(tmp_path / "small.safetensors"))
+    path = str(tmp_path / "small.safetensors")
+    with pytest.raises(UserError, match=r"tell heads and grid; give heads=1 and grid=\(4, 4\)"):
+        registers.load(path)
+    with pytest.raises(UserError, match="--mean=0.485,0.456,0.406 --std=0.229,0.224,0.225"):
+        registers.load(path, registers.parse_told(1, "4x4", [], []))
+    with pytest.raises(UserError, match="--mean=0.5 and --std=0.25,0.25,0.25 must have one number for each of 3 channels"):
+        registers.load(path, registers.parse_told(1, "4x4", ["0.5"], ["0.25"] * 3))
+    found = registers.load(path, registers.parse_told(1, "(4, 4)", ["0.5"] * 3, ["0.25"] * 3))
     assert (found.data.size, found.cfg.registers, found.name) == ((16, 16), 3, "small.safetensors")
-    assert found.mean == (0.485, 0.456, 0.406)
+    assert (found.mean, found.std) == ((0.5,) * 3, (0.25,) * 3)
+    for heads, grid, mean in ((-1, "", []), (0, "4", []), (0, "4xx4", []), (0, "", ["x"])):
+        with pytest.raises(UserError, match="--"):
+            registers.parse_told(heads, grid, mean, [])
 
 
 def test_the_command_line():

@@ -20,6 +20,7 @@ import pytest
 from memtok_jax import params as P
 from memtok_jax.analysis import comparison, registers, subject
 from memtok_jax.convert import VitCheckpoint, save_vit
+from memtok_jax.convert.vit import IMAGENET
 from memtok_jax.models.vision import vit
 from memtok_jax.models.vision.config import VitConfig
 
@@ -51,7 +52,7 @@ def planted() -> VitCheckpoint:
 
 def with_head(checkpoint: VitCheckpoint, pixels: np.ndarray, labels: np.ndarray) -> tuple[VitCheckpoint, float]:
     """A random head on class token and mean patch, which names one class for a quarter of the images; and its accuracy."""
-    model = subject.Model(checkpoint.params, CFG, None, subject.MEAN, subject.STD, "")
+    model = subject.Model(checkpoint.params, CFG, None, IMAGENET.mean, IMAGENET.std, "")
     out = vit.features(checkpoint.params, jnp.asarray(subject.normalised(model, pixels)), CFG)
     w = np.random.default_rng(2).standard_normal((2 * CFG.width, 2)).astype(np.float32)
     scores = np.concatenate([out.cls[:, 0], out.patches.mean(1)], 1) @ w
@@ -86,7 +87,8 @@ def done(tmp_path_factory):
     checkpoint, accuracy = with_head(planted(), *write_images(root / "images"))
     (root / "model").mkdir()
     save_vit(root / "model" / "model.safetensors", checkpoint, "transformers")
-    (root / "model" / "config.json").write_text(json.dumps({"num_attention_heads": 1, "hidden_act": "gelu"}))
+    (root / "model" / "config.json").write_text(json.dumps({"num_attention_heads": 1, "hidden_act": "gelu", "image_size": 24}))
+    (root / "model" / "preprocessor_config.json").write_text(json.dumps({"image_mean": IMAGENET.mean, "image_std": IMAGENET.std}))
     command = [sys.executable, "-m", "memtok_jax.analysis.registers", f"--checkpoint={root / 'model'}",
                f"--images={root / 'images'}", f"--output={root / 'out'}", "--repair=all", "--top_k=1"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})

@@ -53,9 +53,9 @@ def norm_histograms(path: Path, c: Collected, layers: Sequence[Mapping[str, Any]
     for axes in grid.flat[len(shown):]:
         axes.set_visible(False)
     for axes in grid[-1]:
-        axes.set_xlabel("norm")
+        axes.set_xlabel("norm of a token before the final norm")
     for axes in grid[:, 0]:
-        axes.set_ylabel("share of tokens")
+        axes.set_ylabel("share of the tokens of a kind")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     _save(figure, path)
@@ -63,21 +63,24 @@ def norm_histograms(path: Path, c: Collected, layers: Sequence[Mapping[str, Any]
 
 def layer_curves(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> None:
     """Six measures by layer, a line for each table (as it is, repaired)."""
-    wanted = (("max_over_median", "largest patch norm / median"), ("share_above_3_medians", "share of patches above 3 medians"),
-              ("kurtosis", "kurtosis of the residual stream"), ("sink_rate_0.3", "sink rate (epsilon 0.3)"),
-              ("most_attended_over_uniform", "most attended patch / uniform"), ("mass_on_registers", "attention on registers"))
+    wanted = (("max_over_median", "largest patch norm / median norm", "ratio"),
+              ("share_above_3_medians", "patches with a norm above 3 medians", "share of patches"),
+              ("kurtosis", "kurtosis of the residual stream", "kurtosis (3: normal distribution)"),
+              ("sink_rate_0.3", "sink rate (epsilon 0.3)", "share of heads and images"),
+              ("most_attended_over_uniform", "attention on the most attended patch / uniform", "ratio"),
+              ("mass_on_registers", "attention on registers", "share of attention"))
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(11, 5.8)
     figure.suptitle(title)
-    for axes, (name, words) in zip(figure.subplots(2, 3).flat, wanted, strict=True):
+    for axes, (name, words, unit) in zip(figure.subplots(2, 3).flat, wanted, strict=True):
         for n, (label, table) in enumerate(tables.items()):
             points = [(row["layer"], row[name]) for row in table if name in row]
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=f"C{n}", label=label)
         if name == "mass_on_registers":
             level = next(iter(tables.values()))[-1]["uniform_mass_on_registers"]
             axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="registers, if attention were uniform")
-        axes.set(title=words, xlabel="layer")
+        axes.set(title=words, xlabel="layer", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
@@ -89,7 +92,7 @@ def layer_curves(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], 
 def token_maps(path: Path, c: Collected, pixels: np.ndarray, title: str, patch: tuple[int, int] | None = None) -> None:
     """A row for each of the first images: the image, norms of its patches, where each class token and register looks.
 
-    Attention is that of the last layer, mean of heads; each map is bright at its own largest value. patch: as `collect` was told.
+    Attention is that of the last layer, mean of heads, as a share of the largest value of its map. patch: as `collect` was told.
     """
     rows, names = min(MOST_IMAGES, len(pixels)), ["image", "patch norm", *query_names(c.counts, patch)]
     figure = _figure(1.7 * len(names) + 0.6, 1.7 * rows + 0.7)
@@ -100,8 +103,9 @@ def token_maps(path: Path, c: Collected, pixels: np.ndarray, title: str, patch: 
         _picture(grid[n, 0], pixels[n])
         shown = grid[n, 1].imshow(norms[n], vmin=0, vmax=norms[:rows].max(), cmap="viridis")
         for axes, values in zip(grid[n, 2:], c.maps[n], strict=True):
-            axes.imshow(values, vmin=0, cmap="magma")
-    figure.colorbar(shown, ax=grid[:, 1], shrink=0.5, location="bottom", pad=0.02)
+            attended = axes.imshow(values / values.max(), vmin=0, vmax=1, cmap="magma")
+    figure.colorbar(shown, ax=grid[:, :2], shrink=0.8, location="bottom", pad=0.02, label="norm of a patch")
+    figure.colorbar(attended, ax=grid[:, 2:], shrink=0.8, location="bottom", pad=0.02, label="attention / largest of the map")
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name, fontsize="small")
     for axes in grid.flat:
@@ -133,7 +137,7 @@ def positions(path: Path, place: Mapping[str, Any], name: str) -> None:
     figure = _figure(4.6, 4)
     axes = figure.add_subplot()
     shown = axes.imshow(place["position_map"], vmin=0, cmap="viridis")
-    axes.set(title=f"where the {name} stands", xlabel="column", ylabel="row")
+    axes.set(title=f"where the {name} stands", xlabel="column of patches", ylabel="row of patches")
     figure.colorbar(shown, ax=axes, label="share of images")
     _save(figure, path)
 

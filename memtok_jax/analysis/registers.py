@@ -49,6 +49,10 @@ NATIVE = flags.DEFINE_integer("native", 0, "LOST also on whole images of their o
                               "side; 0: only on those of one size.")
 PATCH = flags.DEFINE_string("patch", "", "ROW,COLUMN of a patch, from 0, whose attention is drawn. Default: the one in the middle.")
 BIAS = flags.DEFINE_float("bias", 0.0, "Added to LOST's Gram matrix.")
+HEADS = flags.DEFINE_integer("heads", 0, "Of checkpoint files: number of attention heads, if no file beside them says it.")
+GRID = flags.DEFINE_string("grid", "", "Of checkpoint files: ROWSxCOLUMNS of patches in training, if no file beside them says it.")
+MEAN = flags.DEFINE_list("mean", [], "Of checkpoint files: mean of each channel of the images of training, for pixels in 0 .. 1.")
+STD = flags.DEFINE_list("std", [], "Of checkpoint files: standard deviation of each channel, in the same unit.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the local data sets. Default: environment variable MEMTOK_DATA_DIR.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
@@ -76,8 +80,9 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
     for flag, least in ((COUNT, 1), (TOP_K, 1), (NATIVE, 0)):
         if flag.value < least:
             raise UserError(f"--{flag.name}={flag.value} must be at least {least}")
-    model = load(CHECKPOINT.value)
-    beside = [load(name) for name in BESIDE.value]
+    told = parse_told(HEADS.value, GRID.value, MEAN.value, STD.value)
+    model = load(CHECKPOINT.value, told)
+    beside = [load(name, told) for name in BESIDE.value]
     shown = subject.pictures(model, IMAGES.value, parse_size(SIZE.value), COUNT.value, DATA_DIR.value)
     options = Options(REPAIR.value, CUTOFF.value, TOP_K.value, FEATURES.value, BIAS.value, NATIVE.value,
                       parse_patch(PATCH.value))
@@ -85,14 +90,17 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
     return 0
 
 
-def load(checkpoint: str) -> subject.Model:
-    """From a run directory of train.py, or a checkpoint that `memtok_jax.convert` knows. Raises UserError for anything else."""
+def load(checkpoint: str, told: subject.Told = subject.Told()) -> subject.Model:  # noqa: B008
+    """From a run directory of train.py, or a checkpoint that `memtok_jax.convert` knows. Raises UserError for anything else.
+
+    told: what the flags say of a checkpoint file; a run directory says everything itself.
+    """
     path = Path(checkpoint).expanduser()
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint}: no such file or folder")
     # A folder of transformers holds a config.json too, beside its weights.
     if not (path / CONFIG_FILE).exists() or any(path.glob("*.safetensors")):
-        return subject.from_file(path)
+        return subject.from_file(path, told)
     experiment = read_config(path)
     if not isinstance(experiment.model, ClassifierConfig):
         raise UserError(f"{path} holds a {type(experiment.model).__name__}; only vision transformers have registers to analyse")
@@ -111,6 +119,18 @@ def parse_size(text: str) -> tuple[int, int]:
     if not found:
         raise UserError(f"--size={text} must be ROWSxCOLUMNS, as in 224x336")
     return int(found[1]), int(found[2] or found[1])
+
+
+def parse_told(heads: int, grid: str, mean: Sequence[str], std: Sequence[str]) -> subject.Told:
+    """What the flags say of checkpoint files. Raises UserError for a text that is none."""
+    found = re.fullmatch(r"\(?(\d+) *[x,] *(\d+)\)?", grid)
+    if grid and not found or heads < 0:
+        raise UserError(f"--heads={heads} --grid={grid}: give a number of heads and ROWSxCOLUMNS of patches, as in 16x16")
+    options = ({"heads": heads} if heads else {}) | ({"grid": (int(found[1]), int(found[2]))} if found else {})
+    try:
+        return subject.Told(options, tuple(map(float, mean)) or None, tuple(map(float, std)) or None)
+    except ValueError:
+        raise UserError(f"--mean={','.join(mean)} --std={','.join(std)} must be numbers, one for each channel") from None
 
 
 def parse_patch(text: str) -> tuple[int, int] | None:
@@ -203,15 +223,23 @@ def table(results: dict[str, dict[str, Any]]) -> list[str]:
     """Lines: a table by layer for each model, then the numbers of the last layer side by side."""
     lines = []
     for name, result in results.items():
-        lines += ["", f"{name}; attention on registers if uniform {result['layers'][-1]['uniform_mass_on_registers']:.1%}; "
-                  f"rule of the last layer: {result['layers'][-1]['rule']}",
-                  " ".join(f"{head:>9}" for _, head, _ in COLUMNS)]
+        lines += ["", f"{name}; attention on registers if uniform {result['layers'][-1]['uniform_mass_on_registers']:.1%}",
+                  cutoff_line(result["layers"][-1]), " ".join(f"{head:>9}" for _, head, _ in COLUMNS)]
         lines += [" ".join(f"{_cell(row, key, form):>9}" for key, _, form in COLUMNS) for row in result["layers"]]
     flat = {name: _scalars(result) for name, result in results.items()}
     keys = list(dict.fromkeys(key for numbers in flat.values() for key in numbers))
     lines += ["", f"{'last layer, after the final norm':<46}" + "".join(f"{name:>22}" for name in results)]
     lines += [f"{key.replace('_', ' '):<46}" + "".join(f"{_number(flat[name].get(key)):>22}" for name in results) for key in keys]
     return lines
+
+
+def cutoff_line(row: dict[str, Any]) -> str:
+    """In words, which patches of the last layer count as outliers."""
+    if row["cutoff"] is None:
+        return ("outliers of the last layer: none. The norms of its patches form one group; outliers would be a second group of "
+                "much larger norms")
+    return (f"outliers of the last layer: patches with a norm above {row['cutoff']:.4g}. The norms of its patches form two groups; "
+            "the cut-off lies between them")
 
 
 def _cell(row: dict[str, Any], key: str, form: str) -> str:

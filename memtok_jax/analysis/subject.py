@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from memtok_jax.config import UserError
-from memtok_jax.convert.vit import load_vit
+from memtok_jax.convert.vit import IMAGENET, load_vit
 from memtok_jax.data import images
 from memtok_jax.data.images import folder
 from memtok_jax.data.images.config import ImagesConfig
@@ -18,7 +19,6 @@ from memtok_jax.data.images.pictures import Pictures
 from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.models.vision.config import VitConfig
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, with which the published models were trained
 MOST_WEIGHTS = 2**27     # attention weights of one batch: half a gigabyte
 
 
@@ -46,13 +46,32 @@ class Shown(NamedTuple):
     pictures: Pictures | None = None
 
 
-def from_file(path: Path) -> Model:
-    """A checkpoint that `convert.load_vit` knows. Raises UserError for a file that is none."""
-    params, cfg, head, _ = load_vit(path)
+class Told(NamedTuple):
+    """What the caller says of a checkpoint file; None or nothing where the file must say it. options: of `load_vit`."""
+
+    options: Mapping[str, Any] = MappingProxyType({})
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def from_file(path: Path, told: Told = Told()) -> Model:  # noqa: B008
+    """A checkpoint that `convert.load_vit` knows. Raises UserError for a file that is none, and for what nobody says of it."""
+    params, cfg, head, _, mean, std = load_vit(path, **told.options)
     size = (cfg.grid[0] * cfg.patch, cfg.grid[1] * cfg.patch)
-    mean, std, classes = MEAN[:cfg.channels], STD[:cfg.channels], head["w"].shape[1] if head else 0
+    mean, std, classes = told.mean or mean, told.std or std, head["w"].shape[1] if head else 0
+    if mean is None or std is None:
+        usual = f"--mean={_listed(IMAGENET.mean)} --std={_listed(IMAGENET.std)}"
+        raise UserError(f"{path}: no preprocessor_config.json or config.json beside the weights tells mean and deviation of the "
+                        f"images; give --mean and --std (ImageNet's: {usual})")
+    if not len(mean) == len(std) == cfg.channels or min(std) <= 0:
+        raise UserError(f"--mean={_listed(mean)} and --std={_listed(std)} must have one number for each of {cfg.channels} "
+                        "channels, those of --std above 0")
     return Model(params, cfg, ImagesConfig(size=size, channels=cfg.channels), mean, std, path.name, head,
                  ClassifierConfig(cfg, classes, _pool(head, cfg), mean, std) if classes > 1 else None)
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{x:g}" for x in numbers)
 
 
 def _pool(head: Any, cfg: VitConfig) -> str:

@@ -5,9 +5,9 @@
     save_vit("timm.safetensors", checkpoint, "timm")
 
 Weights do not tell the number of heads and the grid of patches (a table of positions has rows, but no shape): config.json beside
-them does, else the caller must. Only facebookresearch/dinov2 builds all of its models alike, with heads of 64 features and square
-images. The mean and the deviation of images are in the checkpoint if a file beside the weights says them. What no file says is
-assumed, and may be given:
+them does, else the caller must. Only facebookresearch/dinov2 builds all of its models alike: heads of 64 features, square images,
+ImageNet's mean and deviation. Of other models these two are known only if a file beside the weights says them. The rest is assumed
+if no file says it, and may be given:
 
 | checkpoint                        | interpolation | epsilon |
 |-----------------------------------|---------------|---------|
@@ -43,6 +43,7 @@ from memtok_jax.models.vision.config import VitConfig
 Plain = dict[str, np.ndarray]  # plain name (see vit_layouts.py) -> array in torch's shape; tokens are [rows, D]
 
 HEAD_DIM = 64    # of all models of facebookresearch/dinov2; for others only a suggestion
+IMAGENET = Beside({}, None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TOKENS = ("class", "registers", "mask", "positions")
 
 
@@ -72,12 +73,14 @@ def load_vit(source: str | Path | Mapping[str, Any], **options) -> VitCheckpoint
     plain, rest = unpack(file_names.floats(given), layout)
     cfg = config_of(plain, layout, told, options)
     _check(plain, rest, cfg, layout)
-    for values in (told.mean, told.std):
+    usual = IMAGENET if LAYOUTS[layout].uniform and cfg.channels == 3 else beside.NOTHING
+    mean, std = told.mean or usual.mean, told.std or usual.std
+    for values in (mean, std):
         if values is not None and len(values) != cfg.channels:
             raise UserError(f"mean or deviation of the model's images are {values}, but it takes {cfg.channels} channels")
     head = {ours: jnp.asarray(plain[f"head.{theirs}"].T, jnp.float32) for ours, theirs in (("w", "weight"), ("b", "bias"))
             if f"head.{theirs}" in plain}
-    return VitCheckpoint(params_of(plain, cfg), cfg, head, layout, told.mean, told.std)
+    return VitCheckpoint(params_of(plain, cfg), cfg, head, layout, mean, std)
 
 
 def _by_usual_name(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -33,7 +33,7 @@ class Layout(NamedTuple):
     top, block: their name -> plain names of the parts it is made of, for the whole model and inside each block.
     mlp: the same for the two kinds of feed-forward network. front: of a block's names, "{}" standing for its number.
     table_rows: what its table of positions may have rows for. mask_rank: number of axes of the mask token.
-    uniform: whether all models of the source have heads of 64 features and square images.
+    uniform: whether all models of the source have heads of 64 features and square images with ImageNet's mean and deviation.
     """
 
     front: str

@@ -106,8 +106,9 @@ def check(experiment: Experiment, update: Update, mesh: Mesh) -> None:
             raise UserError(f"{name} {rows} rows do not divide over {groups} parts of the mesh "
                             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
     symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
-    if symbols > kinds:
-        what, field = ("classes", "classes") if data.is_images(experiment.data) else ("symbols", "vocabulary")
+    of_classes = data.targets(experiment.data) in ("classes", "shares")
+    if symbols > kinds or (of_classes and symbols != kinds):
+        what, field = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
         raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
     state_shardings(update, mesh)
 

@@ -107,13 +107,14 @@ def describe(cfg: ImagesConfig) -> str:
     """One line: data set, sizes of its splits, where it lies."""
     train, rest = training(cfg), held_out(cfg)
     return (f"{cfg.source}: {train.count:,} images of {len(train.classes)} classes to train on, {held_out_count(cfg):,} of "
-            f"{rest.count:,} held out ({cfg.eval_split}), {cfg.size[0]} x {cfg.size[1]} x {cfg.channels}; from {train.origin}")
+            f"{rest.count:,} held out ({cfg.eval_split}), {cfg.size[0]} x {cfg.size[1]} x {cfg.channels}; from {train.origin}"
+            + (f"; {train.note}" if train.note else ""))
 
 
 def _splits(cfg: ImagesConfig) -> dict[str, Pictures]:
     if cfg.source == "composites":
         return _composites(cfg)
-    return _load(cfg.source, cfg.data_dir, cfg.held_out)
+    return _load(cfg.source, cfg.data_dir, cfg.held_out, cfg.on_bad_file)
 
 
 def _composites(cfg: ImagesConfig) -> dict[str, Pictures]:
@@ -125,14 +126,14 @@ def _composites(cfg: ImagesConfig) -> dict[str, Pictures]:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(source: str, data_dir: str, held_out: float) -> dict[str, Pictures]:
+def _load(source: str, data_dir: str, held_out: float, on_bad_file: str) -> dict[str, Pictures]:
     if source in LOCAL:
         return LOCAL[source](source, data_dir)
     if source.startswith(TFDS):
         return prepared.load(source.removeprefix(TFDS), data_dir, held_out)
     path = Path(source).expanduser()
     if path.is_dir():
-        return folder.load(path, held_out)
+        return folder.load(path, held_out, on_bad_file)
     names = ("composites", *LOCAL)
     raise DataError(f"unknown image source '{source}': no such folder, and not one of {', '.join(names)}, {TFDS}NAME"
                     f"{nearest(source, names)}")

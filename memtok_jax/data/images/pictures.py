@@ -27,13 +27,14 @@ class Pictures:
     """One split of a data set.
 
     count: how many. classes: names of the labels. read: number -> Picture, the same one each time. origin: where they lie,
-    for the log.
+    for the log. note: what the user should know about them, for the log; empty if there is nothing.
     """
 
     count: int
     classes: tuple[str, ...]
     read: Callable[[int], Picture]
     origin: str
+    note: str = ""
 
 
 def pillow(what: str):
@@ -43,6 +44,21 @@ def pillow(what: str):
     except ImportError as error:
         raise DataError(f"{what} needs the package pillow ({error})") from error
     return Image
+
+
+def to_bytes(pixels: np.ndarray, name) -> np.ndarray:
+    """uint8 of the same shape: black and white become 0 and 255, 16 bits are divided by 257.
+
+    name: of the image, for the message. Raises DataError for other numbers, whose black and white nobody knows.
+    """
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
+        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise DataError(f"{name} has {pixels.dtype} pixels, and nothing tells which numbers are black and white; store it with 8 "
+                        "or 16 bits")
+    return pixels
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

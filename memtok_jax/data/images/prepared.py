@@ -6,7 +6,7 @@ import numpy as np
 
 from memtok_jax.data import prepared
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.images.pictures import NO_BOXES, Picture, Pictures
+from memtok_jax.data.images.pictures import NO_BOXES, Picture, Pictures, to_bytes
 
 
 def load(name: str, data_dir: str, held_out: float) -> dict[str, Pictures]:
@@ -46,7 +46,7 @@ def _split(builder, name: str, split: str) -> Pictures:
 
     def read(number: int) -> Picture:
         record = source[number]
-        return Picture(np.asarray(record[image], np.uint8), int(record[label]), NO_BOXES)
+        return Picture(to_bytes(np.asarray(record[image]), f"image {number} of tfds:{name}"), int(record[label]), NO_BOXES)
 
     return Pictures(len(source), tuple(builder.info.features[label].names), read, str(builder.data_path))
 
