@@ -26,7 +26,7 @@ class Options(NamedTuple):
     unit: int = 1
     compression: str = "mean"
     objective: str = "none"
-    norm: str = "post"
+    order: str = "post"
     clamp: int = 0
     reach: float = float("inf")
 
@@ -73,7 +73,7 @@ def compress(p, old, usage, o: Options):
 
 def content_attention(p, h, rows, o: Options):
     """attn(h, rows) of algorithm 2: no positions, no mask, no biases; heads side by side."""
-    q, k, v = project(h, p["wq"]), project(rows, p["wk"]), project(rows, p["wv"])
+    q, k, v = project(h, p["q"]["w"]), project(rows, p["k"]["w"]), project(rows, p["v"]["w"])
     weight = jax.nn.softmax(jnp.einsum("thk,shk->hts", q, k) / np.sqrt(o.head_dim), axis=-1)
     return jnp.einsum("hts,shk->thk", weight, v)
 
@@ -94,7 +94,7 @@ def write(p, memory: Memory, h, usage, norm, o: Options):
         decoder = p["memory"]["decoder"]
         decoded = jnp.concatenate([x @ decoder["kernel"] + decoder["bias"] for x in new]).reshape(len(old), -1)
         return ((decoded - jnp.stack(old)) ** 2).mean()
-    fixed, seen = STOP(p["attention"]), norm(STOP(h))
+    fixed, seen = STOP(p), norm(STOP(h))
     before, after = (content_attention(fixed, seen, norm(jnp.stack(rows)), o) for rows in (old, new))
     return ((before - after) ** 2).mean()
 
@@ -103,39 +103,42 @@ def attention(p, bias, memory: Memory, h, norm, o: Options):
     """(outputs of the tokens h, mean weight that each row of [m ; h] received)."""
     past = memory.compressed + memory.recent
     columns, here = norm(jnp.stack(past + list(h))), np.arange(len(h)) + len(past)
-    q, k, v = project(columns, p["wq"])[len(past):], project(columns, p["wk"]), project(columns, p["wv"])
+    q, k, v = project(columns, p["q"]["w"])[len(past):], project(columns, p["k"]["w"]), project(columns, p["v"]["w"])
     distance = [[i - j for j in range(len(columns))] for i in here]
     r = np.array([[position(min(d, o.clamp) if o.clamp else d, h.shape[1]) for d in row] for row in distance])
-    r = jnp.einsum("tsd,dhk->tshk", r, p["wr"])
-    score = jnp.einsum("thk,shk->hts", q + bias["u"][None], k) + jnp.einsum("thk,tshk->hts", q + bias["w"][None], r)
+    r = jnp.einsum("tsd,dhk->tshk", r, p["position"]["w"])
+    by_content, by_distance = q + bias["content"][None], q + bias["distance"][None]
+    score = jnp.einsum("thk,shk->hts", by_content, k) + jnp.einsum("thk,tshk->hts", by_distance, r)
     sees = np.array([[0 <= d <= o.reach for d in row] for row in distance])
     weight = jax.nn.softmax(jnp.where(sees[None], score / np.sqrt(o.head_dim), -jnp.inf), axis=-1)
-    y = jnp.einsum("hts,shk->thk", weight, v).reshape(len(h), -1) @ p["wo"]
+    y = jnp.einsum("hts,shk->thk", weight, v).reshape(len(h), -1) @ p["o"]["w"]
     return y, STOP(weight.mean((0, 1)))[len(memory.compressed):]
+
+
+def feed_forward(p, x):
+    return jax.nn.relu(x @ p["up"]["w"] + p["up"]["b"][None]) @ p["down"]["w"] + p["down"]["b"][None]
 
 
 def layer(p, bias, memory: Memory, h, o: Options):
     """One layer on a segment [T, D]: (outputs, auxiliary loss)."""
-    pre, fixed = o.norm == "pre", STOP(p["norm_attention"])
-    a, usage = attention(p["attention"], bias, memory, h, lambda x: layer_norm(p["norm_attention"], x) if pre else x, o)
-    loss = write(p, memory, h, usage, lambda x: layer_norm(fixed, x) if pre else x, o)
-    mlp = lambda x: jax.nn.relu(x @ p["mlp"]["w1"] + p["mlp"]["b1"][None]) @ p["mlp"]["w2"] + p["mlp"]["b2"][None]
-    h = h + a
-    if pre:
-        return h + mlp(layer_norm(p["norm_mlp"], h)), loss
-    h = layer_norm(p["norm_attention"], h)
-    return layer_norm(p["norm_mlp"], h + mlp(h)), loss
+    own, units, pre = p["cached"], p["feed_forward"], o.order == "pre"
+    enter = lambda norm: lambda x: layer_norm(norm, x) if pre else x
+    leave = lambda norm, x: x if pre else layer_norm(norm, x)
+    a, usage = attention(own, bias, memory, h, enter(own["norm"]), o)
+    loss = write(own, memory, h, usage, enter(STOP(own["norm"])), o)
+    h = leave(own["norm"], h + a)
+    return leave(units["norm"], h + feed_forward(units, enter(units["norm"])(h))), loss
 
 
 def stream(params, segments, o: Options):
     """Segments of one stream, lists of ids, read in order: (logits [T, V] of all tokens, sum of the auxiliary losses)."""
-    layers = jax.tree.leaves(params["layers"])[0].shape[0]
-    memories, logits, loss = [Memory() for _ in range(layers)], [], 0.0
+    layers, words = params["layers"][0], params["words"]
+    memories, logits, loss = [Memory() for _ in layers["cached"]["o"]["w"]], [], 0.0
     for ids in segments:
-        h = params["embedding"][np.array(ids)] * np.sqrt(params["embedding"].shape[1])
+        h = words["embedding"][np.array(ids)] * np.sqrt(words["embedding"].shape[1])
         for n, memory in enumerate(memories):
-            p = jax.tree.map(lambda w, n=n: w[n], params["layers"])
-            h, more = layer(p, p.get("position", params.get("position")), memory, h, o)
+            p = jax.tree.map(lambda w, n=n: w[n], layers)
+            h, more = layer(p, p["cached"]["position"] | params.get("position", {}), memory, h, o)
             loss = loss + more
-        logits.append(h @ params["embedding"].T + params["output_bias"][None])
+        logits.append(h @ words["embedding"].T + words["output_bias"][None])
     return jnp.concatenate(logits), loss
