@@ -10,7 +10,21 @@ import numpy as np
 import pytest
 import reference_rmt as reference
 from neural_cases import assert_close, jit
-from rmt_cases import LENGTHS, RELATIVE, TABLE, T, cached, call, closing, layer_state, model, scan_segments, setup, some_ids, some_segments
+from rmt_cases import (
+    LENGTHS,
+    RELATIVE,
+    TABLE,
+    T,
+    cached,
+    call,
+    closing,
+    layer_state,
+    model,
+    scan_segments,
+    setup,
+    some_ids,
+    some_segments,
+)
 from test_rmt import check_gradient
 
 from memtok_jax.memory.compressive import CompressiveConfig

@@ -1,7 +1,7 @@
 """GPT-2 of the Hugging Face library <-> `models/rmt.py` around a decoder of style GPT2: the same arrays, other names, exactly.
 
-Their names, with or without "transformer." in front, and ours inside `params["model"]`. Those of h.N are in `layers[0]`, stacked on a
-leading axis:
+Their names, with or without "transformer." in front, and ours inside `params["model"]`. Those of h.N are in `layers[0]`, stacked
+on a leading axis:
 
     wte.weight [V, D]                    words.embedding        wpe.weight [P, D]          positions
     h.N.ln_1.weight, .bias               segment.norm           h.N.ln_2.weight, .bias     feed_forward.norm
@@ -66,7 +66,7 @@ def from_gpt2(tensors: Mapping[str, Any], cfg: RmtConfig, key: jax.Array) -> dic
     layers = [_layer(given, f"h.{n}.", cfg) for n in range(cfg.model.layers)]
     model = {
         "words": {"embedding": jnp.asarray(given["wte.weight"])}, "positions": jnp.asarray(given["wpe.weight"]),
-        "prefix": {"tokens": jnp.zeros((0, cfg.model.width), given["wte.weight"].dtype)},
+        "prefix": {"tokens": jnp.asarray(given["wte.weight"][:0])},
         "layers": (jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *layers),),
         "norm": {"scale": jnp.asarray(given["ln_f.weight"]), "bias": jnp.asarray(given["ln_f.bias"])},
     }
@@ -124,9 +124,11 @@ def _theirs(model: Mapping[str, Any], cfg: RmtConfig, leaf) -> dict[str, Any]:
     for n in range(cfg.model.layers):
         layers, front = own["layers"][0], f"h.{n}."
         for (branch, ours), name in NORMS.items():
-            out |= {f"{front}{name}.weight": layers[branch][ours]["scale"][n], f"{front}{name}.bias": layers[branch][ours]["bias"][n]}
+            norm = layers[branch][ours]
+            out |= {f"{front}{name}.weight": norm["scale"][n], f"{front}{name}.bias": norm["bias"][n]}
         for (branch, ours), name in DENSE.items():
-            out |= {f"{front}{name}.weight": layers[branch][ours]["w"][n], f"{front}{name}.bias": layers[branch][ours]["b"][n]}
+            dense = layers[branch][ours]
+            out |= {f"{front}{name}.weight": dense["w"][n], f"{front}{name}.bias": dense["b"][n]}
         attention = layers["segment"]
         out[f"{front}attn.c_attn.weight"] = _join([attention[name]["w"][n] for name in "qkv"], (d, 3 * d))
         out[f"{front}attn.c_attn.bias"] = _join([attention[name]["b"][n] for name in "qkv"], (3 * d,))

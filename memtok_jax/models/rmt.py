@@ -31,8 +31,8 @@ from memtok_jax.config import UserError, check_numbers, choose
 from memtok_jax.memory import pieces
 from memtok_jax.memory import rmt as memory
 from memtok_jax.memory.rmt import RmtTokensConfig, RmtTokensState
-from memtok_jax.models import language_model as lm
 from memtok_jax.models import borders, stack
+from memtok_jax.models import language_model as lm
 from memtok_jax.models.call import Call
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.stack import Stack, StackState
@@ -189,7 +189,10 @@ def _begin_segment(params, state: RmtState, m: jax.Array, begins: jax.Array, cfg
 
 
 def _end_segment(params, state: RmtState, m: jax.Array, closes: jax.Array, none: dict, cfg: RmtConfig) -> tuple[RmtState, dict]:
-    """Feed the write tokens where the segment closes; their outputs are the next memory: (state, stats). none: stats of no tokens."""
+    """Feed the write tokens where the segment closes; their outputs are the next memory: (state, stats).
+
+    none: statistics of a call without tokens.
+    """
     call = Call(length=jnp.where(closes, cfg.tail, 0), closes=closes, tail=cfg.tail, sees=cfg.sees)
 
     def feed(state: RmtState):
