@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from neural_cases import cast, jit, random_params
+from neural_cases import jit, random_params
 
 from memtok_jax.memory.armt import ArmtConfig
 from memtok_jax.memory.xl import XlConfig
@@ -103,11 +103,8 @@ def whole(params, state, ids, cfg):
     return _whole(params, state, ids, cfg)
 
 
-def layer_state(state, cfg: RmtConfig, n: int = 0):
-    """The carry of the mixer of layer n of the pattern."""
-    (found,) = state.stack.layers[n].values()
+def mixer_state(state):
+    """The carry of the only mixer of all layers, stacked."""
+    (layer,) = state.stack.layers
+    (found,) = layer.values()
     return found
-
-
-def to_float64(state):
-    return cast(state, np.float64)

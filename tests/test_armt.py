@@ -24,7 +24,6 @@ from memtok_jax.models.mixers.armt import ArmtLayerConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.protocol import bind
 
-
 # ------------------------------------------------------------------------------------------------------------ the memory
 
 def identity(cfg: ArmtConfig):

@@ -93,8 +93,9 @@ def placed(m, t, length, form):
     calls = (Call(length=jnp.full_like(length, m), slot=jnp.zeros_like(length), head=m, sees=sees),
              Call(length=length, slot=jnp.full_like(length, m)),
              Call(length=jnp.full_like(length, m), slot=m + length, tail=m, sees=sees))
-    by_place = jnp.concatenate([borders.visible_slots(call, n, m + t + m) for call, n in zip(calls, (m, t, m), strict=True)], axis=1)
-    place = jnp.concatenate([call.slot[:, None] + jnp.arange(n)[None] for call, n in zip(calls, (m, t, m), strict=True)], axis=1)
+    parts = list(zip(calls, (m, t, m), strict=True))
+    by_place = jnp.concatenate([borders.visible_slots(call, n, m + t + m) for call, n in parts], axis=1)
+    place = jnp.concatenate([call.slot[:, None] + jnp.arange(n)[None] for call, n in parts], axis=1)
     column = np.arange(m + t + m)[None]
     real = (column < m + length[:, None]) | (column >= m + t)
     return place, jnp.take_along_axis(by_place, place[:, None], axis=2) & real[:, None]
@@ -103,7 +104,7 @@ def placed(m, t, length, form):
 def segment(params, state, ids, length, sizes, fixed, form="paper"):
     """One segment: (logits [B, T, V], state)."""
     m, t, full = sizes["num_memory_tokens"], ids.shape[1], sizes["seq_len"]
-    cfg = memory.RmtTokensConfig(sizes["dim"], m, dtype="float64")
+    cfg = memory.RmtTokensConfig(sizes["dim"], m)
     x = memory.read({}, state, params["token_emb.weight"][ids], cfg)
     x = x.at[:, m + t:].set(0) if fixed else x
     # The table: read rows, tokens of a full segment, write rows, whose number rather than position picks the vector.

@@ -10,7 +10,21 @@ import numpy as np
 import pytest
 import reference_rmt as reference
 from neural_cases import assert_close, jit
-from rmt_cases import LENGTHS, RELATIVE, TABLE, T, cached, call, closing, layer_state, model, scan_segments, setup, some_ids, some_segments
+from rmt_cases import (
+    LENGTHS,
+    RELATIVE,
+    TABLE,
+    T,
+    cached,
+    call,
+    closing,
+    mixer_state,
+    model,
+    scan_segments,
+    setup,
+    some_ids,
+    some_segments,
+)
 from test_rmt import check_gradient
 
 from memtok_jax.memory.compressive import CompressiveConfig
@@ -51,7 +65,7 @@ def test_equals_the_loops(form, see, size, keep):
 
         for b, (got, m, held) in enumerate(at_first):
             np.testing.assert_allclose(state.memory.tokens[b], m, rtol=0, atol=1e-11)
-            np.testing.assert_allclose(layer_state(state).memory.rows[:, b], held[-1], rtol=0, atol=1e-11)
+            np.testing.assert_allclose(mixer_state(state).memory.rows[:, b], held[-1], rtol=0, atol=1e-11)
             for n, y in zip([n for n, size in enumerate(LENGTHS[b]) if size], got, strict=True):
                 np.testing.assert_allclose(logits[b, n, :len(y)], y, rtol=0, atol=1e-11)
         check_gradient(gradient, plain, total)
@@ -120,7 +134,7 @@ def test_memory_sees_the_cache_only_if_asked(see):
     cfg = cached(layers=1, see=see)
     params, state = setup(cfg, 2)
     _, state = closing(params, state, some_ids(2, T), cfg)
-    noise = jnp.asarray(np.random.default_rng(6).standard_normal(layer_state(state).memory.rows.shape), jnp.float32)
+    noise = jnp.asarray(np.random.default_rng(6).standard_normal(mixer_state(state).memory.rows.shape), jnp.float32)
     other = with_cache(state, lambda m: m._replace(rows=m.rows + noise))
     (y, one), (z, two) = (closing(params, s, some_ids(2, T, 1), cfg) for s in (state, other))
     assert np.abs(y - z).max() > 1e-3
@@ -134,7 +148,7 @@ def test_what_the_cache_counts(keep):
     params, state = setup(cfg, 2)
     _, state = call(params, state, some_ids(2, 2 * T + 1), cfg, np.array([2 * T + 1, T - 1]))
     rows = T + 4 if keep else T
-    np.testing.assert_array_equal(layer_state(state).memory.count, [[2 * rows, 0]] * 2)
+    np.testing.assert_array_equal(mixer_state(state).memory.count, [[2 * rows, 0]] * 2)
 
 
 def test_the_loss_of_a_compression_is_the_same_on_both_paths():

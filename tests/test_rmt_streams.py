@@ -1,4 +1,4 @@
-"""Memory tokens around any layers, in float64: any cut of a stream into calls, whole segments, causality, statistics, cost of a token."""
+"""Memory tokens around any layers, in float64: any cut of a stream, whole segments, causality, statistics, cost of a token."""
 
 from __future__ import annotations
 

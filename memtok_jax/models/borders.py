@@ -26,8 +26,8 @@ def walk(step: Step, state: Any, x: jax.Array, call: Call, b: Backbone, state_sp
          lean: tuple[Callable, Callable] = (lambda state: state, lambda state, carry: carry)) -> tuple[jax.Array, Any, dict]:
     """Run `step(state, x, call) -> (y, state, stats)` on the part of each segment that x[B, T, D] holds.
 
-    Each step's call says which rows close their segment. lean: (of a state, what a whole segment changes; a state and that, the
-    next state): a scan over whole segments then carries nothing else. Returns (y [B, T, D], state, stats).
+    Each step's call says which rows close their segment. lean: (of a state, what a whole segment changes; a state and that, the next
+    state): a scan over whole segments then carries nothing else. Returns (y [B, T, D], state, stats).
     """
     if call.closes is not None:
         y, state, stats = step(state, x, call)
@@ -76,8 +76,8 @@ AFTERWARDS = ("weight_change", "surprise_norm", "matrix_rms", "normaliser_rms")
 def join_stats(stats: dict, tokens_N: jax.Array, segments: int) -> dict:
     """Statistics of N pieces as those of the whole.
 
-    The end of a name says how: maxima of "_max", losses per segment of "auxiliary_loss", the last value of what describes the
-    carry, and means weighed by real tokens of all others. Pieces without tokens do not count.
+    The end of a name says how: the maximum of "_max", the losses per segment of "auxiliary_loss", the last value of what describes
+    the carry, and the mean weighed by real tokens of all others. Pieces without tokens do not count.
     """
     real = tokens_N > 0
     last = jnp.where(real, jnp.arange(real.size), 0).max()
