@@ -20,6 +20,7 @@ from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.mixers.mac import MacConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.protocol import Model, bind
 from memtok_jax.models.rmt import RmtConfig
@@ -120,7 +121,7 @@ def test_rows_that_only_fill_a_batch_do_not_count():
 
 SHAPE = dict(vocabulary=10, width=16, head_dim=8, segment=4)
 MODELS = {
-    "mac": LanguageModelConfig(**SHAPE, layers=2, window=4, pattern=("mac",), memory=NeuralMemoryConfig(head_dim=8, chunk=4)),
+    "mac": LanguageModelConfig(**SHAPE, layers=2, pattern=(MacConfig(memory=NeuralMemoryConfig(head_dim=8, chunk=4)),)),
     "xl": LanguageModelConfig(**SHAPE, layers=2, pattern=(CachedConfig(XlConfig(4)),)),
     "rmt": RmtConfig(LanguageModelConfig(**SHAPE, layers=1, pattern=(SegmentConfig(),)), tokens=2),
 }
