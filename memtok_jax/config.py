@@ -81,8 +81,8 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
 
     overrides: "dotted.path=text"; an item of a tuple is named by its index, as in "model.pattern.0.chunk=16". The text is read by
     the type of the field: int, float, bool (true/false), str as it stands, tuples as comma-separated items, None if the field
-    allows it. A field with the metadata "named", a function (old value, name) -> new value, takes a name for the whole group, as
-    in "data=task:copy"; overrides of its fields, as in "data.task.length=8", are then made in the new value.
+    allows it. A group of fields can be chosen by a name if its field has the metadata "named", a function (old value, name) ->
+    new value; changes of fields in the group are then made in the new value.
     Raises UserError naming an unknown field with its neighbours, a text of the wrong type, or what the config itself refuses.
     """
     tree: dict[str, Any] = {}
@@ -97,12 +97,13 @@ def override(config: Any, overrides: tuple[str, ...]) -> Any:
 
 
 def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
-    hints, new = _hints(type(config)), {}
-    named = {f.name: f.metadata.get("named") for f in dataclasses.fields(config)}
+    """The config with changes: field -> changes of the parts of its value, and under "" the text for the whole of it."""
+    hints, fields, new = _hints(type(config)), {f.name: f for f in dataclasses.fields(config)}, {}
     for name, change in changes.items():
-        if name not in hints:
-            raise UserError(f"unknown field {path}.{name}{nearest(name, hints)}; {path} has {', '.join(hints)}")
-        new[name] = _changed(getattr(config, name), change, hints[name], f"{path}.{name}", named[name])
+        if name not in fields:
+            raise UserError(f"unknown field {path}.{name}{nearest(name, fields)}; {path} has {', '.join(fields)}")
+        named = fields[name].metadata.get("named")
+        new[name] = _changed(getattr(config, name), change, hints[name], f"{path}.{name}", named)
     try:
         return dataclasses.replace(config, **new)
     except UserError:
@@ -112,18 +113,18 @@ def _apply(config: Any, changes: dict[str, Any], path: str) -> Any:
 
 
 def _changed(value: Any, change: dict[str, Any], hint: Any, path: str, named: Callable | None = None) -> Any:
-    """A value after a change. change: under "" a text for the whole of it, under other names changes of its parts."""
-    parts = {name: part for name, part in change.items() if name}
+    """A value after the text for the whole of it, and then after the changes of its parts."""
     if "" in change:
         value = named(value, change[""]) if named else parse(change[""], hint, path)
-    if not parts:
+    change = {name: part for name, part in change.items() if name}
+    if not change:
         return value
     if dataclasses.is_dataclass(value):
-        return _apply(value, parts, path)
+        return _apply(value, change, path)
     if not isinstance(value, tuple):
-        raise UserError(f"{path} is {value!r}, not a group; it has no field {next(iter(parts))!r}")
+        raise UserError(f"{path} is {value!r}, not a group; it has no field {next(iter(change))!r}")
     items = list(value)
-    for index, part in parts.items():
+    for index, part in change.items():
         if not index.isdecimal() or int(index) >= len(items):
             raise UserError(f"{path} has no item {index!r}; it has {len(items)}, numbered from 0")
         items[int(index)] = _changed(items[int(index)], part, _item_hint(hint, int(index)), f"{path}.{index}")
@@ -382,4 +383,4 @@ def _marked(value: Any, path: str, marked: bool) -> Iterator[str]:
 
 
 def _holds_configs(value: Any) -> bool:
-    return isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))
+    return isinstance(value, tuple) and any(dataclasses.is_dataclass(item) or _holds_configs(item) for item in value)

@@ -1,6 +1,6 @@
 """The smallest modules that have the package's signature, for tests of what is generic over it.
 
-`ema`: a memory. `language_model`: two layers of it between an embedding and a head. Both carry a partly filled unit
+`ema`: a memory. `language_model`: a model, two layers of it between an embedding and a head. Both carry a partly filled unit
 of `unit` tokens, so that a stream can be cut inside of one, and their carry's batch axis is not the leading one.
 """
 
@@ -35,7 +35,7 @@ def ema_specs(cfg):
 
 def ema_state_specs(cfg, batch):
     rows = StateSpec((batch, cfg.width), ("batch", "embed"))
-    return EmaState(rows, rows, StateSpec((batch,), ("batch",), jnp.int32))
+    return EmaState(rows, rows, StateSpec((batch,), ("batch",), jnp.int32, phase=True))
 
 
 def ema_init_state(params, cfg, batch):
@@ -66,10 +66,10 @@ def ema_apply(params, state, x, cfg, length=None):
 
 
 class Functions:
-    """The four functions as attributes; hashable, as a Python module is."""
+    """Functions as attributes; hashable, as a Python module is."""
 
-    def __init__(self, specs, state_specs, init_state, apply):
-        self.specs, self.state_specs, self.init_state, self.apply = specs, state_specs, init_state, apply
+    def __init__(self, **functions):
+        vars(self).update(functions)
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ class LanguageModelConfig:
     @property
     def layer(self):
         return EmaConfig(self.width, self.unit)
+
+    @property
+    def call_tokens(self):
+        return self.unit
 
 
 def lm_specs(cfg):
@@ -97,14 +101,23 @@ def lm_init_state(params, cfg, batch):
     return {"layers": jax.vmap(lambda p: ema_init_state(p, cfg.layer, batch))(params["layers"])}
 
 
-def lm_apply(params, state, ids_BT, cfg, length=None):
+def lm_run(params, state, ids_BT, cfg, call):
     def layer(x, inputs):
         p, s = inputs
-        return ema_apply(p, s, x, cfg.layer, length)
+        return ema_apply(p, s, x, cfg.layer, call.length)
 
     x, layers = jax.lax.scan(layer, params["embed"][ids_BT], (params["layers"], state["layers"]))
-    return x @ params["head"], {"layers": layers}
+    return x @ params["head"], {"layers": layers}, {}
 
 
-ema = Functions(ema_specs, ema_state_specs, ema_init_state, ema_apply)
-language_model = Functions(lm_specs, lm_state_specs, lm_init_state, lm_apply)
+def lm_unstack(params, state, cfg):
+    return params, state, cfg
+
+
+def lm_restack(state, cfg):
+    return state
+
+
+ema = Functions(specs=ema_specs, state_specs=ema_state_specs, init_state=ema_init_state, apply=ema_apply)
+language_model = Functions(specs=lm_specs, state_specs=lm_state_specs, init_state=lm_init_state, run=lm_run, unstack=lm_unstack,
+                           restack=lm_restack)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from neural_cases import assert_close, jit
-from recurrent_cases import T, V, model, setup, some_ids
+from rmt_cases import TABLE, T, V, model, setup, some_ids
 
 from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.recall import RecallConfig
-from memtok_jax.models import decoder, recurrent
+from memtok_jax.models import rmt
+from memtok_jax.models.call import Call
 from memtok_jax.models.protocol import bind
 from memtok_jax.training import backpropagation, losses, step
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
@@ -43,6 +44,10 @@ def gradients(exp, params, carry):
     return jit(lambda batch: step.batch_gradient(params, carry, batch, update(exp))[0])
 
 
+def whole(params, state, ids, cfg):
+    return rmt.run(params, state, ids, cfg, Call(whole=True))[:2]
+
+
 REACH = {  # (scored segment n, segment s <= n) -> whether a gradient arrives
     "full": lambda n, s: True,
     "every:2": lambda n, s: s >= n // 2 * 2,
@@ -53,17 +58,15 @@ REACH = {  # (scored segment n, segment s <= n) -> whether a gradient arrives
 
 
 @pytest.mark.parametrize("policy", REACH)
-def test_gradient_ends_exactly_at_the_cut(policy, monkeypatch):
+def test_gradient_ends_exactly_at_the_cut(policy):
     """The Jacobian's zero pattern: which segment's embeddings the loss of each segment reaches; never a later one.
 
-    The output layer is another table here, so embeddings get their gradient from the input alone.
+    The output layer is another matrix here, so embeddings get their gradient from the input alone.
     """
-    table = jnp.asarray(np.random.default_rng(5).standard_normal((8, V)), jnp.float32)
-    monkeypatch.setattr(decoder, "output", lambda params, h, cfg: h @ table)
-    exp = experiment(policy)
+    exp = experiment(policy, style=replace(TABLE, embedding="matrix"))
     run = gradients(exp, *setup(exp.model, 2))
     for n in range(4):
-        rows = np.abs(run(batch_of(4, n))["decoder"]["embedding"]).max(1).reshape(4, T).max(1)
+        rows = np.abs(run(batch_of(4, n))["model"]["words"]["embedding"]).max(1).reshape(4, T).max(1)
         expected = [s <= n and REACH[policy](n, s) for s in range(4)]
         assert all((size > 1e-6) if arrives else (size == 0) for size, arrives in zip(rows, expected, strict=True)), (n, rows)
 
@@ -74,15 +77,15 @@ def test_rolling_is_the_sum_of_each_segments_own_gradient():
     exp = experiment(f"rolling:{k}", n_segments)
     params, carry = setup(exp.model, 2)
     batch = batch_of(n_segments)
-    cfg = replace(exp.model, aligned=True)
+    cfg = exp.model
     total = step.scored_positions(batch)
 
     def loss_of(params, n):
-        state, first = recurrent.init_state(params, cfg, 2), max(0, n - k)
+        state, first = rmt.init_state(params, cfg, 2), max(0, n - k)
         for s in range(n + 1):
             if s == first and s > 0:
                 state = jax.lax.stop_gradient(state)
-            logits, state = recurrent.apply(params, state, batch.inputs[:, s * T:s * T + T], cfg)
+            logits, state = whole(params, state, batch.inputs[:, s * T:s * T + T], cfg)
         return losses.totals(logits, batch.targets[:, n * T:n * T + T]).nats / total
 
     brute = jit(lambda p: [jax.grad(loss_of)(p, n) for n in range(n_segments)])(params)
@@ -100,9 +103,9 @@ def test_recomputed_segments_give_the_same_gradient_as_a_plain_loop():
     batch = batch_of(3)
 
     def loop(params):
-        state, nats = recurrent.init_state(params, exp.model, 2), 0.0
+        state, nats = rmt.init_state(params, exp.model, 2), 0.0
         for s in range(3):
-            logits, state = recurrent.apply(params, state, batch.inputs[:, s * T:s * T + T], replace(exp.model, aligned=True))
+            logits, state = whole(params, state, batch.inputs[:, s * T:s * T + T], exp.model)
             nats += losses.totals(logits, batch.targets[:, s * T:s * T + T]).nats
         return nats / step.scored_positions(batch), state
 
@@ -126,7 +129,7 @@ def test_one_compilation_for_every_rule_and_for_many_steps():
     assert run._cache_size() == 1
     sizes = [np.abs(g["memory"]["tokens"]).max() for g in found]
     assert len({round(float(s), 7) for s in sizes}) == len(sizes) - 1  # every:2 and last:2 differ, last:3 = every:... in nothing
-    advance = jit(lambda params, state, ids: recurrent.apply(params, state, ids, replace(exp.model, aligned=True))[1])
+    advance = jit(lambda params, state, ids: whole(params, state, ids, exp.model)[1])
     state = carry
     for n in range(100):
         state = advance(params, state, some_ids(2, T, n))

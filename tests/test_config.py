@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess  # noqa: F401, named by a config that must be refused
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -135,11 +135,23 @@ def test_items_of_a_tuple_are_overridden_by_their_index():
         config.override(Stack(), ("pattern.0.windw=3",))
 
 
+def test_a_group_is_chosen_by_name():
+    @dataclass(frozen=True)
+    class Chosen:
+        memory: Any = field(default=Memory(), metadata={"named": lambda old, name: replace(old, chunk=len(name))})
+
+    assert config.override(Chosen(), ("memory.rate=0.5", "memory=four")) == Chosen(Memory(4, 0.5))
+
+
 def test_differences_and_evaluation_fields_share_their_paths():
     changed = config.override(Stack(), ("pattern.0.window=3", "pattern.0.heads=1", "pattern.1.memory.chunk=5", "sizes=9"))
     found = {path for path, *_ in config.differences(Stack(), changed)}
     assert found == {"config.pattern.0.window", "config.pattern.0.heads", "config.pattern.1.memory.chunk", "config.sizes"}
     assert found - config.evaluation_fields(Stack()) == {"config.pattern.0.heads", "config.sizes"}
+    branches = Stack(pattern=((Window(), Branch()),))
+    assert config.from_dict(config.to_dict(branches)) == branches
+    (path, *_), = config.differences(branches, config.override(branches, ("pattern.0.1.memory.chunk=5",)))
+    assert path == "config.pattern.0.1.memory.chunk" and path in config.evaluation_fields(branches)
 
 
 @pytest.mark.parametrize("change", [{"speed": 3}, {"_type": "memtok_jax.config:Gone"}, {"_type": "memtok_jax.gone:Model"}])

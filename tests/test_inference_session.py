@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, replace
 
+import inference_toys as toys
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inference_models import MODELS, ROWS, TOLERANCE, K, fresh, load, session, tokens, whole
+from inference_models import MODELS, ROWS, SEGMENT, TOLERANCE, K, fresh, load, session, tokens, whole
 
+from memtok_jax.config import UserError
 from memtok_jax.inference import session as S
 from memtok_jax.inference import stream as F
-from memtok_jax.inference.blocks import cut_blocks, plan_blocks
+from memtok_jax.inference.blocks import blocks_for, cut_blocks, plan_blocks
 from memtok_jax.inference.compiles import compile_count
-from memtok_jax.params import abstract, map_rows, size_bytes
+from memtok_jax.models.protocol import Model
+from memtok_jax.params import StateSpec, abstract, map_rows, size_bytes, zero_state
 
 
 @pytest.fixture(params=MODELS)
@@ -33,9 +37,30 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@dataclass(frozen=True)
+class CountingConfig:
+    vocabulary: int = 3
+    call_tokens: int = 4
+
+
+def count_run(params, state, ids, cfg, call):
+    length = jnp.full(len(ids), ids.shape[1]) if call.length is None else call.length
+    state = {"phase": (state["phase"] + length) % cfg.call_tokens, "whole": state["whole"] + int(call.whole)}
+    return jnp.zeros((*ids.shape, cfg.vocabulary)), state, {}
+
+
+def count_state(cfg, batch):
+    spec = StateSpec((batch,), ("batch",), jnp.int32)
+    return {"phase": replace(spec, phase=True), "whole": spec}
+
+
+counting = toys.Functions(specs=lambda cfg: {}, state_specs=count_state, run=count_run,
+                          init_state=lambda params, cfg, batch: zero_state(count_state(cfg, batch)))
+
+
 def take(name, stream, *rows):
-    model, cfg, _ = load(name)
-    return F.gather(model, stream, jnp.array(rows), cfg)
+    model, _ = load(name)
+    return F.gather(model, stream, jnp.array(rows))
 
 
 # ----------------------------------------------------------------------------------------------------- splits, blocks
@@ -63,11 +88,11 @@ def test_cut_blocks_give_every_real_token_once():
 @pytest.mark.parametrize("split", [[1] * 41, [7] * 5 + [6], [3, 20, 1, 17]], ids=["ones", "sevens", "ragged"])
 def test_any_split_equals_one_call(split):
     name = "toy"
-    model, cfg, params = load(name)
+    model, params = load(name)
     ids = tokens(name)
     logits, end = whole(name, ids)
     ones = jnp.ones(ROWS, jnp.int32)
-    run = jax.jit(lambda p, s, i: F.append(model, p, s, i, cfg, ones * i.shape[1]))
+    run = jax.jit(lambda p, s, i: F.append(model, p, s, i, ones * i.shape[1]))
     stream, pieces, first = fresh(name), [], 0
     for n in split:
         piece, stream = run(params, stream, ids[:, first:first + n])
@@ -78,19 +103,54 @@ def test_any_split_equals_one_call(split):
 
 
 def test_padded_blocks_equal_one_call(name):
-    _, _, params = load(name)
+    _, params = load(name)
     assert_close(name, session(name).feed(params, fresh(name), tokens(name)), whole(name, tokens(name))[1])
 
 
+def test_feeding_from_inside_a_segment_equals_one_call(name):
+    """Blocks that are full and yet not whole: they begin behind the first token of a segment."""
+    _, params = load(name)
+    run, ids = session(name), tokens(name)
+    stream = run.feed(params, run.step(params, fresh(name), ids[:, 0])[1], ids[:, 1:])
+    assert_close(name, stream, whole(name, ids)[1])
+
+
+def whole_calls(length, prompt=(), active=(True, True), tokens_=8):
+    """How often the counting model is promised whole units while 2 rows feed `tokens_` tokens after `prompt`."""
+    model = Model(counting, CountingConfig())
+    stream = F.start(model, {}, F.row_keys(jax.random.key(0), 2))._replace(active=jnp.array(active))
+    for n in prompt:
+        stream = F.feed(model, {}, stream, jnp.zeros((2, n), jnp.int32), jnp.full(2, n))
+    stream = F.feed(model, {}, stream, jnp.zeros((2, tokens_), jnp.int32), jnp.array(length))
+    return int(stream.state["whole"][0])
+
+
+def test_whole_units_are_promised_only_where_it_is_true():
+    assert whole_calls([8, 8]) == 1
+    assert whole_calls([8, 8], prompt=(4, 4)) == 3
+    assert whole_calls([8, 7]) == 0, "padding"
+    assert whole_calls([8, 8], prompt=(3,)) == 0, "inside a unit"
+    assert whole_calls([8, 8], prompt=(3, 1)) == 1, "at the next border"
+    assert whole_calls([8, 8], active=(True, False)) == 0, "a row that is left alone"
+    assert whole_calls([6, 6], tokens_=6) == 0, "not a multiple of the unit"
+
+
+def test_blocks_for_a_model_are_whole_calls_where_they_can_be():
+    assert blocks_for(1) == (16, 128, 512)
+    assert blocks_for(48) == (16, 144, 528)
+    assert blocks_for(512) == (16, 128, 512)
+    assert blocks_for(1000) == (16, 128, 512, 1000)
+
+
 def test_append_gives_the_parallel_logits():
-    ids, (_, _, params) = tokens("toy"), load("toy")
+    ids, (_, params) = tokens("toy"), load("toy")
     some, stream = session("toy").append(params, fresh("toy"), ids[:, :4])
     assert_close("toy", some, whole("toy", ids)[0][:, :4])
     np.testing.assert_array_equal(stream.t, [4] * ROWS)
 
 
 def test_steps_give_the_parallel_logits(name):
-    ids, (_, _, params) = tokens(name), load(name)
+    ids, (_, params) = tokens(name), load(name)
     stream = session(name).feed(params, fresh(name), ids[:, :9])
     for t in range(9, 16):
         logits, stream = session(name).step(params, stream, ids[:, t])
@@ -98,7 +158,7 @@ def test_steps_give_the_parallel_logits(name):
 
 
 def test_rows_of_different_length_equal_solo_runs(name):
-    _, _, params = load(name)
+    _, params = load(name)
     ids = tokens(name)
     together = session(name).feed(params, fresh(name), ids, [41, 10, 1])
     for row, n in enumerate((41, 10, 1)):
@@ -107,7 +167,7 @@ def test_rows_of_different_length_equal_solo_runs(name):
 
 
 def test_padding_is_never_read(name):
-    _, _, params = load(name)
+    _, params = load(name)
     ids = tokens(name)
     other = ids.copy()
     other[0, 10:], other[2, 1:] = 0, 1
@@ -116,7 +176,7 @@ def test_padding_is_never_read(name):
 
 
 def test_inactive_rows_do_not_change_by_a_bit(name):
-    _, _, params = load(name)
+    _, params = load(name)
     ids, run = tokens(name), session(name)
     before = run.set_active(run.feed(params, fresh(name), ids[:, :10]), [True, False, True], False)
     kept = F.fork(before)
@@ -132,8 +192,8 @@ def test_inactive_rows_do_not_change_by_a_bit(name):
 
 def decode_by(k, total, stop=()):
     """Tokens [B, total] and the end of the stream, k per call, for the toy model."""
-    model, cfg, params = load("toy")
-    run = jax.jit(lambda p, s, last: F.decode(model, p, s, last, cfg, k, jnp.ones(ROWS), jnp.array(stop, jnp.int32)))
+    model, params = load("toy")
+    run = jax.jit(lambda p, s, last: F.decode(model, p, s, last, k, jnp.ones(ROWS), jnp.array(stop, jnp.int32)))
     stream = session("toy").feed(params, fresh("toy"), tokens("toy")[:, :9])
     last, pieces = jnp.array([1, 2, 3]), []
     for _ in range(total // k):
@@ -152,7 +212,7 @@ def test_k_tokens_per_call_say_the_same():
 
 
 def test_decoding_is_stepping_and_sampling(name):
-    _, _, params = load(name)
+    _, params = load(name)
     run, ids = session(name), tokens(name)
     start, temperature, last = fresh(name), jnp.array([1.0, 0.5, 0.0]), jnp.array([1, 2, 3])
     said, newest, end = run.decode(params, run.feed(params, F.fork(start), ids[:, :9]), last, temperature)
@@ -166,7 +226,7 @@ def test_decoding_is_stepping_and_sampling(name):
 
 
 def test_greedy_is_the_argmax_of_the_parallel_logits(name):
-    _, _, params = load(name)
+    _, params = load(name)
     prompt, run = tokens(name)[:, :9], session(name)
     stream, last, pieces = run.feed(params, fresh(name), prompt), np.array([1, 2, 3]), [prompt, [[1], [2], [3]]]
     for _ in range(4):
@@ -178,7 +238,7 @@ def test_greedy_is_the_argmax_of_the_parallel_logits(name):
 
 
 def test_samples_depend_on_neither_slot_nor_neighbours(name):
-    _, _, params = load(name)
+    _, params = load(name)
     ids, run = tokens(name), session(name)
     stream = run.feed(params, fresh(name), ids, [30, 12, 5])
     moved = run.gather(stream, [2, 0, 0])
@@ -220,7 +280,7 @@ def test_a_row_stops_at_its_stop_token_and_stays():
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 def test_rows_move_bit_for_bit(name):
-    _, _, params = load(name)
+    _, params = load(name)
     run = session(name)
     stream = run.feed(params, fresh(name), tokens(name), [30, 12, 5])
     row = run.take(stream, 1)
@@ -231,7 +291,7 @@ def test_rows_move_bit_for_bit(name):
 
 
 def test_restart_goes_back_to_the_initial_carry(name):
-    model, cfg, params = load(name)
+    model, params = load(name)
     run = session(name)
     stream = run.feed(params, fresh(name), tokens(name))
     kept = F.fork(stream)
@@ -243,7 +303,7 @@ def test_restart_goes_back_to_the_initial_carry(name):
 
 def test_random_traffic_equals_solo_streams(name):
     """Feed, restart, move and park rows in random order; a dictionary of the tokens each row has seen is the model."""
-    _, _, params = load(name)
+    _, params = load(name)
     run, random = session(name), np.random.RandomState(3)
     stream, seen = fresh(name), {row: [] for row in range(ROWS)}
     parked = []
@@ -274,19 +334,19 @@ def test_random_traffic_equals_solo_streams(name):
 # ------------------------------------------------------------------------------------------ shapes, donation, compiles
 
 def test_stream_has_the_declared_shapes_for_ever(name):
-    model, cfg, params = load(name)
-    declared = abstract(F.stream_specs(model, cfg, ROWS))
+    model, params = load(name)
+    declared = abstract(F.stream_specs(model, ROWS))
     start, later = fresh(name), session(name).feed(params, fresh(name), tokens(name))
     for stream in (start, later):
         assert jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stream) == declared
-    assert F.stream_bytes(model, cfg, ROWS) == sum(leaf.nbytes for leaf in jax.tree.leaves(later))
-    assert F.stream_bytes(model, cfg, ROWS) == size_bytes(F.stream_specs(model, cfg, ROWS))
-    sizes = map_rows(lambda leaf, axis: leaf.shape[axis], F.stream_specs(model, cfg, ROWS), later)
+    assert F.stream_bytes(model, ROWS) == sum(leaf.nbytes for leaf in jax.tree.leaves(later))
+    assert F.stream_bytes(model, ROWS) == size_bytes(F.stream_specs(model, ROWS))
+    sizes = map_rows(lambda leaf, axis: leaf.shape[axis], F.stream_specs(model, ROWS), later)
     assert set(jax.tree.leaves(sizes)) == {ROWS}
 
 
 def test_every_leaf_is_donated_and_no_parameter(name):
-    _, _, params = load(name)
+    _, params = load(name)
     run, ids = session(name), tokens(name)
     calls = [lambda s: run.feed(params, s, ids), lambda s: run.restart(params, s, [True] * ROWS, jax.random.key(0)),
              lambda s: run.step(params, s, ids[:, 0])[1], lambda s: run.decode(params, s, ids[:, 0], 1.0)[2],
@@ -303,7 +363,7 @@ def test_every_leaf_is_donated_and_no_parameter(name):
 
 
 def test_nothing_compiles_after_opening(name):
-    _, _, params = load(name)
+    _, params = load(name)
     run, ids, random = session(name), tokens(name), np.random.RandomState(0)
     stream, key = fresh(name), jax.random.key(8)
     before = compile_count()
@@ -322,7 +382,7 @@ def test_nothing_compiles_after_opening(name):
 
 
 def test_memory_is_flat(name):
-    _, _, params = load(name)
+    _, params = load(name)
     run = session(name)
     stream, last = fresh(name), np.zeros(ROWS, np.int32)
     sizes = []
@@ -337,7 +397,7 @@ def test_memory_is_flat(name):
 def test_sharded_rows_equal_one_device():
     """Rows over the devices of a mesh: same tokens, and the stream stays where it was put."""
     name, rows = "toy", 8
-    model, cfg, params = load(name)
+    model, params = load(name)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def place(names):
@@ -346,12 +406,12 @@ def test_sharded_rows_equal_one_device():
 
     stream, ids = fresh(name, rows), np.random.RandomState(0).randint(0, 11, (rows, 20))
     leaves, tree = jax.tree.flatten(stream)
-    axes = [spec.axes for spec in jax.tree.leaves(F.stream_specs(model, cfg, rows))]
+    axes = [spec.axes for spec in jax.tree.leaves(F.stream_specs(model, rows))]
     spread = tree.unflatten([jax.device_put(leaf, place(a)) for leaf, a in zip(leaves, axes, strict=True)])
     everywhere = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     results = []
     for p, s in ((params, stream), (everywhere, spread)):
-        run = S.open_session(model, p, cfg, s, feed_blocks=(16,), k=4)
+        run = S.open_session(model, p, s, feed_blocks=(16,), k=4)
         s = run.feed(p, s, ids)
         for _ in range(3):
             out, last, s = run.decode(p, s, ids[:, 0], 1.0)
@@ -363,22 +423,105 @@ def test_sharded_rows_equal_one_device():
 
 # --------------------------------------------------------------------------------------------------------------- errors
 
-@pytest.mark.parametrize("call, words", [
-    (lambda r, p, s: r.append(p, s, np.zeros((ROWS, 5), int)), "5 tokens is not one of"),
-    (lambda r, p, s: r.append(p, s, np.zeros((2, 4), int)), r"\[3, T\] is needed"),
-    (lambda r, p, s: r.feed(p, s, np.full((ROWS, 4), 11)), "token 11 is outside the vocabulary 0 to 10"),
-    (lambda r, p, s: r.feed(p, s, np.full((ROWS, 4), -2)), "token -2 is outside"),
-    (lambda r, p, s: r.feed(p, s, np.zeros((ROWS, 4), int), [1, 2, 5]), "numbers from 0 to 4"),
-    (lambda r, p, s: r.step(p, s, [1, 2]), r"step of 3 rows"),
-    (lambda r, p, s: r.take(s, 3), "slot 3 is not one of the 3 slots 0 to 2"),
-], ids=["block", "rows", "token", "negative", "length", "step", "slot"])
-def test_mistakes_are_named(call, words):
-    _, _, params = load("toy")
-    with pytest.raises(ValueError, match=words):
-        call(session("toy"), params, fresh("toy"))
+MISTAKES = {
+    "block": (lambda r, p, s: r.append(p, s, np.zeros((ROWS, 5), int)), "5 tokens is not one of"),
+    "rows": (lambda r, p, s: r.append(p, s, np.zeros((2, 4), int)), r"\[3, T\] is needed"),
+    "flat": (lambda r, p, s: r.feed(p, s, [1, 2, 3]), r"\[3, T\] is needed"),
+    "fed token": (lambda r, p, s: r.feed(p, s, np.full((ROWS, 4), 11)), "token 11 is outside the vocabulary 0 to 10"),
+    "fed negative": (lambda r, p, s: r.feed(p, s, np.full((ROWS, 4), -2)), "token -2 is outside"),
+    "appended token": (lambda r, p, s: r.append(p, s, np.full((ROWS, 4), 11)), "token 11 is outside"),
+    "stepped token": (lambda r, p, s: r.step(p, s, [11, 1, 2]), "token 11 is outside"),
+    "stepped negative": (lambda r, p, s: r.step(p, s, [-2, 1, 2]), "token -2 is outside"),
+    "decoded token": (lambda r, p, s: r.decode(p, s, [999, 1, 2], 0.0), "token 999 is outside"),
+    "no token": (lambda r, p, s: r.decode(p, s, [1, F.NO_TOKEN, 2], 0.0), "NO_TOKEN, .* feed back the second result"),
+    "fed floats": (lambda r, p, s: r.feed(p, s, np.full((ROWS, 4), 1.5)), "tokens must be integers, got float64"),
+    "stepped floats": (lambda r, p, s: r.step(p, s, [1.0, 1.0, 2.0]), "tokens must be integers"),
+    "floats on the device": (lambda r, p, s: r.step(p, s, jnp.ones(3)), "tokens must be integers, got float32"),
+    "decoded booleans": (lambda r, p, s: r.decode(p, s, [True, False, True], 0.0), "tokens must be integers, got bool"),
+    "step": (lambda r, p, s: r.step(p, s, [1, 2]), "one for each of the 3 rows"),
+    "decode": (lambda r, p, s: r.decode(p, s, 1, 0.0), "one for each of the 3 rows"),
+    "long length": (lambda r, p, s: r.feed(p, s, np.zeros((ROWS, 4), int), [1, 2, 5]), "numbers from 0 to 4"),
+    "negative length": (lambda r, p, s: r.append(p, s, np.zeros((ROWS, 4), int), [1, 2, -1]), "numbers from 0 to 4"),
+    "one length": (lambda r, p, s: r.feed(p, s, np.zeros((ROWS, 4), int), [4]), "3 numbers"),
+    "float length": (lambda r, p, s: r.feed(p, s, np.zeros((ROWS, 4), int), [2.7, 1.0, 1.0]), "length must be integers"),
+    "mask as length": (lambda r, p, s: r.feed(p, s, np.zeros((ROWS, 3), int), [True, False, True]), "integers, got bool"),
+    "slot": (lambda r, p, s: r.take(s, 3), "slot 3 is not one of the 3 slots 0 to 2"),
+    "float slot": (lambda r, p, s: r.insert(s, 1.9, r.take(s, 0)), "slots must be integers"),
+    "slots": (lambda r, p, s: r.take(s, [0, 1]), "one number is needed"),
+    "float slots": (lambda r, p, s: r.gather(s, [0.9, 1.9, 2.0]), "slots must be integers"),
+    "few slots": (lambda r, p, s: r.gather(s, [0, 1]), r"\(3,\) is needed"),
+    "slots as a mask": (lambda r, p, s: r.set_active(s, [0, 1, 2], False), r"booleans, .* np.isin\(np.arange\(3\), slots\)"),
+    "slots to restart": (lambda r, p, s: r.restart(p, s, [0, 2, 1], jax.random.key(0)), "mask of 3 booleans"),
+    "short mask": (lambda r, p, s: r.set_active(s, [True], False), "mask of 3 booleans"),
+    "flag": (lambda r, p, s: r.set_active(s, [True] * ROWS, 2), "active=2 must be True or False"),
+    "negative temperature": (lambda r, p, s: r.decode(p, s, [1, 2, 3], -1), "temperature -1 must be finite and at least 0"),
+    "no temperature": (lambda r, p, s: r.decode(p, s, [1, 2, 3], [0.0, np.nan, 1.0]), "at least 0"),
+    "temperatures": (lambda r, p, s: r.decode(p, s, [1, 2, 3], [0.0, 1.0]), "one for each of the 3 rows"),
+    "words": (lambda r, p, s: r.decode(p, s, [1, 2, 3], "hot"), "temperature hot must be one number"),
+    "row of another model": (lambda r, p, s: r.insert(s, 0, other_row()), r"row\.state.* float32\[2, 1, 4\], got .*5\]"),
+    "many rows": (lambda r, p, s: r.insert(s, 0, fresh("toy")), "row.* must be"),
+    "stream of another batch": (lambda r, p, s: r.step(p, fresh("toy", rows=2), [1, 2, 3]), r"stream.* must be .*3.*, got .*2"),
+    "params of another model": (lambda r, p, s: r.step({**p, "head": p["head"].T}, s, [1, 2, 3]), "params.*head.* opened with"),
+}
 
 
-def test_opening_needs_sensible_blocks():
-    model, cfg, params = load("toy")
-    with pytest.raises(ValueError, match="at least 1"):
-        S.open_session(model, params, cfg, fresh("toy"), feed_blocks=(0, 4), k=1)
+def other_row():
+    model = Model(toys.language_model, toys.LanguageModelConfig(width=5))
+    return S.new_stream(model, model.init(jax.random.key(0)), 1, jax.random.key(0))
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_named(case):
+    call, words = MISTAKES[case]
+    _, params = load("toy")
+    stream = fresh("toy")
+    with pytest.raises(UserError, match=words):
+        call(session("toy"), params, stream)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(stream)), "a refused call leaves the stream alive"
+
+
+def test_padding_may_hold_anything():
+    _, params = load("toy")
+    ids = tokens("toy")[:, :6]
+    padded = np.concatenate([ids, np.full((ROWS, 3), F.NO_TOKEN)], 1)
+    assert_equal(session("toy").feed(params, fresh("toy"), padded, [6] * ROWS), session("toy").feed(params, fresh("toy"), ids))
+
+
+def test_calls_without_tokens_change_nothing(name):
+    model, params = load(name)
+    run = session(name)
+    stream = run.feed(params, fresh(name), tokens(name)[:, :5])
+    kept, none = F.fork(stream), np.zeros((ROWS, 0), int)
+    logits, stream = run.append(params, run.feed(params, stream, none), none)
+    assert logits.shape == (ROWS, 0, model.vocabulary)
+    logits, stream = F.append(model, params, stream, jnp.asarray(none), jnp.zeros(ROWS, jnp.int32))
+    assert logits.shape == (ROWS, 0, model.vocabulary)
+    assert_equal(run.feed(params, stream, np.full((ROWS, 1), -1), [0] * ROWS), kept)
+
+
+def test_streams_without_rows(name):
+    model, params = load(name)
+    stream = S.new_stream(model, params, 0, jax.random.key(0))
+    logits, after = F.append(model, params, stream, jnp.zeros((0, SEGMENT), jnp.int32), jnp.zeros(0, jnp.int32))
+    assert logits.shape == (0, SEGMENT, model.vocabulary)
+    assert_equal(after, stream)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(feed_blocks=(0, 4), k=1), "at least 1"), (dict(feed_blocks=(), k=1), "must not be empty"), (dict(k=0), "k=0"),
+    (dict(k=1, stop=[11]), "token 11 is outside"),
+], ids=["blocks", "none", "k", "stop"])
+def test_opening_needs_sensible_options(options, words):
+    model, params = load("toy")
+    with pytest.raises(UserError, match=words):
+        S.open_session(model, params, fresh("toy"), **options)
+
+
+def test_opening_needs_what_belongs_together():
+    model, params = load("toy")
+    with pytest.raises(UserError, match="at least one row"):
+        S.open_session(model, params, fresh("toy", rows=0), k=1)
+    with pytest.raises(UserError, match="params.*head.* must be"):
+        S.open_session(model, {**params, "head": params["head"].T}, fresh("toy"), k=1)
+    with pytest.raises(UserError, match="stream.* must"):
+        S.open_session(model, params, fresh("rmt"), k=1)

@@ -253,6 +253,23 @@ def test_coefficients_of_varying_gates():
         np.testing.assert_allclose(getattr(before, name), value[:-1], rtol=1e-12, atol=1e-14, err_msg=name)
 
 
+@pytest.mark.parametrize("size", [5, 64, 65, 200, 512])
+def test_products_of_extreme_gates_keep_their_digits(size):
+    """Float32 against products in float64: gates near 1 between gates near 0, whose logarithms sum up to thousands."""
+    rng = np.random.default_rng(size)
+    gates = np.where(rng.uniform(size=size) < 0.1, np.exp(-rng.uniform(20, 200, size)), 1 - 1e-3 * rng.uniform(size=size))
+    logs = np.log(gates).astype(np.float32)
+    with jax.enable_x64(False):
+        total, between = C.decay(jnp.asarray(logs))
+    exact = np.exp(np.float64(logs))
+    for j in range(size):
+        want = np.concatenate([[1], np.cumprod(exact[j + 1:])])
+        got = np.asarray(between[j:, j], np.float64)
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-30)
+    np.testing.assert_allclose(total, np.cumprod(exact), rtol=2e-5, atol=1e-30)
+    assert not np.any(np.triu(between, 1))
+
+
 @pytest.mark.parametrize("sign", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
 def test_gradients_are_finite_at_saturated_gates(sign):
     """Float32 gate logits of +-40: neither the coefficients nor their gradients overflow."""

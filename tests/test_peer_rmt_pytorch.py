@@ -5,7 +5,7 @@ scrambled weights, mask of the paper. Its block is not that of our decoder: RMSN
 with those of the first layer, gated exact GELU, no biases. So `peer_layers` below is that block, and ours are around it
 
     memory/rmt.py             read, split and write, from a first memory of zeros; rows that a padded segment leaves
-    models/masks.py                 `visible` and `positions` of the form "paper", padding in two segments, a short last segment
+    models/borders.py               `visible_slots` of the form "paper", padding in two segments, a short last segment
     training/backpropagation.py     where "every:2" cuts
 
 Its learned vectors of read and write rows are rows of a table of positions. Run "added" is then the paper's [m ; x ; m], as
@@ -30,7 +30,8 @@ from neural_cases import jit
 from peers import export
 
 from memtok_jax.memory import rmt as memory
-from memtok_jax.models import masks
+from memtok_jax.models import borders
+from memtok_jax.models.call import Call
 from memtok_jax.training import backpropagation
 
 STORED = Path(__file__).resolve().parent / "data" / "rmt_pytorch_parity.npz"
@@ -83,17 +84,33 @@ def peer_layers(params, x, visible, sizes):
 
 # ------------------------------------------------------------------------------------------------------ ours around it
 
+def placed(m, t, length, form):
+    """Places of [m ; x ; m] with padding behind x, and what each sees: (i32[B, E], bool[B, E, E]).
+
+    The model feeds the three parts one after the other, and padding takes no place.
+    """
+    sees = {"paper": "memory", "causal": "past"}[form]
+    calls = (Call(length=jnp.full_like(length, m), slot=jnp.zeros_like(length), head=m, sees=sees),
+             Call(length=length, slot=jnp.full_like(length, m)),
+             Call(length=jnp.full_like(length, m), slot=m + length, tail=m, sees=sees))
+    by_place = jnp.concatenate([borders.visible_slots(call, n, m + t + m) for call, n in zip(calls, (m, t, m), strict=True)], axis=1)
+    place = jnp.concatenate([call.slot[:, None] + jnp.arange(n)[None] for call, n in zip(calls, (m, t, m), strict=True)], axis=1)
+    column = np.arange(m + t + m)[None]
+    real = (column < m + length[:, None]) | (column >= m + t)
+    return place, jnp.take_along_axis(by_place, place[:, None], axis=2) & real[:, None]
+
+
 def segment(params, state, ids, length, sizes, fixed, form="paper"):
     """One segment: (logits [B, T, V], state)."""
     m, t, full = sizes["num_memory_tokens"], ids.shape[1], sizes["seq_len"]
-    cfg, none = memory.RmtTokensConfig(sizes["dim"], m, dtype="float64"), jnp.zeros_like(length)
+    cfg = memory.RmtTokensConfig(sizes["dim"], m, dtype="float64")
     x = memory.read({}, state, params["token_emb.weight"][ids], cfg)
     x = x.at[:, m + t:].set(0) if fixed else x
     # The table: read rows, tokens of a full segment, write rows, whose number rather than position picks the vector.
     table = jnp.concatenate([params[name] for name in ("read_memory_emb", "pos_emb.weight", "memory_tokens")])
-    position, _ = masks.positions(m, t, m, length, none, 0)
-    row = jnp.where(np.arange(m + t + m)[None] < m + t, position, position + full - length[:, None])
-    h = peer_layers(params, x + table[row], masks.visible(form, m, t, m, length, none, 0), sizes)
+    place, visible = placed(m, t, length, form)
+    entry = jnp.where(np.arange(m + t + m)[None] < m + t, place, place + full - length[:, None])
+    h = peer_layers(params, x + table[entry], visible, sizes)
     h, written = memory.split(h, cfg)
     logits = h @ params["to_logits.weight"].T + params["to_logits.bias"][None, None]
     return logits, memory.write({}, state, written, cfg, length > 0)

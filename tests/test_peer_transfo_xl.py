@@ -10,6 +10,7 @@ Python that has it is named:
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -23,24 +24,29 @@ from memtok_jax.config import UserError
 from memtok_jax.convert.transfo_xl import from_transfo_xl, to_transfo_xl
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.xl import XlConfig
-from memtok_jax.models import transformer_xl
-from memtok_jax.models.transformer_xl import TransformerXlConfig
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.protocol import bind
+from memtok_jax.models.style import TRANSFORMER_XL
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests" / "data" / "transfo_xl_parity.npz"
 CASES = ("post", "pre", "clamp", "same_length", "untied", "clusters", "narrow")
 
 
-def load(path: Path, case: str) -> tuple[TransformerXlConfig, dict[str, np.ndarray]]:
+def load(path: Path, case: str) -> tuple[LanguageModelConfig, dict[str, np.ndarray]]:
     """Our config for one of their models, and the arrays of the case."""
     stored = np.load(path)
     theirs = json.loads(str(stored["settings"]))[case]
-    cfg = TransformerXlConfig(
+    arrays = {name.removeprefix(f"{case}/"): stored[name] for name in stored.files if name.startswith(f"{case}/")}
+    style = replace(TRANSFORMER_XL, order="pre" if theirs["pre_lnorm"] else "post", shared_position=not theirs["untie_r"],
+                    clamp=max(theirs["clamp_len"], 0))
+    cached = CachedConfig(XlConfig(theirs["mem_len"]), same_length="compat" if theirs["same_length"] else "off")
+    cfg = LanguageModelConfig(
         vocabulary=theirs["vocab_size"], width=theirs["d_model"], layers=theirs["n_layer"], heads=theirs["n_head"],
-        head_dim=theirs["d_head"], hidden=theirs["d_inner"], memory=XlConfig(theirs["mem_len"]),
-        norm="pre" if theirs["pre_lnorm"] else "post", untie_r=theirs["untie_r"], clamp=max(theirs["clamp_len"], 0),
-        same_length="compat" if theirs["same_length"] else "off", cutoffs=tuple(theirs["cutoffs"]), shrink=theirs["div_val"])
-    return cfg, {name.removeprefix(f"{case}/"): stored[name] for name in stored.files if name.startswith(f"{case}/")}
+        head_dim=theirs["d_head"], hidden=theirs["d_inner"], segment=arrays["ids"].shape[2], pattern=(cached,), style=style,
+        cutoffs=tuple(theirs["cutoffs"]), shrink=theirs["div_val"])
+    return cfg, arrays
 
 
 def weights_of(arrays: dict[str, np.ndarray], group: str = "param/") -> dict[str, np.ndarray]:
@@ -53,16 +59,15 @@ def assert_equals(path: Path, case: str) -> None:
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, from_transfo_xl(weights_of(arrays), cfg))
         ids, weights = jnp.asarray(arrays["ids"], jnp.int32), jnp.asarray(arrays["weights"])
-        empty = jax.tree.map(lambda s: s.astype(jnp.float64) if s.dtype == jnp.float32 else s,
-                             transformer_xl.init_state(params, cfg, ids.shape[1]))
+        model, slots = bind(cfg), cfg.pattern[0].memory.slots
 
         def scalar(params):
             def segment(state, x):
-                logits, state = transformer_xl.apply(params, state, x[0], cfg)
+                logits, state = model.apply(params, state, x[0])
                 scores = jax.nn.log_softmax(logits)
-                return state, ((scores * x[1]).sum(), scores, state.layers)
+                return state, ((scores * x[1]).sum(), scores, state.layers[0]["cached"].memory)
 
-            _, (sums, scores, states) = jax.lax.scan(segment, empty, (ids, weights))
+            _, (sums, scores, states) = jax.lax.scan(segment, model.init_state(params, ids.shape[1]), (ids, weights))
             return sums.sum(), (scores, states)
 
         gradient, (scores, states) = jit(jax.grad(scalar, has_aux=True))(params)
@@ -70,7 +75,7 @@ def assert_equals(path: Path, case: str) -> None:
             np.testing.assert_allclose(scores[n], arrays[f"scores/{n}"], rtol=0, atol=1e-11)
             mems = np.moveaxis(arrays[f"mems/{n}"], 1, 2)
             assert np.all(np.asarray(states.count[n]) == mems.shape[2])
-            np.testing.assert_allclose(states.rows[n][:, :, cfg.memory.length - mems.shape[2]:], mems, rtol=0, atol=1e-11)
+            np.testing.assert_allclose(states.rows[n][:, :, slots - mems.shape[2]:], mems, rtol=0, atol=1e-11)
         theirs = weights_of(arrays, "grad/")
         ours = to_transfo_xl(gradient, cfg)
         for name, value in theirs.items():
@@ -89,9 +94,10 @@ def test_each_option_matters():
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), from_transfo_xl(weights_of(arrays), cfg))
 
     def last_scores(cfg):
-        state = transformer_xl.init_state(params, cfg, 2)
+        model = bind(cfg)
+        state, apply = model.init_state(params, 2), jit(model.apply)
         for ids in arrays["ids"]:
-            logits, state = transformer_xl.apply(params, state, jnp.asarray(ids, jnp.int32), cfg)
+            logits, state = apply(params, state, jnp.asarray(ids, jnp.int32))
         return jax.nn.log_softmax(logits)
 
     np.testing.assert_allclose(last_scores(cfg), arrays["scores/2"], rtol=0, atol=1e-4)
@@ -110,10 +116,10 @@ def test_weights_make_the_round_trip_exactly(case):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda w: w.pop("transformer.layers.1.pos_ff.CoreNet.0.bias"), "1 weights are missing, the first is 'transformer.layers.1"),
-    (lambda w: w.update({"transformer.word_emb.emb_projs.0": np.zeros((8, 8))}), "no place .* 'transformer.word_emb.emb_projs.0'"),
-    (lambda w: w.update({"crit.out_layers.0.bias": np.zeros(12)}), r"out_layers.0.bias has shape \(12,\), the config says \(11,\)"),
-    (lambda w: w.update({"crit.out_layers.0.weight": np.zeros((11, 8))}), "only models in which they are one"),
+    (lambda w: w.pop("transformer.layers.1.pos_ff.CoreNet.0.bias"), "lacks .transformer.layers.1.pos_ff.Core.* .1 missing"),
+    (lambda w: w.update({"transformer.word_emb.emb_projs.0": np.zeros((8, 8))}), "emb_projs.0' has no place in a"),
+    (lambda w: w.update({"crit.out_layers.0.bias": np.zeros(12)}), r"out_layers.0.bias has the shape \(12,\), .* has \(11,\)"),
+    (lambda w: w.update({"crit.out_layers.0.weight": np.zeros((11, 8))}), "only models in which the two are the same array"),
 ], ids=["missing", "extra", "shape", "untied softmax"])
 def test_weights_that_do_not_fit_are_named(change, message):
     cfg, arrays = load(STORED, "post")
@@ -123,10 +129,27 @@ def test_weights_that_do_not_fit_are_named(change, message):
         from_transfo_xl(weights, cfg)
 
 
+def test_prefixes_and_half_precision():
+    """The names inside another module, and float16: the same parameters, in float32."""
+    cfg, arrays = load(STORED, "post")
+    half = {name: value.astype(np.float16) for name, value in weights_of(arrays).items()}
+    found = from_transfo_xl({f"module.model.{name}": value for name, value in half.items()}, cfg)
+    assert_equal(found, from_transfo_xl({name: value.astype(np.float32) for name, value in half.items()}, cfg))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+
+
 def test_a_learnt_compression_has_no_weights_there():
     cfg, arrays = load(STORED, "post")
     with pytest.raises(UserError, match="convert with an XlConfig"):
-        from_transfo_xl(weights_of(arrays), transformer_xl.replace(cfg, memory=CompressiveConfig(4, 2, 2)))
+        from_transfo_xl(weights_of(arrays), replace(cfg, pattern=(CachedConfig(CompressiveConfig(4, 2, 2)),)))
+
+
+@pytest.mark.parametrize("change", [dict(prefix=2), dict(style=replace(TRANSFORMER_XL, norm="rms"))],
+                         ids=["prefix", "norm"])
+def test_another_backbone_has_no_weights_there(change):
+    cfg, arrays = load(STORED, "post")
+    with pytest.raises(UserError, match="convert with style.TRANSFORMER_XL"):
+        from_transfo_xl(weights_of(arrays), replace(cfg, **change))
 
 
 def test_equals_transformers_run_now(tmp_path):

@@ -25,7 +25,8 @@ from vit_cases import features
 from benchmarks import vit_random
 from memtok_jax.convert import VitCheckpoint, load_vit
 from memtok_jax.convert.vit import to_layout
-from memtok_jax.models.vision import block, positions, rope, vit
+from memtok_jax.models import layers
+from memtok_jax.models.vision import positions, rope, vit
 from memtok_jax.numerics import affine_norm, dense
 
 STORED = ROOT / "tests" / "data" / "vit_parity.npz"
@@ -52,8 +53,9 @@ def stored() -> Peer:
 def model(peer: Peer, case: str) -> VitCheckpoint:
     """Our checkpoint of a case, from weights drawn under the peer's names."""
     told = peer.settings["cases"][case]
-    heads = told["arguments"].get("num_attention_heads") or told["arguments"]["num_heads"]
-    return load_vit(vit_random.weights(told["shapes"], peer.settings["seed"]), heads=heads)
+    own = told["arguments"]
+    heads, size = own.get("num_attention_heads") or own["num_heads"], own.get("image_size") or own["img_size"]
+    return load_vit(vit_random.weights(told["shapes"], peer.settings["seed"]), heads=heads, grid=(size // own["patch_size"],) * 2)
 
 
 def some_images(peer: Peer, rows: int, columns: int) -> jax.Array:
@@ -204,7 +206,7 @@ def test_a_mistake_would_be_found(stored, mistake):
 
 
 def test_the_tanh_form_of_gelu_would_be_found(stored, monkeypatch):
-    monkeypatch.setattr(block, "gelu", lambda x: jax.nn.gelu(x, approximate=True))
+    monkeypatch.setattr(layers, "gelu", lambda x: jax.nn.gelu(x, approximate=True))
     checkpoint = model(stored, "registers")
     out = vit.features(checkpoint.params, some_images(stored, 84, 56), checkpoint.config)
     theirs = stored.arrays["registers/84x56/last"][:, 5:]

@@ -8,21 +8,25 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_run import experiment
 
-from memtok_jax import config
+from memtok_jax import config, data
 from memtok_jax.config import StoppedError, UserError
+from memtok_jax.evaluation.report import evaluate_run
 from memtok_jax.models.protocol import bind
-from memtok_jax.training import distributed, metrics, step
-from memtok_jax.training.checkpoint import Checkpoints, RunFolder
+from memtok_jax.training import distributed, machine, metrics, step
+from memtok_jax.training.checkpoint import Checkpoints, RunFolder, array_checksum
 from memtok_jax.training.progress import Progress, duration
 from memtok_jax.training.run import make_mesh, train
 
@@ -200,6 +204,77 @@ def test_corrupt_checkpoint_names_the_older_one(short_run, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_flipped_bit_is_never_restored_in_silence(short_run, tmp_path):
+    """Of the files of arrays and of the meta: refused with the step to go on from, or without any effect."""
+    workdir, exp = copied(short_run, tmp_path), short_run[1]
+    sound, rng, refused = saved(workdir, exp), np.random.default_rng(0), 0
+    files = sorted(f for f in (workdir / "checkpoints" / "12").rglob("*") if f.is_file() and f.stat().st_size > 500)
+    for number in range(12):
+        file = files[number % len(files)]
+        content = file.read_bytes()
+        place, bit = rng.integers(len(content)), rng.integers(8)
+        file.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1:])
+        try:
+            equal(saved(workdir, exp), sound)
+        except UserError as error:
+            refused += 1
+            assert "checkpoints/12 cannot be read" in str(error) and "go on from step 8" in str(error) and "\n" not in str(error)
+        file.write_bytes(content)
+    assert refused >= 4
+
+
+def test_a_checksum_notices_one_bit_and_two_that_change_places():
+    for dtype in ("float32", "bfloat16", "int32", "bool"):
+        x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (3, 5)), dtype)
+        words = np.asarray(x).view(np.uint8).copy()
+        words[1, 2] ^= 1
+        other = jnp.asarray(words.view(np.asarray(x).dtype))
+        sums = [int(array_checksum(a)) for a in (x, other, x[::-1], x[:, ::-1])]
+        assert len(set(sums)) == 4, dtype
+
+
+def test_a_folder_is_for_one_process(short_run, tmp_path):
+    workdir, exp = copied(short_run, tmp_path), short_run[1]
+    with RunFolder(workdir, exp), pytest.raises(UserError, match="another process trains in this folder"):
+        train(exp, workdir)
+    assert train(exp, workdir) == 0, "the lock ends with its holder"
+
+
+def test_an_edited_config_is_the_fault_and_not_the_checkpoint(short_run, tmp_path):
+    workdir = copied(short_run, tmp_path)
+    file = workdir / "config.json"
+    file.write_text(file.read_text().replace('"width": 8', '"width": 16'))
+    with pytest.raises(UserError, match=r"config.json says config.model.width = 16, but the checkpoint of step 12 was written "
+                                        r"with 8; put that value back") as error:
+        evaluate_run(workdir, (), print)
+    assert "remove" not in str(error.value)
+    wide = config.override(short_run[1], ("model.width=16",))
+    with Checkpoints(short_run[0], 2) as checkpoints, pytest.raises(UserError, match=r"of another model: params\['embed'\] is"):
+        checkpoints.restore(abstract(wide))
+
+
+def test_evaluation_of_a_run_without_checkpoints_creates_nothing(short_run, tmp_path):
+    with RunFolder(tmp_path / "run", short_run[1]):
+        before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        evaluate_run(tmp_path / "run", (), print)
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_tokens_are_counted_where_lengths_vary(tmp_path):
+    """Batches of 8 and of 16 tokens: what is reported is what was read, also after a restart."""
+    exp = experiment("task:recall", "data.recall.pairs=2", "data.sequence=16", "data.lengths=8,16", "optimizer.steps=6",
+                     "training.log_every=1", "training.eval_every=0", "training.checkpoint_every=3")
+    source, expected = data.open_train(exp.data, 4), []
+    for _ in range(9):
+        expected.append(next(source)["inputs"].size)
+    assert len(set(expected)) == 2
+    for steps in (6, 9):
+        assert train(config.override(exp, (f"optimizer.steps={steps}",)), tmp_path / "run") == 0
+    seen = metrics.column(metrics.read(tmp_path / "run"), "train/tokens_seen")[1]
+    np.testing.assert_array_equal(seen, np.cumsum(expected))
+
+
 def test_full_disk_is_one_line_and_loses_nothing(short_run, tmp_path):
     """A limit on the size of files stands in for a full disk: every larger write fails."""
     workdir, exp = copied(short_run, tmp_path), short_run[1]
@@ -243,6 +318,12 @@ def test_metrics_forget_what_will_be_done_again(tmp_path):
     assert all(r["time"] > 1e9 for r in lines)
 
 
+def test_metrics_survive_bytes_that_are_no_text(tmp_path):
+    (tmp_path / metrics.FILE).write_bytes(b'{"step": 1, "a": 1.0}\n\xff\xfe\n{"step": 2, "a": 2.0}\n')
+    metrics.Metrics(tmp_path, 2).close()
+    assert metrics.column(metrics.read(tmp_path), "a") == ([1, 2], [1.0, 2.0])
+
+
 def test_progress_without_a_terminal_prints_plain_lines(capsys):
     progress = Progress(0, 4, quiet=False)
     progress.first_step_done(100)
@@ -260,10 +341,43 @@ def test_clusters_are_detected(environment, found):
     assert distributed.detected(environment) is found
 
 
-@pytest.mark.parametrize("choice", ["yes", "host,2,0", "host:1,2,2", "host:1,two,0"])
+@pytest.mark.parametrize("choice", ["yes", "host,2,0", "host:1,2,2", "host:1,two,0", "host:99999,2,0", ":1,2,0", "host:0,2,0"])
 def test_distributed_flag_errors(choice):
     with pytest.raises(UserError, match=f"--distributed={choice}"):
         distributed.join(choice, {})
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("index, what", [(0, "1 other process"), (1, "process 0 at 127.0.0.1")])
+def test_a_process_that_is_alone_says_what_it_waits_for_and_ends(index, what):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    script = f"from memtok_jax.training import distributed as d; d.PATIENCE = 2; d.join('127.0.0.1:{port},2,{index}')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT,
+                          env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    waiting, end = done.stderr.splitlines()
+    assert waiting.startswith(f"waiting for {what}") and end.startswith("error: --distributed=") and done.returncode == 2
+
+
+@pytest.mark.parametrize("changes, message", [
+    (("model.width=3200000000",), "needs .* GB for parameters"), (("training.batch=1000000000000",), "needs .* GB for parameters"),
+    (("training.seed=99999999999999999999",), "training.seed is .*must be between"), (("optimizer.learning_rate=nan",), "finite"),
+    (("optimizer.epsilon=-1",), "optimizer.epsilon is -1.0; it must be above 0"), (("optimizer.clip_norm=nan",), "finite"),
+    (("optimizer.weight_decay=inf",), "optimizer.weight_decay is inf; it must be finite")])
+def test_nonsense_numbers_are_refused_before_anything_is_allocated(text, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(experiment(text, *changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_large_model_on_a_small_machine_is_announced(text, monkeypatch):
+    exp = experiment(text)
+    update = step.update_of(exp, bind(exp.model))
+    assert machine.warnings(update, 64) == []
+    monkeypatch.setattr(machine, "memory", lambda: 1.5 * machine.state_bytes(update))
+    large, slow = machine.warnings(update, 10**12)
+    assert "parameters, gradient, optimizer and carry need" in large and "one step of this model takes a CPU about" in slow
 
 
 def test_mesh_and_batch_that_do_not_fit(text, tmp_path):
@@ -275,10 +389,24 @@ def test_mesh_and_batch_that_do_not_fit(text, tmp_path):
                                   training=dataclasses.replace(exp.training, data=1)), tmp_path)
 
 
-@pytest.mark.parametrize("changes, size", [
+FITTING = pytest.mark.parametrize("changes, size", [
     (("training.data=-1",), 2), (("training.data=-1", "evaluation.batch=4"), 4),
     (("training.data=-1", "training.batch=6", "evaluation.batch=6"), 6),
     (("training.data=-1", "training.fsdp=2", "evaluation.batch=4"), 2), (("training.data=4",), 4)], ids=str)
+
+
+@FITTING
+def test_cores_and_mesh_agree(text, changes, size, monkeypatch):
+    """`use_cores` offers as many devices of a CPU of eight cores as `make_mesh` takes, fsdp included."""
+    exp, offered = experiment(text, *changes), {}
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(distributed, "jax", types.SimpleNamespace(
+        config=types.SimpleNamespace(jax_num_cpu_devices=-1, update=offered.__setitem__), distributed=jax.distributed))
+    distributed.use_cores(exp.training, exp.evaluation.batch, {})
+    assert offered == {"jax_num_cpu_devices": make_mesh(exp).size}
+
+
+@FITTING
 def test_data_axis_takes_as_many_devices_as_divide_the_rows(text, changes, size):
     """Eight devices, 4 rows to train on, 2 to evaluate unless said otherwise; a number in the config is taken as it is."""
     assert make_mesh(experiment(text, *changes)).shape["data"] == size

@@ -17,7 +17,7 @@ from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.recall import RecallConfig
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models.config import LanguageModelConfig
-from memtok_jax.models.protocol import bind
+from memtok_jax.models.protocol import Model, bind
 from memtok_jax.training import losses, step
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
 from memtok_jax.training.optimizer import schedule
@@ -67,6 +67,15 @@ def test_cross_entropy_ignores_what_is_not_scored():
     sums = losses.totals(logits, jnp.array([[0, 2, losses.IGNORE]]))
     np.testing.assert_allclose(sums.nats, -np.log(0.7) - np.log(0.1), rtol=1e-6)
     assert (sums.correct, sums.count) == (1, 2)
+
+
+def test_correct_is_what_argmax_says():
+    """Of equal logits the first counts, so that constant logits score one in V; and what is no number is never right."""
+    logits = jnp.asarray(np.random.default_rng(0).integers(0, 3, (64, 1, 4)), jnp.float32)
+    targets = jnp.asarray(np.random.default_rng(1).integers(0, 4, (64, 1)), jnp.int32)
+    np.testing.assert_array_equal(losses.token_scores(logits, targets)[1], logits.argmax(-1) == targets)
+    assert losses.totals(jnp.zeros((1, 4, 4)), jnp.arange(4)[None]).correct == 1
+    assert losses.totals(jnp.full((1, 4, 4), jnp.nan), jnp.arange(4)[None]).correct == 0
 
 
 def test_gradient_is_that_of_the_mean_loss():
@@ -191,6 +200,39 @@ def test_an_update_that_is_not_finite_is_left_out():
     good, metrics = run(state._replace(skipped=jnp.int32(2)), make_batch(exp))
     assert good.skipped == 0 and np.isfinite(metrics["loss"])
     assert np.abs(good.params["embed"] - state.params["embed"]).max() > 0
+
+
+class Poisoned(Model):
+    """The toy model, but the carry of rows whose last token is 15 is not finite."""
+
+    def run(self, params, state, x, call):
+        logits, after, stats = super().run(params, state, x, call)
+        bad = jnp.where(x[:, -1:] == 15, jnp.inf, 0.0)
+        return logits, after._replace(sum=after.sum + bad), stats
+
+
+@pytest.mark.parametrize("sizes", [None, (4, 2, 1)], ids=str)
+def test_streams_whose_carry_is_not_finite_begin_anew(sizes):
+    """The update counts; two of eight rows get the initial carry of the new parameters, the others keep theirs."""
+    exp = experiment()
+    plain = update(exp)
+    poisoned = dataclasses.replace(plain, model=Poisoned(toy, exp.model))
+    state, batch = fresh_state(exp), make_batch(exp)
+    ids = jnp.where(batch.inputs == 15, 0, batch.inputs).at[jnp.array([1, 6]), -1].set(15)
+    batch = batch._replace(inputs=ids)
+    good, _ = jax.jit(lambda s, b: step.train_step(s, b, plain))(state, batch)
+    if sizes:
+        mesh = sharding.make_mesh(*sizes)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put((state, batch), (step.state_shardings(plain, mesh), sharding.rows(mesh)))
+            after, metrics = step.compile_step(poisoned, mesh)(*placed)
+    else:
+        after, metrics = jax.jit(lambda s, b: step.train_step(s, b, poisoned))(state, batch)
+    assert metrics["restarted"] == 2 and metrics["skipped"] == 0 and after.skipped == 0
+    close(jax.device_get(after.params), good.params, 1e-6)
+    bad = jnp.zeros(8, bool).at[jnp.array([1, 6])].set(True)
+    expected = pr.reset(good.carry, bad, toy.init_state(good.params, exp.model, 8), toy.state_specs(exp.model, 8))
+    close(jax.device_get(after.carry), expected, 1e-5)
 
 
 def test_decay_only_where_the_spec_says():

@@ -15,8 +15,8 @@ from vit_cases import config, features, gradient, images, scrambled
 from memtok_jax import params as P
 from memtok_jax import sharding
 from memtok_jax.memory import tokens
-from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models import language_model
+from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.vision import vit
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.models.vision.output import attention_maps, split, token_norms
@@ -175,7 +175,7 @@ def test_split_refuses_another_number_of_tokens(kind):
 def test_registers_are_the_memory_of_the_language_models():
     """The same file: equal subtrees of parameters, and the tokens of one are registers of the other."""
     cfg = config(registers=5)
-    model = language_model.LanguageModelConfig(width=32, head_dim=4, prefix=5, memory=NeuralMemoryConfig(head_dim=4, chunk=4))
+    model = language_model.LanguageModelConfig(width=32, head_dim=4, prefix=5, pattern=(WindowConfig(4),))
     describe = lambda specs: jax.tree.map(lambda s: (s.shape, s.axes, s.decayed), specs, is_leaf=lambda n: hasattr(n, "axes"))
     assert describe(vit.specs(cfg)["registers"]) == describe(language_model.specs(model)["prefix"])
 
@@ -357,14 +357,14 @@ def test_stochastic_depth_of_a_row_is_its_own_key():
 
 @pytest.mark.parametrize("options, text", [
     (dict(width=30), "width=30 does not divide into heads=4"),
-    (dict(registers=-1), "registers=-1 must not be negative"),
-    (dict(positions="rop"), "positions='rop' must be one of 'table', 'rope'; did you mean 'rope'?"),
-    (dict(interpolation="size"), "interpolation='size' must be one of"),
+    (dict(registers=-1), "vit.registers is -1; it must be at least 0"),
+    (dict(positions="rop"), "vit.positions is 'rop'; it must be one of table, rope; did you mean 'rope'?"),
+    (dict(interpolation="size"), "vit.interpolation is 'size'; it must be one of"),
     (dict(positions="rope", width=24), "needs heads whose size divides by 4, got 6"),
-    (dict(drop_path=1.0), "drop_path=1.0 must be at least 0 and below 1"),
-    (dict(grid=(3,)), "grid=.* must be two numbers"),
-    (dict(patch=0), "patch=0 must be at least 1"),
-    (dict(layerscale=-1.0), "layerscale=-1.0 must not be negative"),
+    (dict(drop_path=1.0), "vit.drop_path is 1.0; it must be below 1"),
+    (dict(grid=(3,)), r"vit.grid is \(3,\); it must be a tuple"),
+    (dict(patch=0), "vit.patch is 0; it must be at least 1"),
+    (dict(layerscale=-1.0), "vit.layerscale is -1.0; it must be at least 0"),
 ])
 def test_bad_configs_are_named(options, text):
     with pytest.raises(ValueError, match=text):

@@ -1,19 +1,14 @@
-"""GPT-2 of the Hugging Face library <-> `models/recurrent.py`: the same arrays under other names, exactly.
+"""GPT-2 of the Hugging Face library <-> `models/rmt.py`: the same arrays under other names, exactly.
 
-Their names, with or without "transformer." in front, and ours inside `params["decoder"]` (layers are stacked on a leading axis):
-
-    wte.weight [V, D]                    embedding              wpe.weight [P, D]          positions
-    h.N.ln_1.weight, .bias               norm_attention         h.N.ln_2.weight, .bias     norm_mlp
-    h.N.attn.c_attn.weight [D, 3 D]      q, k, v                h.N.attn.c_proj.weight     o
-    h.N.mlp.c_fc.weight [D, F]           up                     h.N.mlp.c_proj.weight      down
-    ln_f.weight, .bias                   norm
-
-Their Conv1D weights are (in, out), like ours. The output layer is the embedding in both, so lm_head.weight is not stored twice.
+`TOP`, `HEAD` and `LAYER` are the whole map. Their Conv1D weights are (in, out), like ours. Their output layer is the embedding
+(`tied=True`) unless the file holds another lm_head.weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,129 +16,150 @@ import jax.numpy as jnp
 import numpy as np
 
 from memtok_jax import params as P
-from memtok_jax.models import recurrent
-from memtok_jax.models.recurrent import RecurrentConfig
+from memtok_jax.config import UserError
+from memtok_jax.convert import names, tensor_files
+from memtok_jax.models import rmt
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.models.style import GPT2
 
-PREFIX = "transformer."
-NORMS = {"norm_attention": "ln_1", "norm_mlp": "ln_2"}
-DENSE = {"o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+PREFIX, WORDS, OUTPUT = "transformer.", "wte.weight", "lm_head.weight"
+
+# Their name -> ours inside `params["model"]`. Several of ours stand side by side in one of theirs, on its last axis.
+TOP = {WORDS: ("words/embedding",), "wpe.weight": ("positions",), "ln_f.weight": ("norm/scale",), "ln_f.bias": ("norm/bias",)}
+LAYER = {                       # "h.N." before theirs; ours are stacked on a leading axis in "layers"
+    "ln_1.weight": ("segment/norm/scale",), "ln_1.bias": ("segment/norm/bias",),
+    "ln_2.weight": ("feed_forward/norm/scale",), "ln_2.bias": ("feed_forward/norm/bias",),
+    "attn.c_attn.weight": ("segment/q/w", "segment/k/w", "segment/v/w"),
+    "attn.c_attn.bias": ("segment/q/b", "segment/k/b", "segment/v/b"),
+    "attn.c_proj.weight": ("segment/o/w",), "attn.c_proj.bias": ("segment/o/b",),
+    "mlp.c_fc.weight": ("feed_forward/up/w",), "mlp.c_fc.bias": ("feed_forward/up/b",),
+    "mlp.c_proj.weight": ("feed_forward/down/w",), "mlp.c_proj.bias": ("feed_forward/down/b",),
+}
 # What a decoder of another kind would say; each must have this value for the two models to be the same function.
 FIXED = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
-         "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True}
+         "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+SIZES = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
 
 
-def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -> RecurrentConfig:
+def load_gpt2(source: str | Path, segment: int, tokens: int, key: jax.Array, **options) -> tuple[dict, RmtConfig]:
+    """(parameters, config) of a checkpoint: a file or a folder, with their config.json beside the weights.
+
+    The output layer is tied if the file has none or one that equals the embedding, and config.json does not say otherwise.
+    segment, tokens, options: as in `config_of`. key: as in `from_gpt2`. Raises UserError naming what is wrong.
+    """
+    path = Path(source)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    tensors = tensor_files.read(path)
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; the number of heads is told nowhere else")
+    theirs = tensor_files.read_json(file)
+    given = _pick(tensors)
+    if OUTPUT in given and WORDS in given and not np.array_equal(given[OUTPUT], given[WORDS]):
+        theirs |= {"tie_word_embeddings": False}
+    cfg = config_of(theirs, segment, tokens, **options)
+    return from_gpt2(tensors, cfg, key), cfg
+
+
+def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -> RmtConfig:
     """Our config for the fields of their config.json.
 
-    segment, tokens, options: of `RecurrentConfig`, what GPT-2 does not have. Raises ValueError naming the field where their
+    segment, tokens, options: fields of `RmtConfig` that GPT-2 does not have. Raises UserError naming the field if their
     model is another function, or has too few positions.
     """
     for name, value in FIXED.items():
         if theirs.get(name, value) != value:
-            raise ValueError(f"{name}={theirs[name]!r}: only GPT-2 with {name}={value!r} can be converted")
-    return RecurrentConfig(
+            raise UserError(f"{name}={theirs[name]!r}: only GPT-2 with {name}={value!r} can be converted")
+    for name in SIZES:
+        if type(theirs.get(name)) is not int or theirs[name] < 1:
+            raise UserError(f"{name}={theirs.get(name)!r}: the config of a GPT-2 must have a whole number above 0 there")
+    style = replace(GPT2, embedding="tied" if theirs.get("tie_word_embeddings", True) else "matrix")
+    inside = LanguageModelConfig(
         vocabulary=theirs["vocab_size"], width=theirs["n_embd"], layers=theirs["n_layer"],
         head_dim=theirs["n_embd"] // theirs["n_head"], hidden=theirs.get("n_inner") or 4 * theirs["n_embd"], segment=segment,
-        tokens=tokens, positions=theirs["n_positions"], scaled=False, **options)
+        positions=theirs["n_positions"], style=style, pattern=(SegmentConfig(),))
+    return RmtConfig(inside, tokens, **options)
 
 
-def from_gpt2(tensors: Mapping[str, Any], cfg: RecurrentConfig, key: jax.Array) -> dict:
-    """Our parameters from their state dict, as anything that `numpy.asarray` takes.
+def from_gpt2(tensors: Mapping[str, Any], cfg: RmtConfig, key: jax.Array) -> dict:
+    """Our parameters from their state dict: names, in any wrapper that `names.PARTS` lists, with what `numpy.asarray` takes.
 
     key: typed PRNG key of the memory tokens, which GPT-2 does not have; drawn with the standard deviation of its word embeddings.
-    Raises ValueError naming the array where one is missing, left over, or of another shape, and for an output layer of its own.
+    Half precision becomes float32. Raises UserError naming the array if one is missing, left over, or of another shape, and if
+    the output layer is not the embedding though cfg says so.
     """
-    _check_output(cfg)
-    given = {name.removeprefix(PREFIX): np.asarray(array) for name, array in tensors.items()}
-    given = {name: array for name, array in given.items() if not _left_out(name)}
-    shapes = {name: array.shape for name, array in _theirs(P.abstract(recurrent.specs(cfg))["decoder"], cfg, _shape).items()}
-    _check(given, shapes)
-    layers = [_layer(given, f"h.{n}.", cfg) for n in range(cfg.layers)]
-    decoder = {
-        "embedding": jnp.asarray(given["wte.weight"]), "positions": jnp.asarray(given["wpe.weight"]),
-        "layers": jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *layers),
-        "norm": {"scale": jnp.asarray(given["ln_f.weight"]), "bias": jnp.asarray(given["ln_f.bias"])},
-    }
-    memory = given["wte.weight"].std() * jax.random.normal(key, (cfg.tokens, cfg.width), decoder["embedding"].dtype)
-    return {"decoder": decoder, "memory": {"tokens": memory}}
+    specs = P.abstract(rmt.specs(cfg))["model"]
+    given = names.floats(_pick(tensors))
+    names.check(names.shapes(given), _shapes(specs, cfg) | ({OUTPUT: given[WORDS].shape} if _twice(given, cfg) else {}),
+                f"a GPT-2 of {cfg.model.layers} layers")
+    if _twice(given, cfg) and not np.array_equal(given[OUTPUT], given[WORDS]):
+        raise UserError(f"{OUTPUT} differs from {WORDS}: the output layer is not the embedding; set style.embedding='matrix' in the config")
+    layers = [_from(given, LAYER, specs["layers"][0], f"h.{n}.") for n in range(cfg.model.layers)]
+    model = _from(given, TOP, specs) | {"layers": (jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *layers),)}
+    model["prefix"] = {"tokens": np.zeros(specs["prefix"]["tokens"].shape, given[WORDS].dtype)}
+    if not _tied(cfg):
+        model["words"]["output"] = given[OUTPUT].T
+    model = jax.tree.map(jnp.asarray, model)
+    memory = given[WORDS].std() * jax.random.normal(key, (cfg.tokens, cfg.model.width), model["words"]["embedding"].dtype)
+    return {"model": model, "memory": {"tokens": memory}}
 
 
-def to_gpt2(params: Mapping[str, Any], cfg: RecurrentConfig) -> dict[str, np.ndarray]:
-    """Their state dict from our parameters, names with "transformer." and lm_head.weight; memory tokens are left out.
-
-    Raises ValueError for an output layer of its own.
-    """
-    _check_output(cfg)
-    decoder = jax.tree.map(np.asarray, params["decoder"])
-    out = {PREFIX + name: array for name, array in _theirs(decoder, cfg, lambda x: x).items()}
-    return out | {"lm_head.weight": decoder["embedding"]}
-
-
-def _check_output(cfg: RecurrentConfig) -> None:
-    if not cfg.tied:
-        raise ValueError("tied=False: the output layer of GPT-2 is its embedding")
+def to_gpt2(params: Mapping[str, Any], cfg: RmtConfig) -> dict[str, np.ndarray]:
+    """Their state dict from our parameters, names with "transformer." and lm_head.weight; memory tokens are left out."""
+    model = jax.tree.map(np.asarray, params["model"])
+    out = _to(model, TOP)
+    for n in range(cfg.model.layers):
+        out |= _to(jax.tree.map(lambda x, n=n: x[n], model["layers"][0]), LAYER, f"h.{n}.")
+    return {PREFIX + name: array for name, array in out.items()} | {
+        OUTPUT: model["words"]["embedding"] if _tied(cfg) else model["words"]["output"].T}
 
 
-def _left_out(name: str) -> bool:
-    """Buffers of masks, and the output layer, which is the embedding again."""
-    return name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias"))
+def _tied(cfg: RmtConfig) -> bool:
+    """Whether the output layer is the embedding."""
+    return cfg.model.style.embedding == "tied"
 
 
-class _Shape:
-    """An array of which only the shape counts."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.shape = shape
-
-    def __getitem__(self, n: int) -> _Shape:
-        return _Shape(self.shape[1:])
+def _pick(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a GPT-2 without prefixes and without the buffers of its masks."""
+    return {name: array for name, array in names.pick(tensors, (WORDS,)).items()
+            if not name.endswith((".attn.bias", ".attn.masked_bias"))}
 
 
-def _shape(x) -> _Shape:
-    return _Shape(tuple(x.shape))
+def _twice(given: Mapping[str, Any], cfg: RmtConfig) -> bool:
+    """Whether the file holds an output layer beside the embedding that serves as one."""
+    return _tied(cfg) and OUTPUT in given and WORDS in given
 
 
-def _join(parts: list, shape: tuple[int, ...]):
-    """q, k and v side by side."""
-    if isinstance(parts[0], _Shape):
-        return _Shape(shape)
-    return np.concatenate([part.reshape(*shape[:-1], -1) for part in parts], axis=-1)
+def _shapes(specs: Mapping[str, Any], cfg: RmtConfig) -> dict[str, tuple[int, ...]]:
+    """Their names -> shapes."""
+    empty = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), specs)
+    layer = names.shapes(_to(jax.tree.map(lambda x: x[0], empty["layers"][0]), LAYER))
+    out = names.shapes(_to(empty, TOP)) | {f"h.{n}.{name}": shape for n in range(cfg.model.layers) for name, shape in layer.items()}
+    return out if _tied(cfg) else out | {OUTPUT: empty["words"]["output"].T.shape}
 
 
-def _theirs(decoder: Mapping[str, Any], cfg: RecurrentConfig, leaf) -> dict[str, Any]:
-    """Their names -> arrays (or shapes) made of ours."""
-    own = jax.tree.map(leaf, decoder)
-    out = {"wte.weight": own["embedding"], "wpe.weight": own["positions"],
-           "ln_f.weight": own["norm"]["scale"], "ln_f.bias": own["norm"]["bias"]}
-    for n in range(cfg.layers):
-        layers, front, d = own["layers"], f"h.{n}.", cfg.width
-        for ours, name in NORMS.items():
-            out |= {f"{front}{name}.weight": layers[ours]["scale"][n], f"{front}{name}.bias": layers[ours]["bias"][n]}
-        for ours, name in DENSE.items():
-            out |= {f"{front}{name}.weight": layers[ours]["w"][n], f"{front}{name}.bias": layers[ours]["b"][n]}
-        out[f"{front}attn.c_attn.weight"] = _join([layers[name]["w"][n] for name in "qkv"], (d, 3 * d))
-        out[f"{front}attn.c_attn.bias"] = _join([layers[name]["b"][n] for name in "qkv"], (3 * d,))
-    return out
+def _at(tree: Mapping[str, Any], path: str) -> Any:
+    for part in path.split("/"):
+        tree = tree[part]
+    return tree
 
 
-def _check(given: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    missing, more = sorted(shapes.keys() - given.keys()), sorted(given.keys() - shapes.keys())
-    if missing:
-        raise ValueError(f"GPT-2 arrays are missing: {', '.join(missing[:3])}{' ...' if missing[3:] else ''}")
-    if more:
-        raise ValueError(f"these are no arrays of a GPT-2 with the given config: {', '.join(more[:3])}{' ...' if more[3:] else ''}")
-    for name, shape in shapes.items():
-        if given[name].shape != shape:
-            raise ValueError(f"{name} has shape {given[name].shape}, the config asks for {shape}")
+def _to(ours: Mapping[str, Any], table: Mapping[str, tuple[str, ...]], front: str = "") -> dict[str, np.ndarray]:
+    """Their arrays from ours. A weight has its inputs on the first axis and all else on the second, a bias one axis."""
+    flat = lambda path, x: x.reshape(len(x), -1) if path.endswith("/w") else x.reshape(-1) if path.endswith("/b") else x
+    return {front + theirs: np.concatenate([flat(path, _at(ours, path)) for path in paths], axis=-1)
+            for theirs, paths in table.items()}
 
 
-def _layer(given: Mapping[str, np.ndarray], front: str, cfg: RecurrentConfig) -> dict:
-    """One layer of ours."""
-    of = lambda name: (given[f"{front}{name}.weight"], given[f"{front}{name}.bias"])
-    out = {ours: dict(zip(("scale", "bias"), of(name), strict=True)) for ours, name in NORMS.items()}
-    out |= {ours: dict(zip("wb", of(name), strict=True)) for ours, name in DENSE.items()}
-    weights, biases = (np.split(part, 3, axis=-1) for part in of("attn.c_attn"))
-    heads = (cfg.decoder.heads, cfg.head_dim)
-    for name, w, b in zip("qkv", weights, biases, strict=True):
-        out[name] = {"w": w.reshape(cfg.width, *heads), "b": b.reshape(heads)}
+def _from(given: Mapping[str, np.ndarray], table: Mapping[str, tuple[str, ...]], specs: Mapping[str, Any], front: str = "") -> dict:
+    """Ours from their arrays. specs: of the same tree; those of layers have their number in front."""
+    out: dict[str, Any] = {}
+    for theirs, paths in table.items():
+        for path, part in zip(paths, np.split(given[front + theirs], len(paths), axis=-1), strict=True):
+            *groups, last = path.split("/")
+            node = out
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[last] = part.reshape(_at(specs, path).shape[1 if front else 0:])
     return out

@@ -1,69 +1,79 @@
 """Transformer-XL weights of Hugging Face `transformers` (TransfoXLLMHeadModel, up to 4.57) as ours, and back.
 
-Their names and ours, for layer i (a matrix of theirs is [out, in], of ours [in, out]):
+Their names and ours, for layer i (a matrix of theirs is [out, in], of ours [in, out]); ours are paths in the parameters of a
+`LanguageModelConfig` whose pattern is one `CachedConfig` with an `XlConfig`:
 
 | theirs | ours |
 |---|---|
-| transformer.word_emb.emb_layers.c.weight, crit.out_layers.c.weight (the same) | embedding, of cluster c where they are many |
-| crit.out_layers.c.bias                                    | output_bias, in order |
-| crit.cluster_weight, cluster_bias                         | clusters w, b |
-| transformer.word_emb.emb_projs.c, crit.out_projs.c (the same for c > 0) | projections of cluster c |
-| crit.out_projs.0                                          | output_projection |
-| transformer.r_w_bias, r_r_bias (untied: layers.i.dec_attn.*)        | position u, w (untied: in layers) |
-| layers.i.dec_attn.qkv_net.weight [3HK, D]                 | attention wq, wk, wv [D, H, K] |
-| layers.i.dec_attn.r_net.weight, o_net.weight              | attention wr, wo |
-| layers.i.dec_attn.layer_norm, pos_ff.layer_norm           | norm_attention, norm_mlp |
-| layers.i.pos_ff.CoreNet.0, CoreNet.3                      | mlp w1, b1, w2, b2 |
+| transformer.word_emb.emb_layers.c.weight, crit.out_layers.c.weight (the same) | words.embedding, of cluster c |
+| crit.out_layers.c.bias                                    | words.output_bias, in order |
+| crit.cluster_weight, cluster_bias                         | words.clusters w, b |
+| transformer.word_emb.emb_projs.c, crit.out_projs.c (the same for c > 0) | words.projections of cluster c |
+| crit.out_projs.0                                          | words.output_projection |
+| transformer.r_w_bias, r_r_bias (untied: layers.i.dec_attn.*) | position content, distance (untied: layers.0.cached.position) |
+| layers.i.dec_attn.qkv_net.weight [3HK, D]                 | layers.0.cached q, k, v: w [L, D, H, K] |
+| layers.i.dec_attn.r_net.weight, o_net.weight              | layers.0.cached position.w, o.w |
+| layers.i.dec_attn.layer_norm, pos_ff.layer_norm           | layers.0.cached.norm, layers.0.feed_forward.norm |
+| layers.i.pos_ff.CoreNet.0, CoreNet.3                      | layers.0.feed_forward up, down |
 
-Their config's clamp_len <= 0 is our clamp 0, their same_length is our same_length="compat", their div_val our shrink. They start
-from a cache of mem_len rows of zeros unless they are given empty ones; ours starts empty.
+Their config and ours: d_inner is `hidden`, pre_lnorm is style.order="pre", untie_r is style.shared_position=False, clamp_len <= 0
+is style.clamp=0, same_length is same_length="compat", div_val is `shrink`. Their cache is written after each call; ours after each
+`segment` tokens. They start from a cache of mem_len rows of zeros unless they are given empty ones; ours starts empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import numpy as np
 
 from memtok_jax import params as P
 from memtok_jax.config import UserError
-from memtok_jax.models import transformer_xl
-from memtok_jax.models.transformer_xl import TransformerXlConfig
+from memtok_jax.convert import names
+from memtok_jax.memory.xl import XlConfig
+from memtok_jax.models import language_model
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.style import TRANSFORMER_XL
 
 WORDS, CRIT = "transformer.word_emb", "crit"
-POSITION = {"u": "r_w_bias", "w": "r_r_bias"}
+POSITION = {"content": "r_w_bias", "distance": "r_r_bias"}
 FREQUENCIES = "transformer.pos_emb.inv_freq"
 
 
-def from_transfo_xl(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> P.Tree:
-    """Our parameters, as NumPy arrays of the dtype of theirs.
+def from_transfo_xl(weights: Mapping[str, np.ndarray], cfg: LanguageModelConfig) -> P.Tree:
+    """Our parameters, as NumPy arrays in float32, or in float64 if theirs are.
 
-    weights: their state_dict as NumPy arrays. cfg: our config of the same model, without learnt compression.
-    Raises UserError naming what is missing, what has no place, and what has another shape than cfg says.
+    weights: their state_dict as NumPy arrays, in any wrapper that `names.PARTS` lists. cfg: our config of the same model, without
+    learnt compression. Raises UserError naming what is missing, what has no place, and what has another shape than cfg says.
     """
+    weights = names.pick(weights, (f"{WORDS}.emb_layers.0.weight",))
+    weights = names.floats({name: array for name, array in weights.items() if name != FREQUENCIES})
     _check(weights, cfg)
     layers = [_layer_from(weights, i, cfg) for i in range(cfg.layers)]
-    out = _words_from(weights, cfg) | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
-    if not cfg.untie_r:
+    out = {"words": _words_from(weights, cfg), "layers": (jax.tree.map(lambda *leaves: np.stack(leaves), *layers),),
+           "prefix": {"tokens": np.zeros((0, cfg.width), layers[0]["cached"]["o"]["w"].dtype)}}
+    if cfg.style.shared_position:
         out["position"] = {ours: np.asarray(weights[f"transformer.{theirs}"]) for ours, theirs in POSITION.items()}
     return out
 
 
-def to_transfo_xl(params: P.Tree, cfg: TransformerXlConfig) -> dict[str, np.ndarray]:
+def to_transfo_xl(params: P.Tree, cfg: LanguageModelConfig) -> dict[str, np.ndarray]:
     """Their state_dict, without what follows from the config (the frequencies of the positions)."""
     params = jax.tree.map(np.asarray, params)
-    out = _words_to(params, cfg)
+    out = _words_to(params["words"], cfg)
     for i in range(cfg.layers):
-        out |= _layer_to(jax.tree.map(lambda x, i=i: x[i], params["layers"]), i, cfg)
+        out |= _layer_to(jax.tree.map(lambda x, i=i: x[i], params["layers"][0]), i, cfg)
         for ours, theirs in POSITION.items():
-            if not cfg.untie_r:
+            if cfg.style.shared_position:
                 out[f"transformer.{theirs}"] = params["position"][ours]
                 out[_name(i, f"dec_attn.{theirs}")] = params["position"][ours]
     return out
 
 
-def _words_from(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> P.Tree:
+def _words_from(weights: Mapping[str, np.ndarray], cfg: LanguageModelConfig) -> P.Tree:
     """Embeddings and output layer of ours."""
     get = lambda name: np.asarray(weights[name])
     tables = _tables(cfg)
@@ -78,7 +88,7 @@ def _words_from(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> 
     return out
 
 
-def _words_to(params: P.Tree, cfg: TransformerXlConfig) -> dict[str, np.ndarray]:
+def _words_to(params: P.Tree, cfg: LanguageModelConfig) -> dict[str, np.ndarray]:
     """Embeddings and output layer of theirs."""
     tables = params["embedding"] if cfg.shrink > 1 else [params["embedding"]]
     biases = np.split(params["output_bias"], cfg.cutoffs) if cfg.shrink > 1 else [params["output_bias"]]
@@ -94,18 +104,18 @@ def _words_to(params: P.Tree, cfg: TransformerXlConfig) -> dict[str, np.ndarray]
     return out
 
 
-def _tables(cfg: TransformerXlConfig) -> range:
+def _tables(cfg: LanguageModelConfig) -> range:
     """Numbers of their embedding tables: one for each cluster only where widths differ."""
     return range(len(cfg.words.ranges) if cfg.shrink > 1 else 1)
 
 
-def _copies(cfg: TransformerXlConfig) -> dict[str, str]:
+def _copies(cfg: LanguageModelConfig) -> dict[str, str]:
     """Names of theirs that hold what another name holds, which a file may leave out: the tied output layer, and one u and w for
     each layer that all share."""
     tables = _tables(cfg)
     out = {f"{CRIT}.out_layers.{i}.weight": f"{WORDS}.emb_layers.{i}.weight" for i in tables}
     out |= {f"{CRIT}.out_projs.{i}": f"{WORDS}.emb_projs.{i}" for i in tables[1:]}
-    if not cfg.untie_r:
+    if cfg.style.shared_position:
         out |= {_name(i, f"dec_attn.{theirs}"): f"transformer.{theirs}" for i in range(cfg.layers) for theirs in POSITION.values()}
     return out
 
@@ -114,57 +124,59 @@ def _name(i: int, rest: str) -> str:
     return f"transformer.layers.{i}.{rest}"
 
 
-def _layer_from(weights: Mapping[str, np.ndarray], i: int, cfg: TransformerXlConfig) -> P.Tree:
+def _layer_from(weights: Mapping[str, np.ndarray], i: int, cfg: LanguageModelConfig) -> P.Tree:
     """One layer of ours."""
     get = lambda rest: np.asarray(weights[_name(i, rest)])
     heads = lambda matrix: matrix.T.reshape(cfg.width, cfg.heads, cfg.head_dim)
     norm = lambda rest: {"scale": get(f"{rest}.layer_norm.weight"), "bias": get(f"{rest}.layer_norm.bias")}
-    wq, wk, wv = (heads(part) for part in np.split(get("dec_attn.qkv_net.weight"), 3))
-    out = {
-        "attention": {"wq": wq, "wk": wk, "wv": wv, "wr": heads(get("dec_attn.r_net.weight")),
-                      "wo": get("dec_attn.o_net.weight").T},
-        "norm_attention": norm("dec_attn"), "norm_mlp": norm("pos_ff"), "memory": {},
-        "mlp": {"w1": get("pos_ff.CoreNet.0.weight").T, "b1": get("pos_ff.CoreNet.0.bias"),
-                "w2": get("pos_ff.CoreNet.3.weight").T, "b2": get("pos_ff.CoreNet.3.bias")},
-    }
-    return out | ({"position": {ours: get(f"dec_attn.{theirs}") for ours, theirs in POSITION.items()}} if cfg.untie_r else {})
+    dense = lambda rest: {"w": get(f"{rest}.weight").T, "b": get(f"{rest}.bias")}
+    position = {} if cfg.style.shared_position else {ours: get(f"dec_attn.{theirs}") for ours, theirs in POSITION.items()}
+    projections = zip("qkv", np.split(get("dec_attn.qkv_net.weight"), 3), strict=True)
+    attention = {name: {"w": heads(part)} for name, part in projections} | {
+        "o": {"w": get("dec_attn.o_net.weight").T}, "position": {"w": heads(get("dec_attn.r_net.weight"))} | position}
+    return {"cached": attention | {"norm": norm("dec_attn"), "memory": {}},
+            "feed_forward": {"up": dense("pos_ff.CoreNet.0"), "down": dense("pos_ff.CoreNet.3"), "norm": norm("pos_ff")}}
 
 
-def _layer_to(layer: P.Tree, i: int, cfg: TransformerXlConfig) -> dict[str, np.ndarray]:
+def _layer_to(layer: P.Tree, i: int, cfg: LanguageModelConfig) -> dict[str, np.ndarray]:
     """One layer of theirs."""
     matrix = lambda w: w.reshape(cfg.width, -1).T
-    attention, mlp = layer["attention"], layer["mlp"]
-    out = {
-        "dec_attn.qkv_net.weight": np.concatenate([matrix(attention[name]) for name in ("wq", "wk", "wv")]),
-        "dec_attn.r_net.weight": matrix(attention["wr"]), "dec_attn.o_net.weight": attention["wo"].T,
-        "pos_ff.CoreNet.0.weight": mlp["w1"].T, "pos_ff.CoreNet.0.bias": mlp["b1"],
-        "pos_ff.CoreNet.3.weight": mlp["w2"].T, "pos_ff.CoreNet.3.bias": mlp["b2"],
-    }
-    for ours, theirs in (("norm_attention", "dec_attn"), ("norm_mlp", "pos_ff")):
-        out |= {f"{theirs}.layer_norm.weight": layer[ours]["scale"], f"{theirs}.layer_norm.bias": layer[ours]["bias"]}
-    if cfg.untie_r:
-        out |= {f"dec_attn.{theirs}": layer["position"][ours] for ours, theirs in POSITION.items()}
+    attention, feed_forward = layer["cached"], layer["feed_forward"]
+    out = {"dec_attn.qkv_net.weight": np.concatenate([matrix(attention[name]["w"]) for name in "qkv"]),
+           "dec_attn.r_net.weight": matrix(attention["position"]["w"]), "dec_attn.o_net.weight": attention["o"]["w"].T}
+    for ours, theirs in (("up", "pos_ff.CoreNet.0"), ("down", "pos_ff.CoreNet.3")):
+        out |= {f"{theirs}.weight": feed_forward[ours]["w"].T, f"{theirs}.bias": feed_forward[ours]["b"]}
+    for part, theirs in ((attention, "dec_attn"), (feed_forward, "pos_ff")):
+        out |= {f"{theirs}.layer_norm.weight": part["norm"]["scale"], f"{theirs}.layer_norm.bias": part["norm"]["bias"]}
+    if not cfg.style.shared_position:
+        out |= {f"dec_attn.{theirs}": attention["position"][ours] for ours, theirs in POSITION.items()}
     return {_name(i, rest): value for rest, value in out.items()}
 
 
-def _check(weights: Mapping[str, np.ndarray], cfg: TransformerXlConfig) -> None:
-    """Every name of theirs has one place, every place one name, and the shapes agree."""
-    specs = transformer_xl.specs(cfg)
-    if specs["layers"]["memory"]:
-        raise UserError(f"a Transformer-XL has no weights for {cfg.memory}; convert with an XlConfig")
+def _check_config(cfg: LanguageModelConfig) -> None:
+    """Raise UserError unless their model has a place for each parameter of ours."""
+    if len(cfg.pattern) != 1 or not isinstance(cfg.pattern[0], CachedConfig) or not isinstance(cfg.pattern[0].memory, XlConfig):
+        raise UserError(f"a Transformer-XL has no weights for pattern={cfg.pattern}; "
+                        "convert with an XlConfig in one CachedConfig")
+    free = {name: getattr(cfg.style, name) for name in ("order", "shared_position", "clamp", "std", "distance_std")}
+    if cfg.style != replace(TRANSFORMER_XL, **free) or cfg.prefix:
+        raise UserError(f"a Transformer-XL has another backbone than {cfg.style} with prefix={cfg.prefix}; "
+                        f"convert with style.TRANSFORMER_XL, of which {', '.join(free)} may differ, and prefix=0")
+
+
+def _check(weights: Mapping[str, np.ndarray], cfg: LanguageModelConfig) -> None:
+    """Every name of theirs has one place, every place one name, the shapes agree, and copies are equal."""
+    _check_config(cfg)
+    specs = language_model.specs(cfg)
     expected = to_transfo_xl(P.map_specs(lambda s: np.broadcast_to(np.float32(0), s.shape), specs), cfg)
     copies = _copies(cfg)
-    if missing := sorted(expected.keys() - weights.keys() - copies.keys()):
-        raise UserError(f"{len(missing)} weights are missing, the first is {missing[0]!r}; {_wanted(cfg)} has {len(expected)}")
-    if extra := sorted(weights.keys() - expected.keys() - {FREQUENCIES}):
-        raise UserError(f"{len(extra)} weights have no place in {_wanted(cfg)}, the first is {extra[0]!r}")
-    for name in expected.keys() & weights.keys():
-        if np.shape(weights[name]) != expected[name].shape:
-            raise UserError(f"{name} has shape {np.shape(weights[name])}, the config says {expected[name].shape}")
+    told = {copy: expected[name].shape for copy, name in copies.items() if copy not in weights}
+    names.check(told | names.shapes(weights), names.shapes(expected), _wanted(cfg))
     for copy, name in copies.items():
         if copy in weights and not np.array_equal(weights[copy], weights[name]):
-            raise UserError(f"{copy} differs from {name}: only models in which they are one are supported")
+            raise UserError(f"{copy} differs from {name}; only models in which the two are the same array can be converted")
 
 
-def _wanted(cfg: TransformerXlConfig) -> str:
-    return f"a model of {cfg.layers} layers with untie_r={cfg.untie_r}, cutoffs={cfg.cutoffs}, shrink={cfg.shrink}"
+def _wanted(cfg: LanguageModelConfig) -> str:
+    return (f"a Transformer-XL of {cfg.layers} layers with style.shared_position={cfg.style.shared_position}, "
+            f"cutoffs={cfg.cutoffs}, shrink={cfg.shrink}")

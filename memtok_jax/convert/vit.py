@@ -4,7 +4,10 @@
     out = vit.features(checkpoint.params, images, checkpoint.config)
     save_vit("timm.safetensors", checkpoint, "timm")
 
-What weights do not tell is assumed, and may be given: heads of 64 features, LayerNorm's epsilon, and how positions are resized:
+Weights do not tell the number of heads and the grid of patches (a table of positions has rows, but no shape): config.json beside
+them does, else the caller must. Only facebookresearch/dinov2 builds all of its models alike, with heads of 64 features and square
+images. The mean and the deviation of images are in the checkpoint if a file beside the weights says them. What no file says is
+assumed, and may be given:
 
 | checkpoint                        | interpolation | epsilon |
 |-----------------------------------|---------------|---------|
@@ -18,7 +21,6 @@ Every array of a file must have its place, and every place its array.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,69 +33,55 @@ import numpy as np
 
 from memtok_jax import params as P
 from memtok_jax.config import UserError
-from memtok_jax.convert import tensor_files
-from memtok_jax.convert.vit_layouts import LAYOUTS, detect, feed_forward_of, layers_of, names, usual_name
+from memtok_jax.convert import beside, tensor_files
+from memtok_jax.convert import names as file_names
+from memtok_jax.convert.beside import Beside
+from memtok_jax.convert.vit_layouts import ANCHORS, LAYOUTS, detect, feed_forward_of, layers_of, names, usual_name
 from memtok_jax.models.vision import block, vit
 from memtok_jax.models.vision.config import VitConfig
 
 Plain = dict[str, np.ndarray]  # plain name (see vit_layouts.py) -> array in torch's shape; tokens are [rows, D]
 
-HEAD_DIM = 64
+HEAD_DIM = 64    # of all models of facebookresearch/dinov2; for others only a suggestion
 TOKENS = ("class", "registers", "mask", "positions")
 
 
 class VitCheckpoint(NamedTuple):
-    """A model out of a file."""
+    """A model out of a file. mean, std: of the images that it was trained on, None if no file says them."""
 
     params: Any                 # as `vit.specs(config)` says, float32
     config: VitConfig
-    head: dict[str, jax.Array]  # classifier: "w" [features, classes], "b" [classes]; empty where the file has none
+    head: dict[str, jax.Array]  # classifier: "w" [features, classes], "b" [classes]; empty if the file has none
     layout: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 def load_vit(source: str | Path | Mapping[str, Any], **options) -> VitCheckpoint:
     """A checkpoint as parameters and config.
 
-    source: a `.safetensors` or `.pth` file, a folder of `.safetensors` files (with transformers' config.json or without), or names
-    with arrays. options: fields of `VitConfig`; those that the weights tell must agree with them.
-    Raises UserError naming the file's fault, the arrays that are missing or left over, or the option that disagrees.
+    source: a `.safetensors` or `.pth` file, a folder of `.safetensors` files, or names with arrays; files in the same folder (see
+    `beside.py`) are read too. options: fields of `VitConfig`; those that the weights tell must agree with them.
+    Raises UserError naming the file's fault, the arrays that are missing or left over, the option that disagrees, or the one that
+    must be given.
     """
-    if isinstance(source, (str, Path)):
-        return load_vit(tensor_files.read(source), **(_folder_options(Path(source)) | options))
-    given = _by_usual_name(source)
+    is_file = isinstance(source, (str, Path))
+    tensors, told = (tensor_files.read(source), beside.read(Path(source))) if is_file else (source, beside.NOTHING)
+    given = _by_usual_name(file_names.pick(tensors, ANCHORS))
     layout = detect(given)
-    plain = unpack(given, layout)
-    cfg = config_of(plain, layout, options)
-    _check(plain, cfg, layout)
+    plain, rest = unpack(file_names.floats(given), layout)
+    cfg = config_of(plain, layout, told, options)
+    _check(plain, rest, cfg, layout)
+    for values in (told.mean, told.std):
+        if values is not None and len(values) != cfg.channels:
+            raise UserError(f"mean or deviation of the model's images are {values}, but it takes {cfg.channels} channels")
     head = {ours: jnp.asarray(plain[f"head.{theirs}"].T, jnp.float32) for ours, theirs in (("w", "weight"), ("b", "bias"))
             if f"head.{theirs}" in plain}
-    return VitCheckpoint(params_of(plain, cfg), cfg, head, layout)
+    return VitCheckpoint(params_of(plain, cfg), cfg, head, layout, told.mean, told.std)
 
 
-def _by_usual_name(source: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    given: dict[str, np.ndarray] = {}
-    for name, array in source.items():
-        usual = usual_name(name)
-        if usual in given:
-            raise UserError(f"the checkpoint holds several models: {name!r} and another array both stand for {usual!r}")
-        given[usual] = np.asarray(array)
-    return given
-
-
-def _folder_options(path: Path) -> dict[str, Any]:
-    """What the config.json of transformers says beside the weights that these do not tell."""
-    file = path / "config.json"
-    if not (path.is_dir() and file.exists()):
-        return {}
-    try:
-        theirs = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error})") from None
-    activation = "silu" if theirs.get("use_gated_mlp") else "gelu"
-    if theirs.get("hidden_act", activation) != activation:
-        raise UserError(f"{file}: hidden_act={theirs['hidden_act']!r}; only {activation!r} can be converted")
-    known = {"heads": "num_attention_heads", "epsilon": "layer_norm_eps", "rope_base": "rope_theta"}
-    return {ours: theirs[name] for ours, name in known.items() if name in theirs}
+def _by_usual_name(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {usual: given[name] for usual, name in file_names.renamed({name: usual_name(name) for name in given}).items()}
 
 
 def save_vit(path: str | Path, checkpoint: VitCheckpoint, layout: str) -> None:
@@ -109,7 +97,7 @@ def to_layout(checkpoint: VitCheckpoint, layout: str) -> dict[str, np.ndarray]:
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
-    params, cfg, head, _ = checkpoint
+    params, cfg, head = checkpoint[:3]
     if layout == "timm" and cfg.prefix_rows == 1 and cfg.table_rows == "cls+patches":
         params, cfg = without_class_row(params, cfg)
     _refuse(cfg, layout)
@@ -128,20 +116,20 @@ def without_class_row(params, cfg: VitConfig) -> tuple[Any, VitConfig]:
 
 # ------------------------------------------------------------------------------------------- their arrays <-> plain ones
 
-def unpack(given: Mapping[str, np.ndarray], layout: str) -> Plain:
-    """Plain names -> arrays. Raises UserError where an array has no place in the layout."""
+def unpack(given: Mapping[str, np.ndarray], layout: str) -> tuple[Plain, dict[str, np.ndarray]]:
+    """Plain names -> arrays, and the arrays that have no place in the layout."""
     table = names(layout, feed_forward_of(given, layout), layers_of(given, layout))
-    if left := sorted(given.keys() - table.keys()):
-        raise UserError(f"{len(left)} arrays have no place in a {layout} model, the first is {left[0]!r}")
     plain = {}
-    for theirs in given:
-        array, parts = given[theirs], table[theirs]
-        if parts[0] in TOKENS:
+    for theirs, parts in table.items():
+        if theirs not in given:
+            continue
+        array = given[theirs]
+        if parts[0] in TOKENS and array.ndim:
             array = array.reshape(-1, array.shape[-1])
-        if len(array) % len(parts):
-            raise UserError(f"{theirs} has {len(array)} rows, which do not divide into {', '.join(parts)}")
-        plain |= dict(zip(parts, np.split(array, len(parts)), strict=True))
-    return plain
+        if len(parts) > 1 and (not array.ndim or len(array) % len(parts)):
+            raise UserError(f"{theirs} has the shape {array.shape}, which does not divide into {', '.join(parts)}")
+        plain |= dict(zip(parts, np.split(array, len(parts)) if len(parts) > 1 else [array], strict=True))
+    return plain, {name: array for name, array in given.items() if name not in table}
 
 
 def pack(plain: Plain, cfg: VitConfig, layout: str) -> dict[str, np.ndarray]:
@@ -234,21 +222,42 @@ def _from_torch(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 # ------------------------------------------------------------------------------------------------------------- the config
 
-def config_of(plain: Plain, layout: str, options: Mapping[str, Any]) -> VitConfig:
-    """The config that the shapes of a checkpoint imply, with `options` for what they leave open."""
-    told = _told(plain, layout)
-    for name, value in options.items():
-        if told.get(name, value) != value:
-            raise UserError(f"{name}={value!r} was asked for, but the checkpoint has {name}={told[name]!r}")
-    if told["width"] % HEAD_DIM and "heads" not in options:
-        raise UserError(f"width {told['width']} does not divide into heads of {HEAD_DIM} features; give heads=NUMBER")
-    assumed = {"heads": told["width"] // HEAD_DIM, "epsilon": 1e-5 if layout == "dinov3" else 1e-6,
-               "interpolation": _interpolation(layout, told["registers"])}
-    table = _table(len(plain["positions"]), layout, told, options) if "positions" in plain else {"grid": (1, 1)}
+def config_of(plain: Plain, layout: str, told: Beside, options: Mapping[str, Any]) -> VitConfig:
+    """The config that the shapes of a checkpoint imply, with what files beside it and `options` say for what they leave open."""
+    shown = _told(plain, layout)
+    for origin, fields in (("config.json beside it says", told.fields), ("the option is", options)):
+        for name, value in fields.items():
+            if shown.get(name, value) != value:
+                raise UserError(f"the checkpoint has {name}={shown[name]!r}, but {origin} {name}={value!r}")
+    grid = {"grid": tuple(n // shown["patch"] for n in told.size)} if told.size else {}
+    likely = _likely(plain, layout, shown)
+    given = {**(likely if LAYOUTS[layout].uniform else {}), **grid, **told.fields, **options}
+    if missing := [name for name in ("heads", "grid") if name not in given]:
+        guess = {"heads": "NUMBER", "grid": "(ROWS, COLUMNS)"} | likely
+        raise UserError(f"neither the weights nor a config.json beside them tell {' and '.join(missing)}; give "
+                        + " and ".join(f"{name}={guess[name]}" for name in missing)
+                        + (", if that is right" if likely.keys() & set(missing) else ""))
+    assumed = {"epsilon": 1e-5 if layout == "dinov3" else 1e-6, "interpolation": _interpolation(layout, shown["registers"])}
+    table = _table(len(plain["positions"]), layout, shown, given) if "positions" in plain else {}
     try:
-        return VitConfig(**(told | assumed | table | dict(options)))
+        return VitConfig(**(shown | assumed | table | given))
     except (TypeError, ValueError) as error:
-        raise UserError(f"the options {dict(options)} do not fit the checkpoint: {error}") from None
+        raise UserError(f"the options {given} do not fit the checkpoint: {error}") from None
+
+
+def _likely(plain: Plain, layout: str, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """Heads of 64 features and a square grid, as far as the sizes allow them."""
+    heads, rest = divmod(shown["width"], HEAD_DIM)
+    patches = [len(plain["positions"]) - rows for rows in _prefixes(shown, layout).values()] if "positions" in plain else []
+    sides = [math.isqrt(n) for n in patches if n > 0 and math.isqrt(n)**2 == n]
+    return ({} if rest else {"heads": heads}) | ({"grid": (sides[0],) * 2} if sides else {})
+
+
+def _prefixes(shown: Mapping[str, Any], layout: str) -> dict[str, int]:
+    """What a table of the layout may have rows for -> number of its rows that are not patches."""
+    c, m = int(shown["class_token"]), shown["registers"]
+    rows = {"cls+patches": c, "patches": 0, "all": c + m}
+    return {name: rows[name] for name in LAYOUTS[layout].table_rows}
 
 
 def _told(plain: Plain, layout: str) -> dict[str, Any]:
@@ -274,41 +283,27 @@ def _interpolation(layout: str, registers: int) -> str:
     return "size_aa" if registers else without.get(layout, "size_aa")
 
 
-def _table(rows: int, layout: str, told: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Who has rows in the table of positions, and the grid of its patches."""
-    c, m = int(told["class_token"]), told["registers"]
-    prefix = {"cls+patches": c, "patches": 0, "all": c + m}
-    for table_rows in LAYOUTS[layout].table_rows:
-        patches = rows - prefix[table_rows]
-        side = math.isqrt(max(patches, 0))
-        grid = tuple(options.get("grid", (side, side)))
-        if patches > 0 and math.prod(grid) == patches and options.get("table_rows", table_rows) == table_rows:
-            return {"table_rows": table_rows, "grid": grid}
-    if "grid" in options:
-        raise UserError(f"grid={options['grid']} does not fit the table of positions, which has {rows} rows with {c} class tokens "
-                        f"and {m} registers")
-    raise UserError(f"the table of positions has {rows} rows, no square of patches with {c} class tokens and {m} registers; if its "
-                    "images were not square, give grid=(ROWS, COLUMNS)")
+def _table(rows: int, layout: str, shown: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Which tokens have rows in the table of positions, beside the patches of the grid."""
+    for table_rows, prefix in _prefixes(shown, layout).items():
+        if rows - prefix == math.prod(given["grid"]) and given.get("table_rows", table_rows) == table_rows:
+            return {"table_rows": table_rows}
+    raise UserError(f"grid={given['grid']} does not fit the table of positions, which has {rows} rows with "
+                    f"{int(shown['class_token'])} class tokens and {shown['registers']} registers")
 
 
 # -------------------------------------------------------------------------------------------------------------- the check
 
-def _check(plain: Plain, cfg: VitConfig, layout: str) -> None:
+def _check(plain: Plain, rest: Mapping[str, np.ndarray], cfg: VitConfig, layout: str) -> None:
     """Every array that the config asks for is there, in its shape, and no other."""
     empty = P.map_specs(lambda spec: np.broadcast_to(np.float32(0), spec.shape), vit.specs(cfg))
-    expected = {name: array.shape for name, array in plain_of(empty, cfg).items()}
-    told = f"a {layout} model of {cfg.layers} layers and {cfg.registers} registers"
-    if missing := [name for name in expected if name not in plain]:
-        raise UserError(f"the checkpoint lacks {_their_name(missing[0], layout, plain)!r} of {told} ({len(missing)} missing)")
-    if extra := [name for name in plain if name not in expected and not name.startswith("head.")]:
-        raise UserError(f"{told} has no place for {_their_name(extra[0], layout, plain)!r} ({len(extra)} left over)")
-    for name, shape in expected.items():
-        if plain[name].shape != shape:
-            raise UserError(f"{_their_name(name, layout, plain)} has the shape {plain[name].shape} where {told} has {shape}")
+    given = file_names.shapes({name: array for name, array in plain.items() if not name.startswith("head.")} | dict(rest))
+    file_names.check(given, file_names.shapes(plain_of(empty, cfg)), f"a {layout} model of {cfg.layers} layers and {cfg.registers} "
+                     "registers", lambda name: _their_name(name, layout, plain))
 
 
 def _their_name(name: str, layout: str, plain: Plain) -> str:
     """The array of theirs that a plain one is part of."""
     feed_forward = "swiglu" if "layers.0.gate.weight" in plain else "gelu"
     layers = 1 + max((int(known.split(".")[1]) for known in [*plain, name] if known.startswith("layers.")), default=0)
-    return next(theirs for theirs, parts in names(layout, feed_forward, layers).items() if name in parts)
+    return next((theirs for theirs, parts in names(layout, feed_forward, layers).items() if name in parts), name)

@@ -33,6 +33,7 @@ class Layout(NamedTuple):
     top, block: their name -> plain names of the parts it is made of, for the whole model and inside each block.
     mlp: the same for the two kinds of feed-forward network. front: of a block's names, "{}" standing for its number.
     table_rows: what its table of positions may have rows for. mask_rank: number of axes of the mask token.
+    uniform: whether all models of the source have heads of 64 features and square images.
     """
 
     front: str
@@ -41,6 +42,7 @@ class Layout(NamedTuple):
     mlp: dict[str, Names]
     table_rows: tuple[str, ...]
     mask_rank: int = 2
+    uniform: bool = False
 
 
 def _both(theirs: str, *ours: str) -> Names:
@@ -72,7 +74,7 @@ LAYOUTS = {
     "facebookresearch": Layout(
         "blocks.{}.", _TORCH | {"register_tokens": ("registers",), "mask_token": ("mask",)} | _both("linear_head", "head"),
         _NORMS | _PACKED | _GAMMA,
-        {"gelu": _MLP, "swiglu": _both("mlp.w12", "gate", "up") | _both("mlp.w3", "down")}, ("cls+patches",)),
+        {"gelu": _MLP, "swiglu": _both("mlp.w12", "gate", "up") | _both("mlp.w3", "down")}, ("cls+patches",), uniform=True),
     "timm": Layout(
         "blocks.{}.", _TORCH | {"reg_token": ("registers",)} | _both("fc_norm", "norm_pooled") | _both("head", "head"),
         _NORMS | _PACKED | _GAMMA | _both("attn.q_norm", "norm_q") | _both("attn.k_norm", "norm_k"),
@@ -82,7 +84,8 @@ LAYOUTS = {
         _NORMS | _SEPARATE | _LAMBDA, {"gelu": _both("mlp.up_proj", "up") | _both("mlp.down_proj", "down"), "swiglu": _THREE},
         (), mask_rank=3),
 }
-PREFIXES = ("module.", "backbone.", "dinov2_with_registers.", "dinov2.", "dinov3_vit.")  # of models that are parts of others
+# Of these names each model has exactly one.
+ANCHORS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight")
 
 
 def names(layout: str, feed_forward: str, layers: int) -> Names:
@@ -113,9 +116,7 @@ def layers_of(given: Iterable[str], layout: str) -> int:
 
 
 def usual_name(name: str) -> str:
-    """A name of theirs as the table above has it: without prefixes, chunks of blocks, and what older files call otherwise."""
-    while front := next((p for p in PREFIXES if name.startswith(p)), ""):
-        name = name.removeprefix(front)
+    """A name of theirs as the table above has it: without chunks of blocks, and without names of older files."""
     name = re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", name)
     name = re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
     return re.sub(r"^layer\.(?=\d+\.)", "model.layer.", name)

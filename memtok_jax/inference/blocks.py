@@ -7,7 +7,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_DISPATCH_TOKENS = 32  # one more call costs about as much as this many tokens of padding
+BLOCKS = (16, 128, 512)   # block lengths for a model without segments and chunks
+_DISPATCH_TOKENS = 32     # one more call costs about as much as this many tokens of padding
+
+
+def blocks_for(call_tokens: int) -> tuple[int, ...]:
+    """Block lengths for a model whose whole calls are multiples of `call_tokens`.
+
+    Blocks longer than a whole call are rounded up to a multiple of it, so that long prompts take the faster path; shorter ones
+    serve short prompts and the end of long ones.
+    """
+    rounded = {n if n < call_tokens else -(-n // call_tokens) * call_tokens for n in BLOCKS}
+    return tuple(sorted(rounded | ({call_tokens} if max(rounded) < call_tokens else set())))
 
 
 @functools.lru_cache(maxsize=4096)

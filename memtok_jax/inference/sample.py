@@ -9,46 +9,58 @@ import jax
 import numpy as np
 
 from memtok_jax.config import UserError
-from memtok_jax.inference.blocks import plan_blocks
-from memtok_jax.inference.session import FEED_BLOCKS, Session, new_stream, open_session
+from memtok_jax.inference import host
+from memtok_jax.inference.blocks import blocks_for, plan_blocks
+from memtok_jax.inference.session import Session, new_stream, open_session
 from memtok_jax.inference.stream import NO_TOKEN, Stream
+from memtok_jax.models.protocol import Model
+from memtok_jax.params import Tree
 
 TOKENS_PER_CALL = 32   # sampled per dispatch: enough to hide what a call costs, few enough that a stop wastes little
 
 
-def generate(params: Any, cfg: Any, prompt_ids_BT: Any, n: int, key: jax.Array, temperature: float, *,
-             model: Any = None, length: Sequence[int] | None = None, stop: Sequence[int] = ()) -> np.ndarray:
+def generate(model: Model, params: Tree, prompt_ids_BT: Any, n: int, key: jax.Array, temperature: Any, *,
+             length: Sequence[int] | None = None, stop: Sequence[int] = ()) -> np.ndarray:
     """Continue prompts by n tokens each.
 
-    params, cfg: a model's parameters and config. prompt_ids_BT: int[B, T] on the host, at least one token in each row.
-    key: typed PRNG key. temperature: 0 takes the most likely token. model: a module with the four functions; the
-    language model where left out. length: int[B], the real tokens of each prompt, which stand first; all T where left
-    out. stop: tokens that end a row.
+    model, params: a model and its parameters.
+    prompt_ids_BT: int[B, T], at least one token in each row.
+    n: tokens to sample.
+    key: typed PRNG key.
+    temperature: float or float[B], at least 0; 0 takes the most likely token.
+    length: int[B], the real tokens of each prompt, which stand first; all T if left out.
+    stop: tokens that end a row.
     Returns i32[B, n]; where a row has ended, NO_TOKEN follows its stop token.
-    Raises UserError for an empty prompt, n below 1, a wrong length, or a token outside the vocabulary.
+    Raises UserError for an empty prompt, n below 1, a wrong length or temperature, or a token outside the vocabulary.
 
     This compiles for the batch size at hand. To generate often, keep a `Session` and call `decode_many`.
     """
-    if model is None:
-        from memtok_jax.models import language_model as model
-    prompt, length = _checked_prompt(prompt_ids_BT, length, n)
-    stream = new_stream(model, params, cfg, prompt.shape[0], key)
-    blocks = set(plan_blocks(int(length.max()) - 1, FEED_BLOCKS)) or FEED_BLOCKS[:1]
-    session = open_session(model, params, cfg, stream, feed_blocks=tuple(blocks), k=min(TOKENS_PER_CALL, n), stop=stop)
+    if n < 1:
+        raise UserError(f"n={n} tokens to generate must be at least 1")
+    prompt, length = host.block(np.asarray(prompt_ids_BT), length, model.vocabulary)
+    if length.min(initial=1) < 1:
+        raise UserError(f"a prompt of {length.min()} tokens has no last token; each row needs at least 1")
+    temperature = host.temperatures(temperature, len(prompt))
+    if len(prompt) == 0:
+        return np.zeros((0, n), np.int32)
+    stream = new_stream(model, params, len(prompt), key)
+    possible = blocks_for(model.call_tokens)
+    blocks = set(plan_blocks(int(length.max()) - 1, possible)) or possible[:1]
+    session = open_session(model, params, stream, feed_blocks=tuple(blocks), k=min(TOKENS_PER_CALL, n), stop=stop)
     # The last token of each prompt is not fed: the first decode step consumes it and samples what follows.
     stream = session.feed(params, stream, prompt, length - 1)
-    last = prompt[np.arange(prompt.shape[0]), length - 1]
+    last = prompt[np.arange(len(prompt)), length - 1]
     return decode_many(session, params, stream, last, n, temperature)[0]
 
 
-def decode_many(session: Session, params: Any, stream: Stream, last_B: Any, n: int, temperature: Any,
-                show: Callable[[np.ndarray], None] = lambda ids_BT: None) -> tuple[np.ndarray, jax.Array, Stream]:
-    """Sample n tokens of each row, `session.k` at a time, and fewer where every row stops earlier.
+def decode_many(session: Session, params: Tree, stream: Stream, last_B: Any, n: int, temperature: Any,
+                show: Callable[[np.ndarray], None] = lambda ids_BT: None) -> tuple[np.ndarray, Any, Stream]:
+    """Sample n tokens of each row, `session.k` at a time, and fewer if every row stops earlier.
 
     last_B: int[B], each row's newest token, not yet consumed. temperature: float or float[B]. show: called with each
     piece of tokens (i32[B, up to k]) as it reaches the host.
-    Returns (ids i32[B, n], padded with NO_TOKEN, last_B, stream). Where n is not a multiple of k, the stream and last_B
-    are those after the next multiple.
+    Returns (ids i32[B, n], padded with NO_TOKEN, last_B, stream). If n is not a multiple of k, the stream and last_B
+    are those after the next multiple; with n = 0 they are those that were given.
     """
     ids_Bn = np.full((session.batch, n), NO_TOKEN, np.int32)
     running = None
@@ -59,7 +71,8 @@ def decode_many(session: Session, params: Any, stream: Stream, last_B: Any, n: i
         if running is not None and _collect(ids_Bn, *running, show):
             return ids_Bn, last_B, stream
         running = (first, ids)
-    _collect(ids_Bn, *running, show)
+    if running is not None:
+        _collect(ids_Bn, *running, show)
     return ids_Bn, last_B, stream
 
 
@@ -69,15 +82,3 @@ def _collect(ids_Bn: np.ndarray, first: int, ids: jax.Array, show: Callable[[np.
     ids_Bn[:, first:first + piece.shape[1]] = piece
     show(piece)
     return bool((piece[:, -1] == NO_TOKEN).all())
-
-
-def _checked_prompt(prompt_ids_BT: Any, length: Sequence[int] | None, n: int) -> tuple[np.ndarray, np.ndarray]:
-    prompt = np.asarray(prompt_ids_BT)
-    if prompt.ndim != 2 or prompt.size == 0:
-        raise UserError(f"a prompt of shape {prompt.shape} has no last token; [B, T] with T at least 1 is needed")
-    length = np.full(prompt.shape[0], prompt.shape[1]) if length is None else np.asarray(length)
-    if length.shape != prompt.shape[:1] or length.min() < 1 or length.max() > prompt.shape[1]:
-        raise UserError(f"length {length.tolist()} must hold {prompt.shape[0]} numbers from 1 to {prompt.shape[1]}")
-    if n < 1:
-        raise UserError(f"n={n} tokens to generate must be at least 1")
-    return prompt, length

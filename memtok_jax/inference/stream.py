@@ -1,25 +1,27 @@
 """Independent streams of tokens side by side in one batch, in constant memory: pure functions, usable under any `jax.jit`.
 
-`model` is always a module with the four functions of `docs/architecture.md` whose `apply` maps ids i32[B, T] to logits
-f32[B, T, V]; `models/language_model.py` is one. A `Stream` is its carry together with what sampling needs. How a
-stream is cut into calls has no mathematical meaning: the same tokens give the same carry up to rounding.
+`model` is always a `models.protocol.Model` that maps ids i32[B, T] to logits f32[B, T, V]. A `Stream` is its carry together with
+what sampling needs. How a stream is cut into calls has no mathematical meaning: the same tokens give the same carry up to rounding.
 
-A row that is not active is left alone by `append` and `decode`: its carry does not change by a bit.
-`session.py` compiles these functions ahead of time.
+A row that is not active is left alone by `append`, `feed` and `decode`: its carry does not change by a bit.
+Token ids are not checked here, because their values are known on the device only: an id above the vocabulary is clamped to the
+last word, and a negative id counts from the end. `session.py` checks what comes from the host, and compiles these functions ahead
+of time.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from memtok_jax.params import StateSpec, map_rows, reset, size_bytes
+from memtok_jax.checks import check_ids
+from memtok_jax.models.protocol import Model
+from memtok_jax.params import StateSpec, Tree, at_border, map_rows, reset, size_bytes
 
-Tree = Any
-Model = Any
 NO_TOKEN = -1  # what `decode` emits for a row that has stopped
 
 
@@ -32,18 +34,18 @@ class Stream(NamedTuple):
     active: jax.Array       # bool[B]     False: stopped, or an empty slot
 
 
-def stream_specs(model: Model, cfg: Any, batch: int) -> Stream:
+def stream_specs(model: Model, batch: int) -> Stream:
     """Shapes, axes and dtypes of a stream of `batch` rows, as a `Stream` of `StateSpec`; nothing is allocated."""
     key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    return Stream(state=model.state_specs(cfg, batch),
+    return Stream(state=model.state_specs(batch),
                   t=StateSpec((batch,), ("batch",), jnp.int32),
                   key=StateSpec((batch, *key_data.shape), ("batch",) + (None,) * key_data.ndim, key_data.dtype),
                   active=StateSpec((batch,), ("batch",), jnp.bool_))
 
 
-def stream_bytes(model: Model, cfg: Any, batch: int) -> int:
+def stream_bytes(model: Model, batch: int) -> int:
     """Bytes of a stream of `batch` rows, however many tokens it will consume."""
-    return size_bytes(stream_specs(model, cfg, batch))
+    return size_bytes(stream_specs(model, batch))
 
 
 def row_keys(key: jax.Array, batch: int) -> jax.Array:
@@ -51,29 +53,59 @@ def row_keys(key: jax.Array, batch: int) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch))
 
 
-def start(model: Model, params: Tree, cfg: Any, keys: jax.Array) -> Stream:
+def start(model: Model, params: Tree, keys: jax.Array) -> Stream:
     """Streams before their first token, all active. keys: typed PRNG keys key[B], one for each row."""
     batch = keys.shape[0]
-    return Stream(model.init_state(params, cfg, batch), jnp.zeros(batch, jnp.int32), jax.random.key_data(keys),
-                  jnp.ones(batch, bool))
+    return Stream(model.init_state(params, batch), jnp.zeros(batch, jnp.int32), jax.random.key_data(keys), jnp.ones(batch, bool))
 
 
-def append(model: Model, params: Tree, stream: Stream, ids_BT: jax.Array, cfg: Any,
-           length: jax.Array) -> tuple[jax.Array, Stream]:
+def append(model: Model, params: Tree, stream: Stream, ids_BT: jax.Array, length: jax.Array) -> tuple[jax.Array, Stream]:
     """Consume a block of tokens.
 
-    ids_BT: i32[B, T]. length: i32[B], how many of the T are real in each row (0 leaves the row alone).
+    ids_BT: i32[B, T]; ids outside the vocabulary are clamped or wrap, see above. length: i32[B], how many of the T are real in
+    each row (0 leaves the row alone).
     Returns (logits f32[B, T, V], stream). Logits at padding and in inactive rows have no meaning.
     """
-    length = jnp.where(stream.active, length, 0)
-    logits_BTV, state = model.apply(params, stream.state, ids_BT, cfg, length)
+    (logits_BTV, state), length = _consume(model, params, stream, ids_BT, length, lambda found: found)
     return logits_BTV, stream._replace(state=state, t=stream.t + length)
+
+
+def feed(model: Model, params: Tree, stream: Stream, ids_BT: jax.Array, length: jax.Array) -> Stream:
+    """`append` for the stream alone: the logits are not computed."""
+    state, length = _consume(model, params, stream, ids_BT, length, lambda found: found[1])
+    return stream._replace(state=state, t=stream.t + length)
+
+
+def _consume(model: Model, params: Tree, stream: Stream, ids_BT: jax.Array, length: jax.Array,
+             keep: Callable[[tuple[jax.Array, Tree]], Any]) -> tuple[Any, jax.Array]:
+    """What `keep` takes of (logits, carry) after a block, and the length i32[B] of what each active row consumed.
+
+    A block of whole segments and chunks takes the model's faster path if every row is full and stands at a border.
+    """
+    check_ids(ids_BT)
+    tokens, length = ids_BT.shape[1], jnp.clip(jnp.where(stream.active, length, 0), 0, ids_BT.shape[1])
+
+    def any_length() -> Any:
+        return keep(model.apply(params, stream.state, ids_BT, length))
+
+    def whole() -> Any:
+        return keep(model.apply(params, stream.state, ids_BT, whole=True))
+
+    if 0 in ids_BT.shape or not has_whole_path(model, tokens):
+        return any_length(), length
+    promised = (length == tokens).all() & at_border(stream.state, model.state_specs(len(length))).all()
+    return jax.lax.cond(promised, whole, any_length), length
+
+
+def has_whole_path(model: Model, tokens: int) -> bool:
+    """Whether a block of this many tokens may be whole segments and chunks of the model."""
+    return tokens > 1 and tokens % model.call_tokens == 0
 
 
 def sample(logits_BV: jax.Array, stream: Stream, temperature: jax.Array) -> jax.Array:
     """One token i32[B] for each row, drawn from softmax(logits / temperature); temperature 0 takes the largest logit.
 
-    temperature: f32[B]. The random bits come from the row's key and its token count alone, so what a stream says does
+    temperature: f32[B], at least 0. The random bits come from the row's key and its token count alone, so what a stream says does
     not depend on its slot, on its neighbours or on how many tokens are decoded per call.
     """
     keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(stream.key), stream.t)
@@ -82,53 +114,52 @@ def sample(logits_BV: jax.Array, stream: Stream, temperature: jax.Array) -> jax.
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
 
 
-def decode(model: Model, params: Tree, stream: Stream, last_B: jax.Array, cfg: Any, k: int, temperature: jax.Array,
+def decode(model: Model, params: Tree, stream: Stream, last_B: jax.Array, k: int, temperature: jax.Array,
            stop: jax.Array) -> tuple[jax.Array, jax.Array, Stream]:
     """Sample k tokens in one call.
 
-    last_B: i32[B], each row's newest token, which its carry has not consumed yet. temperature: f32[B].
-    stop: i32[S], tokens after which a row becomes inactive; S may be 0. The stop token is emitted, and not consumed.
-    Returns (ids i32[B, k] with NO_TOKEN after a row's end, the new last_B, stream).
+    last_B: i32[B], each row's newest token, which its carry has not consumed yet; the token of an inactive row is not read.
+    temperature: f32[B]. stop: i32[S], tokens after which a row becomes inactive; S may be 0. The stop token is emitted, and not
+    consumed.
+    Returns (ids i32[B, k] with NO_TOKEN after a row's end, the new last_B, stream). Feed last_B back, not ids: it has no NO_TOKEN.
     """
     one = jnp.ones_like(last_B)
-    apart = hasattr(model, "unstack") and cfg.unroll >= cfg.repeats   # no token pays for cutting layers out of a stack
-    params, state, each = model.unstack(params, stream.state, cfg) if apart else (params, stream.state, cfg)
+    apart, params, state = model.unstack(params, stream.state)   # once per call, so decode steps do not slice the layer stack
 
     def step(carry, _):
         stream, last = carry
-        logits, stream = append(model, params, stream, last[:, None], each, one)
+        logits, state = apart.apply(params, stream.state, last[:, None], jnp.where(stream.active, one, 0))
+        stream = stream._replace(state=state, t=stream.t + stream.active)
         token = jnp.where(stream.active, sample(logits[:, 0], stream, temperature), last)
         emitted = jnp.where(stream.active, token, NO_TOKEN)
         stopped = jnp.any(token[:, None] == stop[None, :], axis=1)
         return (stream._replace(active=stream.active & ~stopped), token), emitted
 
     (stream, last_B), ids_kB = jax.lax.scan(step, (stream._replace(state=state), last_B), length=k)
-    return ids_kB.T, last_B, stream._replace(state=model.stack(stream.state, cfg)) if apart else stream
+    return ids_kB.T, last_B, stream._replace(state=model.restack(stream.state))
 
 
-def restart(model: Model, params: Tree, stream: Stream, rows: jax.Array, keys: jax.Array, cfg: Any) -> Stream:
+def restart(model: Model, params: Tree, stream: Stream, rows: jax.Array, keys: jax.Array) -> Stream:
     """Start some rows anew (from the carry that `init_state` makes, not from zeros) and make them active.
 
     rows: bool[B]. keys: typed PRNG keys key[B]; those of the chosen rows are used. Other rows come back bit for bit.
     """
-    fresh = start(model, params, cfg, keys)
-    return reset(stream, rows, fresh, stream_specs(model, cfg, rows.shape[0]))
+    return reset(stream, rows, start(model, params, keys), stream_specs(model, rows.shape[0]))
 
 
-def insert(model: Model, stream: Stream, slot: jax.Array, row: Stream, cfg: Any) -> Stream:
+def insert(model: Model, stream: Stream, slot: jax.Array, row: Stream) -> Stream:
     """Put a stream of one row (from `gather`, or restored from a file) into a slot. slot: i32[], from 0 to B-1."""
-    specs = stream_specs(model, cfg, stream.t.shape[0])
     put = functools.partial(_put_row, slot)
-    return map_rows(put, specs, stream, row)
+    return map_rows(put, stream_specs(model, stream.t.shape[0]), stream, row)
 
 
-def _put_row(slot: jax.Array, whole: jax.Array, one: jax.Array, axis: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(whole, one, slot, axis)
+def _put_row(slot: jax.Array, whole: jax.Array, row: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, row, slot, axis)
 
 
-def gather(model: Model, stream: Stream, rows: jax.Array, cfg: Any) -> Stream:
+def gather(model: Model, stream: Stream, rows: jax.Array) -> Stream:
     """The streams at the indices rows i32[N], which may repeat and come in any order, as a new stream of N rows."""
-    specs = stream_specs(model, cfg, stream.t.shape[0])
+    specs = stream_specs(model, stream.t.shape[0])
     return map_rows(lambda whole, axis: jnp.take(whole, rows, axis=axis, mode="clip"), specs, stream)
 
 

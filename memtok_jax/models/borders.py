@@ -69,20 +69,29 @@ def _whole_segments(step: Step, state: Any, x: jax.Array, call: Call, b: Backbon
     return jnp.moveaxis(y, 0, 1).reshape(x.shape), unpack(state, carry), join_stats(stats, jnp.full((n,), batch * b.segment), n)
 
 
+# Names of statistics that describe the carry which a call leaves, not its tokens.
+AFTERWARDS = ("weight_change", "surprise_norm", "matrix_rms", "normaliser_rms")
+
+
 def join_stats(stats: dict, tokens_N: jax.Array, segments: int) -> dict:
-    """Statistics of N pieces as those of the whole: means weighed by real tokens, maxima of names in "_max", losses per segment."""
-    weight = tokens_N.astype(jnp.float32)
+    """Statistics of N pieces as those of the whole.
+
+    The end of a name says how: maxima of "_max", losses per segment of "auxiliary_loss", the last value of what describes the carry,
+    and means weighed by real tokens of all others. Pieces without tokens do not count.
+    """
     real = tokens_N > 0
+    last = jnp.where(real, jnp.arange(real.size), 0).max()
+    share = tokens_N / jnp.maximum(tokens_N.sum(), 1)
 
-    def one(name, values):
+    def joined(name: str, values: jax.Array) -> jax.Array:
+        values = jnp.where(real, values, 0)
         if name.endswith("_max"):
-            return jnp.where(real, values, -jnp.inf).max()
-        if name == "auxiliary_loss":
+            return values.max()
+        if name.endswith("auxiliary_loss"):
             return values.sum() / max(segments, 1)
-        share = (weight / jnp.maximum(weight.sum(), 1)).astype(values.dtype)
-        return (jnp.where(real, values, 0) * share).sum()
+        return values[last] if name.endswith(AFTERWARDS) else (values * share.astype(values.dtype)).sum()
 
-    return {name: one(name, values) for name, values in stats.items()}
+    return {name: joined(name, values) for name, values in stats.items()}
 
 
 def store(buffer: jax.Array, new: jax.Array, call: Call) -> jax.Array:

@@ -19,6 +19,7 @@ two. Tokens in an encoder see later ones, so its call is one segment and cannot 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -170,34 +171,53 @@ def _split(h: jax.Array, cfg: RmtConfig) -> tuple[jax.Array, jax.Array]:
     return h[:, cfg.head:end], h[:, end:] if cfg.tail else h[:, :cfg.head]
 
 
-def _begin_segment(params, state: StackState, m: jax.Array, begins: jax.Array, cfg: RmtConfig) -> StackState:
-    """Feed the memory as the first tokens of a new segment, in the rows where one begins."""
+def _feed(feed: Callable, state: RmtState, rows: jax.Array, none: dict) -> tuple[RmtState, dict]:
+    """`feed(state) -> (state, stats)` if it concerns any of rows bool[B]; otherwise the same state, and `none` as statistics."""
+    return jax.lax.cond(rows.any(), feed, lambda state: (state, none), state)
+
+
+def _begin_segment(params, state: RmtState, m: jax.Array, begins: jax.Array, cfg: RmtConfig) -> tuple[RmtState, dict]:
+    """Feed the memory as the first tokens of a new segment, in the rows where one begins: (state, stats)."""
     call = Call(length=jnp.where(begins, cfg.head, 0), closes=jnp.zeros_like(begins), head=cfg.head, sees=cfg.sees)
-    feed = lambda state: _layers(params, state, m, cfg, call)[1]
-    return jax.lax.cond(begins.any(), feed, lambda state: state, state)
+
+    def feed(state: RmtState):
+        _, after, stats = _layers(params, state.stack, m, cfg, call)
+        return state._replace(stack=after), stats
+
+    none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(feed, state)[1])
+    return _feed(feed, state, begins, none)
 
 
-def _end_segment(params, state: RmtState, m: jax.Array, closes: jax.Array, cfg: RmtConfig) -> RmtState:
-    """Feed the write tokens where the segment closes; their outputs are the next memory."""
+def _end_segment(params, state: RmtState, m: jax.Array, closes: jax.Array, none: dict, cfg: RmtConfig) -> tuple[RmtState, dict]:
+    """Feed the write tokens where the segment closes; their outputs are the next memory: (state, stats). none: stats of no tokens."""
     call = Call(length=jnp.where(closes, cfg.tail, 0), closes=closes, tail=cfg.tail, sees=cfg.sees)
 
-    def feed(state: RmtState) -> RmtState:
-        h, after, _ = _layers(params, state.stack, m, cfg, call)
-        return RmtState(_write(params, state, h, closes, cfg), after)
+    def feed(state: RmtState):
+        h, after, stats = _layers(params, state.stack, m, cfg, call)
+        return RmtState(_write(params, state, h, closes, cfg), after), stats
 
-    return jax.lax.cond(closes.any(), feed, lambda state: state, state)
+    return _feed(feed, state, closes, none)
 
 
 def _piece(params, state: RmtState, x: jax.Array, length: jax.Array, closes: jax.Array, cfg: RmtConfig):
-    """Tokens of one segment, of which any part may have come before: (h [B, T, D], state, stats)."""
-    m = _vectors(state, x)
+    """Tokens of one segment, of which any part may have come before: (h [B, T, D], state, (stats, tokens they are about)).
+
+    A row closes no segment that is still empty.
+    """
+    m, begins, closes = _vectors(state, x), (state.stack.slot == 0) & (length > 0), closes & (state.stack.slot + length > 0)
+    parts = []
     if cfg.head:
-        begins = (state.stack.slot == 0) & (length > 0)
-        state = state._replace(stack=_begin_segment(params, state.stack, m, begins, cfg))
-    ends_here = closes if not cfg.tail else jnp.zeros_like(closes)
+        state, stats = _begin_segment(params, state, m, begins, cfg)
+        parts.append((stats, begins.sum() * cfg.head))
+    ends_here = jnp.zeros_like(closes) if cfg.tail else closes
     h, after, stats = _layers(params, state.stack, x, cfg, Call(length=length, closes=ends_here))
     state = state._replace(stack=after)
-    return h, _end_segment(params, state, m, closes, cfg) if cfg.tail else state, stats
+    parts.append((stats, length.sum()))
+    if cfg.tail:
+        state, stats = _end_segment(params, state, m, closes, jax.tree.map(jnp.zeros_like, stats), cfg)
+        parts.append((stats, closes.sum() * cfg.tail))
+    stats, tokens = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    return h, state, (borders.join_stats(stats, tokens, 1), tokens.sum())
 
 
 def _encode(params, state: RmtState, x: jax.Array, length: jax.Array, cfg: RmtConfig):
@@ -229,15 +249,15 @@ def _cut_segments(params, state: RmtState, x: jax.Array, length: jax.Array, cfg:
     cut = pieces.cut(jnp.maximum(state.stack.slot - cfg.head, 0), length, x.shape[1], cfg.model.segment)
     parts = (pieces.split(x, cut), cut.length, cut.closes)
 
-    def one(state, part):
-        h, state, stats = _piece(params, state, *part, cfg)
-        return state, (h, stats)
+    def piece(state, part):
+        h, state, about = _piece(params, state, *part, cfg)
+        return state, (h, *about)
 
     if len(cut.length) == 1:
-        state, (h, stats) = one(state, jax.tree.map(lambda leaf: leaf[0], parts))
+        state, (h, stats, _) = piece(state, jax.tree.map(lambda leaf: leaf[0], parts))
         return pieces.join(h[None], cut), state, stats
-    state, (h, stats) = jax.lax.scan(one, state, parts)
-    return pieces.join(h, cut), state, borders.join_stats(stats, cut.length.sum(1), x.shape[1] // cfg.model.segment)
+    state, (h, stats, tokens) = jax.lax.scan(piece, state, parts)
+    return pieces.join(h, cut), state, borders.join_stats(stats, tokens, x.shape[1] // cfg.model.segment)
 
 
 def _hidden(params, state: RmtState, x: jax.Array, cfg: RmtConfig, call: Call):
@@ -248,7 +268,8 @@ def _hidden(params, state: RmtState, x: jax.Array, cfg: RmtConfig, call: Call):
     if call.whole:
         return _whole_segments(params, state, x, cfg)
     if call.closes is not None:
-        return _piece(params, state, x, length, call.closes, cfg)
+        h, state, (stats, _) = _piece(params, state, x, length, call.closes, cfg)
+        return h, state, stats
     return _cut_segments(params, state, x, length, cfg)
 
 

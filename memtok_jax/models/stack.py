@@ -37,12 +37,6 @@ class Stack:
     remat: str = "pointwise"
     unroll: int = 1
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """A name for each layer of the pattern: its number and its mixers."""
-        mixers = ("_".join(m.name for m in block.branches(layer)) for layer in self.pattern)
-        return tuple(f"{n}_{name}" for n, name in enumerate(mixers))
-
 
 class StackState(NamedTuple):
     """The carry."""
@@ -92,7 +86,7 @@ def init_state(params: tuple, x_MD: jax.Array, s: Stack, batch: int, side: dict)
 
 
 def run(params: tuple, state: StackState, x: jax.Array, s: Stack, call: Call, side: dict) -> tuple[jax.Array, StackState, dict]:
-    """All layers on x[B, T, D]: (x, state, statistics "layer.mixer.name" -> f32[]).
+    """All layers on x[B, T, D]: (x, state, statistics "number of the layer.mixer.name" -> f32[]).
 
     side: what all layers share, such as position biases; layers of one repeat may add to it.
     """
@@ -104,8 +98,7 @@ def run(params: tuple, state: StackState, x: jax.Array, s: Stack, call: Call, si
         return x, (after, stats), own
 
     x, outs = _scan(body, x, tuple(zip(params, state.layers, strict=True)), s)
-    stats = {f"{name}.{key}": _over_layers(key, value) for name, (_, found) in zip(s.names, outs, strict=True)
-             for key, value in found.items()}
+    stats = {f"{n}.{key}": _over_layers(key, value) for n, (_, found) in enumerate(outs) for key, value in found.items()}
     return x, StackState(tuple(after for after, _ in outs), next_slot(state.slot, length, call, s.b)), stats
 
 

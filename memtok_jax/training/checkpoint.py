@@ -6,9 +6,12 @@ in the data, counters, and shape and checksum of every array as JSON. Reading `p
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
+import os
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -166,7 +169,8 @@ class Checkpoints:
 
     def _not_written(self, error: Exception) -> UserError:
         saved = [s for s in self.steps() if s != self._writing and (self.folder / str(s)).is_dir()]
-        kept = f"step {max(saved)} is complete and stays, and the same command goes on from there" if saved else "there is no other"
+        kept = (f"step {max(saved)} is complete and stays, and the same command goes on from there" if saved else
+                "there is no other checkpoint")
         return UserError(f"the checkpoint of step {self._writing} could not be written to {self.folder} ({_first_line(error)}); "
                          f"{kept}")
 
@@ -175,10 +179,16 @@ class _QuietThreads:
     """While it is entered, errors in background threads are not printed: Orbax raises them again in `wait` and `save`."""
 
     def __enter__(self) -> None:
-        self._before, threading.excepthook = threading.excepthook, lambda _: None
+        self._before = threading.excepthook, sys.unraisablehook
+        threading.excepthook, sys.unraisablehook = lambda _: None, self._of_main_thread
 
     def __exit__(self, *_) -> None:
-        threading.excepthook = self._before
+        threading.excepthook, sys.unraisablehook = self._before
+
+    def _of_main_thread(self, error: Any) -> None:
+        # Callbacks of TensorStore, in threads of its own, come here.
+        if threading.current_thread() is threading.main_thread():
+            self._before[1](error)
 
 
 # -------------------------------------------------------------------------------------------------------- checksums
@@ -244,7 +254,7 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip() or type(error).__name__
-    return " ".join(text.split())[:200]
+    return os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in text else " ".join(text.split())[:200]
 
 
 # --------------------------------------------------------------------------------------------------- run directory
@@ -277,7 +287,8 @@ class RunFolder:
         return self
 
     def _take(self) -> None:
-        _claim(self._workdir)
+        refuse_foreign(self._workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._workdir)
         if (self._workdir / CONFIG_FILE).exists():
             refuse_other(read_config(self._workdir), self._experiment, self._workdir)
@@ -288,16 +299,16 @@ class RunFolder:
             self._lock.close()
 
 
-def _claim(workdir: Path) -> None:
-    """Make the directory. Raises UserError if it is something else than a run directory."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a directory")
+def refuse_foreign(workdir: Path) -> None:
+    """Raise UserError if a run cannot begin or go on here: below a file, or in a folder of something else. Nothing is created."""
+    there = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(f"--workdir={workdir}: {there} is a file; give a directory")
     known = {CONFIG_FILE, _scratch(workdir / CONFIG_FILE).name, LOCK_FILE}
-    names = {p.name for p in workdir.iterdir()} if workdir.is_dir() else set()
+    names = {p.name for p in workdir.iterdir()} if there == workdir else set()
     if names - known and CONFIG_FILE not in names:
         raise UserError(f"{workdir} is not a run directory: it holds {', '.join(sorted(names - known)[:3])} but no {CONFIG_FILE}; "
                         "give an empty or new --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
 
 
 def _locked(workdir: Path) -> Any:

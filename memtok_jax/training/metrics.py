@@ -6,32 +6,49 @@ import importlib.util
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from memtok_jax.config import StoppedError
 
 FILE = "metrics.jsonl"
 BASELINE = "baseline/"    # names of what costs nothing; they stand in the last record of a run only
 
 
 class Metrics:
-    """Writer of one run. Every record holds `step`, `time` (seconds since 1970) and flat names with numbers."""
+    """Writer of one run. Every record holds `step`, `time` (seconds since 1970) and flat names with numbers.
+
+    Raises StoppedError if the disk refuses.
+    """
 
     def __init__(self, workdir: Path, step: int):
         """Open the file and drop what will be written again: updates after `step`, and the report of an end."""
         self._path = Path(workdir) / FILE
         kept = [r for r in read(workdir) if r["step"] <= step and not any(n.startswith(BASELINE) for n in r)]
         scratch = self._path.with_name(FILE + ".new")
-        scratch.write_text("".join(_line(r) for r in kept))
-        scratch.replace(self._path)
-        self._file = self._path.open("a")
+        with self._disk():
+            scratch.write_text("".join(_line(r) for r in kept))
+            scratch.replace(self._path)
+            self._file = self._path.open("a")
         self._board = _open_board(Path(workdir))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one record; it is on its way to disk when this returns."""
-        self._file.write(_line({"step": step, "time": round(time.time(), 3), **values}))
-        self._file.flush()
+        with self._disk():
+            self._file.write(_line({"step": step, "time": round(time.time(), 3), **values}))
+            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoppedError(f"{self._path} could not be written ({error.strerror}); the same command goes on from the newest "
+                               "checkpoint") from None
 
     def close(self) -> None:
         """Close the files."""

@@ -14,7 +14,7 @@ from memtok_jax import params as pr
 from memtok_jax.config import UserError
 from memtok_jax.models.protocol import Model, bind
 from memtok_jax.training import machine, report
-from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config
+from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config, refuse_foreign
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.loop import Run, reached, run_loop
 from memtok_jax.training.metrics import Metrics, NoMetrics
@@ -31,6 +31,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     workdir, quiet = Path(workdir), jax.process_index() != 0
     model = bind(experiment.model)
     update = update_of(experiment, model)
+    refuse_foreign(workdir)
     machine.refuse_what_cannot_fit(update)
     mesh = make_mesh(experiment)
     check(experiment, update, mesh)

@@ -184,7 +184,7 @@ def piece(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
     y = forward(slow, x.q, _dual(start, carry, taps, read, cfg.dtype), cfg)
     last = jax.tree.map(lambda c: c[-1], after)
     weights, surprise = _end(start, carry, taps, last, shifts, cfg)
-    return weights, surprise, y, _surprise(taps.loss, squared, last.written * x.real)
+    return weights, surprise, y, _surprise(taps.loss, squared, jnp.where(x.real, last.written, 0))
 
 
 def _surprise(loss: jax.Array, squared_norm: jax.Array, written: jax.Array) -> Surprise:

@@ -8,40 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_recurrent as reference
+import reference_rmt as reference
 from neural_cases import assert_close, assert_equal, jit, random_params
-from test_recurrent import check_gradient
+from rmt_cases import LENGTHS, D, M, T, V, associative, call, scan_segments, setup, some_ids, some_segments, whole
+from test_rmt import check_gradient
 
 from memtok_jax import params as P
 from memtok_jax.memory import armt as memory
 from memtok_jax.memory.armt import ArmtConfig
-from memtok_jax.models import associative, decoder, masks, segments
-from memtok_jax.models.associative import AssociativeConfig
-
-V, T, M, D = 16, 4, 2, 8
-
-
-def model(**options) -> AssociativeConfig:
-    base = dict(vocabulary=V, width=D, layers=2, head_dim=4, hidden=12, segment=T, tokens=M, key_dim=3)
-    return AssociativeConfig(**(base | options))
-
-
-def setup(cfg, batch: int, dtype=np.float32):
-    params = random_params(associative.specs(cfg), 0, dtype)
-    return params, associative.init_state(params, cfg, batch)
-
-
-def some_ids(batch: int, length: int, seed: int = 0):
-    return jnp.asarray(np.random.default_rng(seed).integers(V, size=(batch, length)), jnp.int32)
-
-
-apply = jit(associative.apply, static_argnums=3)
-
-
-def call(params, state, ids, cfg, length=None):
-    """`apply` with a length always given, so that one compilation serves."""
-    length = np.full(ids.shape[0], ids.shape[1]) if length is None else length
-    return apply(params, state, ids, cfg, jnp.asarray(length, jnp.int32))
+from memtok_jax.models import rmt
+from memtok_jax.models.call import Call
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers import armt as layers
+from memtok_jax.models.mixers.armt import ArmtLayerConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.protocol import bind
 
 
 # ------------------------------------------------------------------------------------------------------------ the memory
@@ -158,7 +139,9 @@ def test_rows_of_a_write_are_interchangeable():
 
 # -------------------------------------------------------------------------------------------------------------- the model
 
-LENGTHS = ((4, 2, 0, 3), (0, 4, 4, 1))
+def matrices(state) -> memory.ArmtState:
+    """The memories of all layers."""
+    return state.stack.layers[0].memory
 
 
 @pytest.mark.parametrize("correction", [True, False])
@@ -168,39 +151,28 @@ def test_equals_the_loops(correction):
     Differences feel gamma, which is constant for the gradient: they are compared where gamma is one (no correction).
     """
     with jax.enable_x64(True):
-        cfg = model(ends="call", correction=correction)
-        params, state = setup(cfg, 2, np.float64)
-        ids = np.random.default_rng(1).integers(V, size=(2, 4, T)).astype(np.int32)
-        r = np.random.default_rng(2).standard_normal((*ids.shape, V))
-        lengths = np.array(LENGTHS)
-        real = np.arange(T)[None, None] < lengths[..., None]
+        cfg = associative(correction)
+        params, _ = setup(cfg, 2, np.float64)
+        ids, r, _, lengths, _ = some_segments()
 
         def ours(params):
-            def one(state, x):
-                logits, state = associative.apply(params, state, x[0], cfg, x[1])
-                return state, logits
+            logits, state = scan_segments(params, cfg, ids, lengths)
+            return (logits * r).sum(), (logits, matrices(state))
 
-            xs = (jnp.moveaxis(jnp.asarray(ids), 1, 0), jnp.asarray(lengths.T, jnp.int32))
-            state, logits = jax.lax.scan(one, associative.init_state(params, cfg, 2), xs)
-            logits = jnp.where(real[..., None], jnp.moveaxis(logits, 0, 1), 0.0)
-            return (logits * r).sum(), (logits, state.layers)
-
-        gradient, (logits, layers) = jit(jax.grad(ours, has_aux=True))(params)
+        run = ours if correction else jax.grad(ours, has_aux=True)
+        gradient, (logits, found) = jit(run)(params)
         plain = jax.tree.map(np.asarray, params)
 
         def loops(params, b):
-            memories = {name.replace("w_query", "q").replace("w_key", "k").replace("w_values", "v"): w
-                        for name, w in params["associative"].items() if not name.endswith("beta")}
-            memories["beta"] = {"w": params["associative"]["w_beta"][..., 0], "b": params["associative"]["b_beta"][..., 0]}
             parts = [ids[b, n, :size] for n, size in enumerate(LENGTHS[b])]
-            return reference.associative(params | {"associative": memories}, parts, cfg.nu, segments.scale(cfg), correction)
+            return reference.associative(params, parts, 3, cfg.model.embedding_scale, correction)
 
         for b in range(2):
             got, A, z = loops(plain, b)
             for n, y in zip([n for n, size in enumerate(LENGTHS[b]) if size], got, strict=True):
                 np.testing.assert_allclose(logits[b, n, :len(y)], y, rtol=0, atol=1e-10)
-            np.testing.assert_allclose(layers.matrix[:, b], A, rtol=0, atol=1e-10)
-            np.testing.assert_allclose(layers.normaliser[:, b], z, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(found.matrix[:, b], A, rtol=0, atol=1e-10)
+            np.testing.assert_allclose(found.normaliser[:, b], z, rtol=0, atol=1e-10)
         if not correction:
             def total(params):
                 sums = 0.0
@@ -213,89 +185,79 @@ def test_equals_the_loops(correction):
 
 
 def test_as_initialised_the_backbone_is_alone():
-    """Memories as they are drawn: every segment as the bare decoder sees it, memory rows or not. Only W_V is zero."""
-    cfg = replace(model(), aligned=True)
+    """Memories as they are drawn: every segment as the bare decoder sees it, memory tokens or not. Only W_V is zero."""
+    cfg = associative()
     params, state = setup(cfg, 2)
-    params["associative"] = P.init_params(associative.specs(cfg), jax.random.key(0))["associative"]
-    assert {name for name, w in params["associative"].items() if not np.any(w)} == {"w_values", "b_beta"}
+    (layer,) = params["model"]["layers"]
+    layer = layer | {"memory": P.init_params(rmt.specs(cfg), jax.random.key(0))["model"]["layers"][0]["memory"]}
+    params["model"] = params["model"] | {"layers": (layer,)}
+    assert {name for name, w in layer["memory"].items() if not np.any(w)} == {"w_values", "b_beta"}
     ids = some_ids(2, 2 * T)
-    first, state = call(params, state, ids[:, :T], cfg)
-    second, _ = call(params, state, ids[:, T:], cfg)
-    length, zero = jnp.full((2,), T, jnp.int32), jnp.zeros((2,), jnp.int32)
-    view = decoder.View(masks.visible("causal", 0, T, 0, length, zero, 0), *masks.positions(0, T, 0, length, zero, 0))
-
-    def bare(params, ids):
-        x = decoder.embed(params, ids, cfg.decoder)
-        h, _ = decoder.run(params, x, segments.no_past(cfg.decoder, 2), view, cfg.decoder)
-        return decoder.output(params, h, cfg.decoder)
-
-    run = jit(bare)
-    assert_close(first, run(params["decoder"], ids[:, :T]), 1e-6)
-    assert_close(second, run(params["decoder"], ids[:, T:]), 1e-6)
+    y, _ = whole(params, state, ids, cfg)
+    bare = bind(replace(cfg.model, pattern=(SegmentConfig(),), positions=cfg.stack.b.slots))
+    inside = params["model"] | {"layers": ({name: w for name, w in layer.items() if name != "memory"},)}
+    expected, _ = jit(bare.apply)(inside, bare.init_state(inside, 2), ids)
+    assert_close(y, expected, 1e-6)
 
 
 def test_state_is_float32_under_bfloat16_and_segments_reach_each_other():
     """A and z keep their dtype; the second segment's logits depend on the first through them alone."""
-    cfg = model(dtype="bfloat16")
-    shapes = jax.eval_shape(lambda p: associative.init_state(p, cfg, 2), jax.eval_shape(lambda: setup(cfg, 2)[0]))
-    params = P.abstract(associative.specs(cfg))
-    _, later = jax.eval_shape(lambda p, s, ids: associative.apply(p, s, ids, cfg), params, shapes, some_ids(2, T + 1))
+    cfg = associative(dtype="bfloat16")
+    params = P.abstract(rmt.specs(cfg))
+    shapes = jax.eval_shape(lambda p: rmt.init_state(p, cfg, 2), params)
+    later = jax.eval_shape(lambda p, s, ids: rmt.run(p, s, ids, cfg)[1], params, shapes, some_ids(2, T + 1))
     for state in (shapes, later):
-        assert state.layers.matrix.dtype == state.layers.normaliser.dtype == np.float32
-    assert later.open.past.k.dtype == jnp.bfloat16
-    cfg = replace(model(), aligned=True)
+        assert matrices(state).matrix.dtype == matrices(state).normaliser.dtype == np.float32
+    assert later.stack.layers[0].layer["segment"].k.dtype == jnp.bfloat16
+    cfg = associative()
     params, state = setup(cfg, 2)
     ids = some_ids(2, 2 * T)
-    _, one = call(params, state, ids[:, :T], cfg)
-    _, other = call(params, state, (ids[:, :T] + 1) % V, cfg)
-    second, third = (call(params, s, ids[:, T:], cfg)[0] for s in (one, other))
+    _, one = whole(params, state, ids[:, :T], cfg)
+    _, other = whole(params, state, (ids[:, :T] + 1) % V, cfg)
+    second, third = (whole(params, s, ids[:, T:], cfg)[0] for s in (one, other))
     assert np.abs(second - third).max() > 1e-4
+    assert_equal(one.memory, other.memory)
 
 
-def test_token_by_token_and_extension_equal_the_segments():
-    """Streaming of two segments equals training; then the last one goes on without a write."""
-    cfg = model(positions=3 * T)
-    params, start = setup(cfg, 2)
-    ids = some_ids(2, 2 * T)
-    expected, state = [], start
-    for n in range(2):
-        y, state = call(params, state, ids[:, n * T:(n + 1) * T], replace(cfg, aligned=True))
-        expected.append(y)
-    rolled, outs = start, []
-    for t in range(2 * T):
-        y, rolled = call(params, rolled, ids[:, t:t + 1], cfg)
-        outs.append(y)
-    assert_close(jnp.concatenate(outs, 1), jnp.concatenate(expected, 1), 2e-5)
-    assert_close(rolled.layers, state.layers, 2e-5)
-    _, opened = call(params, start, ids[:, :1], cfg)
-    opened, longer = associative.extend(opened, cfg, T)
-    y, _ = call(params, opened, ids[:, 1:], longer)
-    whole, _ = call(params, start, ids, replace(cfg, segment=2 * T, ends="call"))
-    assert_close(y, whole[:, 1:], 2e-5)
+def test_memory_is_written_where_the_segment_ends():
+    """A row in the middle of a segment keeps A and z, bit for bit; the row beside it, whose segment ends, does not."""
+    cfg = associative()
+    params, state = setup(cfg, 2)
+    _, state = call(params, state, some_ids(2, T), cfg)
+    _, after = call(params, state, some_ids(2, T, 1), cfg, np.array([T - 1, T]))
+    kept, written = (jax.tree.map(lambda leaf, b=b: leaf[:, b], matrices(after)) for b in range(2))
+    assert_equal(kept, jax.tree.map(lambda leaf: leaf[:, 0], matrices(state)))
+    assert np.abs(written.matrix - matrices(state).matrix[:, 1]).max() > 1e-3
 
 
 def test_a_layer_can_be_mapped_over_layers_side_by_side():
-    """vmap of `layer` over stacked arrays = one after the other: what a wavefront needs."""
-    cfg = model()
+    """vmap of a layer over stacked arrays = one after the other: what a wavefront needs."""
+    cfg = associative()
     params, state = setup(cfg, 2)
+    b, (mixer,) = cfg.stack.b, cfg.model.pattern
     x = jnp.asarray(np.random.default_rng(6).standard_normal((2, 2, T + M, D)), jnp.float32)
-    length, zero = jnp.full((2,), T, jnp.int32), jnp.zeros((2,), jnp.int32)
-    view = decoder.View(masks.visible("causal", 0, T, M, length, zero, 0), *masks.positions(0, T, M, length, zero, 0))
-    past, closes = segments.no_past(cfg.decoder, 2), jnp.ones(2, bool)
-    trees = {"block": params["decoder"]["layers"], "memory": params["associative"]}
-    one = lambda p, s, x, past: associative.layer(p, s, x, past, view, closes, cfg)
-    side = jit(jax.vmap(one))(trees, state.layers, x, past)
+    segment = Call(length=jnp.full((2,), T + M), closes=jnp.ones(2, bool), slot=jnp.zeros(2, jnp.int32), whole=True, tail=M)
+    one = lambda p, s, x: layers.run(p, s, x, mixer, b, segment, {})[:2]
+    (trees,), (carries,) = params["model"]["layers"], state.stack.layers
+    side = jit(jax.vmap(one))(trees, carries, x)
     for l in range(2):
         at = lambda tree, l=l: jax.tree.map(lambda leaf: leaf[l], tree)
-        assert_close(at(side), jit(one)(at(trees), at(state.layers), x[l], at(past)), 1e-5)
+        assert_close(at(side), jit(one)(at(trees), at(carries), x[l]), 1e-5)
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(key_dim=0), "key_dim=0 and nu=3 must be at least 1"),
+    (dict(key_dim=0), "key_dim is 0; it must be at least 1"),
     (dict(key_dim=1), "nu=3 must be below 2 key_dim=2"),
-    (dict(ends="cal"), "did you mean 'call'"),
-    (dict(positions=5), "positions=5 is less than the 6 rows"),
+    (dict(positions=5), "positions=5 is less than the 6 places"),
 ], ids=str)
 def test_config_names_the_mistake(options, message):
     with pytest.raises(ValueError, match=message):
-        model(**options)
+        associative(**options)
+
+
+def test_a_matrix_needs_memory_tokens_behind_a_segment():
+    pattern = (ArmtLayerConfig(ArmtConfig(D, 3)),)
+    inside = LanguageModelConfig(width=D, head_dim=4, layers=2, segment=T, pattern=pattern)
+    for options in (dict(tokens=0, form="suffix"), dict(tokens=2, form="prefix")):
+        with pytest.raises(ValueError, match="armt layers are written by memory tokens"):
+            rmt.RmtConfig(inside, **options)
