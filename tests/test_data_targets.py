@@ -15,11 +15,10 @@ from memtok_jax import config, data, sharding
 from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.data.text import TextConfig
-from memtok_jax.evaluation.score import score
+from memtok_jax.evaluation import score as scoring
 from memtok_jax.evaluation.suites import names, suite_named
 from memtok_jax.models.protocol import Model
 from memtok_jax.training import losses
-
 
 # ------------------------------------------------------------------------------ a source of numbers, as a user would write it
 
@@ -107,7 +106,7 @@ def test_numbers_are_trained_and_scored():
 
     params = {"w": jnp.zeros((3, 2))}
     mesh = sharding.make_mesh(1, 1, 1)
-    scored = lambda params: score(params, batches, mesh, model=MODEL, segment=2, loss="squared")  # noqa: E731
+    scored = lambda params: scoring.score(params, batches, mesh, model=MODEL, segment=2, loss="squared")  # noqa: E731
     with jax.set_mesh(mesh):
         before = scored(params)
         for n in range(100):
@@ -117,6 +116,26 @@ def test_numbers_are_trained_and_scored():
     assert before.loss == pytest.approx(expected, rel=1e-5) and before.count == 2 * 15 and before.correct == 0
     np.testing.assert_allclose(params["w"], MATRIX, atol=1e-3)
     assert after.loss < 1e-6
+
+
+@pytest.mark.parametrize("call_tokens, expected", [(1, [True, True, False, False, True]), (3, [False] * 5)])
+def test_full_batches_are_whole_calls_until_a_row_ends(monkeypatch, call_tokens, expected):
+    """A row that has ended early stands at no border until it starts again; calls of two tokens fit no unit of three."""
+    found = []
+
+    def recorded(*args, whole, **options):
+        found.append(whole)
+        return scoring.score_batch(*args, whole=whole, **options)
+
+    monkeypatch.setattr(scoring, "_compiled", lambda platform: recorded)
+    full, new = np.full(4, 4), np.ones(4, bool)
+    lengths, starts = (full, full, full - np.eye(4, dtype=int)[0], full, full), (new, ~new, ~new, ~new, new)
+    batches = [{**Batches(SeriesConfig(), 4)[0], "length": n.astype(np.int32), "start": s}
+               for n, s in zip(lengths, starts, strict=True)]
+    mesh, model = sharding.make_mesh(1, 1, 1), Model(HERE, LinearConfig(call_tokens))
+    with jax.set_mesh(mesh):
+        scoring.score(model.init(jax.random.key(0)), batches, mesh, model=model, segment=2, loss="squared")
+    assert found == expected
 
 
 def test_squared_error_of_numbers_that_are_not_all_there():
@@ -130,6 +149,12 @@ def test_squared_error_of_numbers_that_are_not_all_there():
 def test_the_loss_must_suit_the_targets():
     with pytest.raises(UserError, match="training.loss is 'squared', which is for values; the targets of task:recall are tokens"):
         config.load("recall", ("training.loss=squared",))
+
+
+def test_stages_hold_out_the_same_text():
+    """With another fraction, an early stage would train on what a later one holds out."""
+    with pytest.raises(UserError, match="a stage cannot change training.curriculum or training.start_from or data.held_out"):
+        config.load("titans_mac", ("training.curriculum=data.held_out=0.01",))
 
 
 def test_suites_are_found_by_their_files():

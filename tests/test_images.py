@@ -12,9 +12,8 @@ import pytest
 from memtok_jax import data
 from memtok_jax.analysis import discovery
 from memtok_jax.data.errors import DataError, DataNotFoundError
-from memtok_jax.data.images import augment, composites, folder, idx, pictures
+from memtok_jax.data.images import augment, composites, folder, idx, pictures, ridge
 from memtok_jax.data.images.config import AugmentConfig, CompositesConfig, ImagesConfig
-from memtok_jax.evaluation import image_baselines
 
 ALL = AugmentConfig(crop="padded", flip=True, filters=("grey", "solarise", "blur"), jitter=0.3)
 SMALL = ImagesConfig(size=(16, 24), composites=CompositesConfig(images=40), augment=ALL)
@@ -173,7 +172,7 @@ def test_fashion_mnist_and_its_ridge_baseline():
         pytest.skip(f"real data not found: {where}; set MEMTOK_DATA_DIR or pass --data_dir")
     first = next(iter(data.open_eval(cfg, 10)))
     assert first["targets"].ravel().tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7] and first["inputs"][0].sum() == 33_456
-    free = image_baselines.image_baselines(cfg)
+    free = ridge.image_baselines(cfg)
     assert free["majority"] == 0.1 and free["ridge on pixels (55,000 images)"] == pytest.approx(0.811, abs=0.003)
 
 
@@ -320,12 +319,12 @@ def test_ridge_is_least_squares():
     ones = np.concatenate([x, np.ones((200, 1))], 1)
     targets = np.where(labels[:, None] == np.arange(3), 1.0, -1.0)
     weights = np.linalg.lstsq(np.concatenate([ones, np.eye(6)]), np.concatenate([targets, np.zeros((6, 3))]), rcond=None)[0]
-    np.testing.assert_array_equal(image_baselines.ridge(x, labels, x, 3), (ones @ weights).argmax(1))
+    np.testing.assert_array_equal(ridge.ridge(x, labels, x, 3), (ones @ weights).argmax(1))
 
 
 def test_large_images_are_averaged_for_the_baseline():
     image = np.random.default_rng(0).integers(0, 256, (2, 70, 33, 3), np.uint8)
-    small = image_baselines.shrunk(image).reshape(2, 23, 16, 3)
+    small = ridge.shrunk(image).reshape(2, 23, 16, 3)
     np.testing.assert_allclose(small[1, 2, 5], image[1, 6:9, 10:12].mean((0, 1)) / 255, rtol=1e-5)
 
 
