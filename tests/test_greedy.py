@@ -20,6 +20,7 @@ from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.mixers.mac import MacConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.protocol import Model, bind
 from memtok_jax.models.rmt import RmtConfig
@@ -118,9 +119,21 @@ def test_rows_that_only_fill_a_batch_do_not_count():
     assert found == {"accuracy": 1.0, "exact_match": 1.0}
 
 
+def test_whole_batches_are_scored_like_ragged_ones():
+    """An empty row sends a batch down the general path; the numbers are the same."""
+    model, mesh = bind(MODELS["mac"]), sharding.make_mesh(1, 1, 1)
+    params, ids = model.init(jax.random.key(3)), np.random.default_rng(0).integers(10, size=(4, 9), dtype=np.int32)
+    full = {"inputs": ids[:, :-1], "targets": ids[:, 1:], "start": np.ones(4, bool), "length": np.array([8, 8, 8, 0], np.int32)}
+    full["targets"] = np.where(full["length"][:, None] > 0, full["targets"], -100).astype(np.int32)
+    three = {name: rows[:3] for name, rows in full.items()}
+    with jax.set_mesh(mesh):
+        general, whole = (score(params, [one], mesh, model=model, segment=4) for one in (full, three))
+    assert whole.nats == pytest.approx(general.nats, rel=1e-5) and whole[1:3] == general[1:3] and whole.count == 24
+
+
 SHAPE = dict(vocabulary=10, width=16, head_dim=8, segment=4)
 MODELS = {
-    "mac": LanguageModelConfig(**SHAPE, layers=2, window=4, pattern=("mac",), memory=NeuralMemoryConfig(head_dim=8, chunk=4)),
+    "mac": LanguageModelConfig(**SHAPE, layers=2, pattern=(MacConfig(memory=NeuralMemoryConfig(head_dim=8, chunk=4)),)),
     "xl": LanguageModelConfig(**SHAPE, layers=2, pattern=(CachedConfig(XlConfig(4)),)),
     "rmt": RmtConfig(LanguageModelConfig(**SHAPE, layers=1, pattern=(SegmentConfig(),)), tokens=2),
 }
