@@ -76,8 +76,7 @@ def sample_text(experiment: Experiment, model: Model, params: Any, mesh: Mesh) -
     prompt = np.asarray(first["inputs"][:1, :min(PROMPT_TOKENS, int(first["length"][0]))])
     # As many equal rows as the mesh divides a batch into; one of them is shown.
     rows = np.repeat(prompt, sharding.row_groups(mesh), axis=0)
-    ids = generate(params, model.cfg, rows, experiment.training.sample_tokens,
-                   jax.random.key(experiment.training.seed), 0.8, model=model.functions)
+    ids = generate(model, params, rows, experiment.training.sample_tokens, jax.random.key(experiment.training.seed), 0.8)
     return data.decode(experiment.data, prompt[0]) + "|" + data.decode(experiment.data, np.asarray(ids)[0])
 
 
