@@ -225,11 +225,12 @@ def run_sampling(case: dict) -> dict:
     cfg, batch = model_config(case), case["batch"]
     # Layers side by side: a loop over layers copies the weights and the carry of each layer for each token.
     cfg = replace(cfg, unroll=cfg.repeats)
-    params = P.init_params(language_model.specs(cfg), jax.random.key(0))
+    model = bind(cfg)
+    params = model.init(jax.random.key(0))
     prompt = np.asarray(jax.random.randint(jax.random.key(1), (batch, case["length"]), 0, 256))
     start = time.perf_counter()
-    stream = new_stream(language_model, params, cfg, batch, jax.random.key(2))
-    session = open_session(language_model, params, cfg, stream, feed_blocks=(case["length"] - 1,), k=32)
+    stream = new_stream(model, params, batch, jax.random.key(2))
+    session = open_session(model, params, stream, feed_blocks=(case["length"] - 1,), k=32)
     compile_s = time.perf_counter() - start
     last = prompt[:, -1]
     stream = session.restart(

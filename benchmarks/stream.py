@@ -76,32 +76,31 @@ def prepare(case: dict) -> dict:
 
 
 def load_model(folder: Path):
-    """(module of functions, model config, params, text) as `prepare` wrote them."""
+    """(model, params, text) as `prepare` wrote them."""
     import jax
     import numpy as np
 
     from memtok_jax import config
-    from memtok_jax.models.protocol import functions_of
+    from memtok_jax.models.protocol import bind
     from memtok_jax.params import abstract
 
-    cfg = config.from_json((folder / "model.json").read_text())
-    functions = functions_of(cfg)
+    model = bind(config.from_json((folder / "model.json").read_text()))
     with np.load(folder / "params.npz") as saved:
         leaves = [jax.device_put(saved[name]) for name in saved.files]
-    params = jax.tree.unflatten(jax.tree.structure(abstract(functions.specs(cfg))), leaves)
-    return functions, cfg, params, (folder / "text").read_bytes()
+    params = jax.tree.unflatten(jax.tree.structure(abstract(model.specs())), leaves)
+    return model, params, (folder / "text").read_bytes()
 
 
 def read_run(workdir: Path):
     """Experiment and newest parameters of a run directory. Raises UserError where there are none."""
     import jax
 
-    from memtok_jax.models.protocol import functions_of
+    from memtok_jax.models.protocol import bind
     from memtok_jax.params import abstract
     from memtok_jax.training.checkpoint import Checkpoints, read_config
 
     experiment = read_config(workdir)
-    shapes = abstract(functions_of(experiment.model).specs(experiment.model))
+    shapes = abstract(bind(experiment.model).specs())
     with Checkpoints(workdir, keep=experiment.training.keep) as checkpoints:
         params, _ = checkpoints.restore_params(jax.tree.map(on_first_device, shapes))
     return experiment, params
@@ -170,7 +169,7 @@ def begin_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def stream_long(case: dict, functions, cfg, params, text: bytes) -> dict:
+def stream_long(case: dict, model, params, text: bytes) -> dict:
     """Stream `tokens` tokens and report on both halves."""
     import jax
     import jax.numpy as jnp
@@ -180,13 +179,13 @@ def stream_long(case: dict, functions, cfg, params, text: bytes) -> dict:
     from memtok_jax.inference.compiles import compile_count
 
     block = case["block"]
-    stream = S.new_stream(functions, params, cfg, 1, jax.random.key(0))
+    stream = S.new_stream(model, params, 1, jax.random.key(0))
     source = blocks_of(text, block)
     finite = jax.jit(F.is_finite)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def append_and_score(params, stream, ids, targets):
-        logits, stream = F.append(functions, params, stream, ids, cfg, jnp.full(1, block, jnp.int32))
+        logits, stream = F.append(model, params, stream, ids, jnp.full(1, block, jnp.int32))
         return mean_nats(logits, targets), stream
 
     def run(calls: int, stream: F.Stream) -> tuple[F.Stream, dict]:
@@ -209,7 +208,7 @@ def stream_long(case: dict, functions, cfg, params, text: bytes) -> dict:
     say(f"{case['model']}: {first['tokens']:,} tokens, {first['tokens_per_second']:,.0f} per second")
     stream, second = run(half, stream)
     return {"first": first, "second": second, "peak_growth": second["peak_mb"] / first["peak_mb"] - 1,
-            "consumed": int(stream.t[0]), "stream_bytes": F.stream_bytes(functions, cfg, 1),
+            "consumed": int(stream.t[0]), "stream_bytes": F.stream_bytes(model, 1),
             "stream_bytes_live": sum(leaf.nbytes for leaf in jax.tree.leaves(stream))}
 
 
@@ -244,7 +243,7 @@ def time_calls(call: Callable, stream, calls: int) -> tuple[object, dict[str, fl
     return stream, quantiles(times)
 
 
-def time_batch(case: dict, functions, cfg, params, batch: int) -> dict:
+def time_batch(case: dict, model, params, batch: int) -> dict:
     """Times of single tokens, decoding and blocks with `batch` streams side by side."""
     import jax
     import numpy as np
@@ -253,9 +252,9 @@ def time_batch(case: dict, functions, cfg, params, batch: int) -> dict:
     from memtok_jax.inference.compiles import compile_count, compile_seconds
 
     k, calls = case["k"], case["calls"]
-    stream = S.new_stream(functions, params, cfg, batch, jax.random.key(1))
+    stream = S.new_stream(model, params, batch, jax.random.key(1))
     before = compile_seconds()
-    session = S.open_session(functions, params, cfg, stream, feed_blocks=FEED_BLOCKS, k=k)
+    session = S.open_session(model, params, stream, feed_blocks=FEED_BLOCKS, k=k)
     out = {"batch": batch, "compile_seconds": compile_seconds() - before, "feed_ms": {}}
     ids = np.random.RandomState(0).randint(0, session.vocabulary, (batch, max(FEED_BLOCKS))).astype(np.int32)
     last, compiles = ids[:, 0].copy(), compile_count()
@@ -278,9 +277,9 @@ def run_one(case: dict) -> dict:
     """Everything about one model, in this process."""
     import jax
 
-    functions, cfg, params, text = load_model(Path(case["folder"]))
-    long = stream_long(case, functions, cfg, params, text)
-    times = [time_batch(case, functions, cfg, params, batch) for batch in case["batches"]]
+    model, params, text = load_model(Path(case["folder"]))
+    long = stream_long(case, model, params, text)
+    times = [time_batch(case, model, params, batch) for batch in case["batches"]]
     return {"model": case["model"], "about": case["about"], "k": case["k"], "block": case["block"], **long,
             "calls": times, "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
             "machine": {"device": jax.devices()[0].device_kind, "cores": measure.cores(), "jax": jax.__version__,
