@@ -17,10 +17,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 from flax import nnx
-from flax.core import unfreeze
 
 from memtok_jax.models.protocol import Model
-from memtok_jax.params import is_axes, logical_axes
+from memtok_jax.params import is_axes, is_spec, logical_axes
 
 # ------------------------------------------------------------------------------------------------------------- Linen
 
@@ -45,8 +44,9 @@ class LinenModule(nn.Module):
         return jax.tree.map(box, logical_axes(self.model.specs()), self.model.init(key), is_leaf=is_axes)
 
     def _params(self) -> Any:
-        """The tree of the pure functions, whose dicts Linen has replaced by FrozenDicts."""
-        return unfreeze(nn.unbox(self.pure))
+        """The tree that the pure functions take; Linen has replaced its dicts by FrozenDicts."""
+        structure = jax.tree.structure(self.model.specs(), is_leaf=is_spec)
+        return jax.tree.unflatten(structure, jax.tree.leaves(nn.unbox(self.pure)))
 
     def __call__(self, state: Any, x: jax.Array, length: jax.Array | None = None) -> tuple[Any, Any]:
         """One segment. state: the carry. x: [B, T, D], or ids [B, T] of a language model. length: i32[B] or None.

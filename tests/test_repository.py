@@ -33,8 +33,8 @@ def test_every_preset_loads_and_survives_json():
         assert config.from_json(config.to_json(experiment)) == experiment, name
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/develop.md", "docs/glossary.md", "docs/use_as_functions.md"],
-                         ids=lambda name: Path(name).stem)
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/develop.md", "docs/glossary.md",
+                                      "docs/use_as_functions.md"], ids=lambda name: Path(name).stem)
 def test_links_resolve(document):
     path = ROOT / document
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
