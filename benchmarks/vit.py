@@ -2,9 +2,9 @@
 
     python -m benchmarks.vit --peer_python=PATH --output=docs/results/vit_speed
 
-PATH is a Python that has torch, transformers and timm (see `benchmarks/export_vit.py`). ViT-S/14 on 224 x 224 pixels, float32.
-The position table is that of 518 x 518 pixels, so all resize it in each call. A training step is the cross entropy of 1,000
-classes, the gradient of everything, and AdamW. The sides:
+PATH is a Python that has torch, transformers and timm (see `tests/peers_export/export_vit.py`). ViT-S/14 on 224 x 224 pixels,
+float32. The position table is that of 518 x 518 pixels, so all resize it in each call. A training step is the cross entropy of
+1,000 classes, the gradient of everything, and AdamW. The sides:
 
     ours            four registers; rows of the batch divided over the cores, each of which is a device
     ours, plain     no registers

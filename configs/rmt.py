@@ -14,8 +14,9 @@ Neighbours: armt.
     copy       24 symbols twice, three segments of 24          0.143 (one symbol of 48 stands in the segment that asks for it)
     reverse    24 symbols backwards, four segments of 12       0.125
     retrieval  four pairs, one question, segments 4 + 4 + 2    0.1
-    equations  quadratic equations solved in six stages of 30  none stated: a table of the place and the last two characters is right
-               in 0.81 of the targets, more than half of which are filler; eval.py also prints the share of right last stages ("answers")
+    equations  quadratic equations solved in six stages of 30  none stated: a table of the place and the last two characters is
+               right in 0.81 of the targets, more than half of which are filler; eval.py also prints the share of right last stages
+               ("answers")
 
 Positions are relative (but for retrieval), in two heads (equations: four): see `GPT2_RELATIVE` in memtok_jax/models/style.py. A
 run ends when 99.7 % of the held-out symbols are right (equations: 99.95 %, retrieval: 99.5 %). The gradient flows through all

@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+# An installed package holds the configs; in a checkout they lie beside the package.
+CONFIG_FOLDER = (PACKAGE_FOLDER if (PACKAGE_FOLDER / "configs").is_dir() else PACKAGE_FOLDER.parent) / "configs"
 PACKAGE = "memtok_jax."
 
 

@@ -1,6 +1,7 @@
 """Any memory or model of the package as a Flax module: one adapter for Linen, one for NNX.
 
-Both wrap a module with the four functions of `docs/architecture.md` and add no mathematics. Their call is
+Both wrap a `models.protocol.Model`, which is a module of pure functions bound to its config: `bind(cfg)` for a model,
+`Model(neural, cfg)` for a memory. They add no mathematics. Their call is
 
     y, state = module(state, x, length=None)        # Linen: module.apply(variables, state, x, length)
     state = module.initial_state(batch)             # Linen: module.apply(variables, batch, method="initial_state")
@@ -11,46 +12,14 @@ during the call could not pass through `lax.scan`, `jax.checkpoint` or a donated
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 from flax import nnx
 
-from memtok_jax.params import init_params, is_axes, logical_axes
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A module of pure functions together with its config.
-
-    Hashable and equal by content. Linen turns dicts in its fields into FrozenDicts, which no longer match the
-    tree of the parameters; a `Bound` hands out the trees by calls instead of holding them.
-
-    functions: a Python module (or any hashable object) with `specs`, `init_state` and `apply`. cfg: its frozen config.
-    """
-
-    functions: Hashable
-    cfg: Hashable
-
-    def axes(self) -> Any:
-        """Tree of tuples of logical axis names, one tuple for each parameter."""
-        return logical_axes(self.functions.specs(self.cfg))
-
-    def init(self, key: jax.Array) -> Any:
-        """Initial parameters drawn with a typed PRNG key."""
-        return init_params(self.functions.specs(self.cfg), key)
-
-    def init_state(self, params: Any, batch: int) -> Any:
-        """The carry of `batch` rows before their first token."""
-        return self.functions.init_state(params, self.cfg, batch)
-
-    def apply(self, params: Any, state: Any, x: jax.Array, length: jax.Array | None) -> tuple[Any, Any]:
-        """One segment: (y, new state)."""
-        return self.functions.apply(params, state, x, self.cfg, length)
-
+from memtok_jax.models.protocol import Model
+from memtok_jax.params import is_axes, is_spec, logical_axes
 
 # ------------------------------------------------------------------------------------------------------------- Linen
 
@@ -58,10 +27,12 @@ class LinenModule(nn.Module):
     """The pure functions as a Linen module. Its variables are `{"params": {"pure": <tree of the pure functions>}}`.
 
     The initial parameters are boxed as `nn.LogicallyPartitioned`, so `nn.get_partition_spec(variables)` gives the
-    logical axes. An unboxed tree, such as `init_params` makes, may stand in the same place.
+    logical axes. An unboxed tree, such as `Model.init` makes, may stand in the same place.
+
+    model: hands out its trees by calls. A dict in a field would become a FrozenDict, which no longer matches the parameters.
     """
 
-    bound: Bound
+    model: Model
 
     def setup(self):
         self.pure = self.param("pure", self._boxed_params)
@@ -70,28 +41,33 @@ class LinenModule(nn.Module):
         def box(names, value):
             return nn.LogicallyPartitioned(value, names)
 
-        return jax.tree.map(box, self.bound.axes(), self.bound.init(key), is_leaf=is_axes)
+        return jax.tree.map(box, logical_axes(self.model.specs()), self.model.init(key), is_leaf=is_axes)
+
+    def _params(self) -> Any:
+        """The tree that the pure functions take; Linen has replaced its dicts by FrozenDicts."""
+        structure = jax.tree.structure(self.model.specs(), is_leaf=is_spec)
+        return jax.tree.unflatten(structure, jax.tree.leaves(nn.unbox(self.pure)))
 
     def __call__(self, state: Any, x: jax.Array, length: jax.Array | None = None) -> tuple[Any, Any]:
         """One segment. state: the carry. x: [B, T, D], or ids [B, T] of a language model. length: i32[B] or None.
 
         Returns (y, new state), exactly what the pure `apply` returns.
         """
-        return self.bound.apply(nn.unbox(self.pure), state, x, length)
+        return self.model.apply(self._params(), state, x, length)
 
     def initial_state(self, batch: int) -> Any:
         """The carry of `batch` rows before their first token."""
-        return self.bound.init_state(nn.unbox(self.pure), batch)
+        return self.model.init_state(self._params(), batch)
 
 
-def as_linen(functions: Any, cfg: Hashable, name: str | None = None) -> LinenModule:
-    """A Flax Linen module over `functions.specs / init_state / apply`.
+def as_linen(model: Model, name: str | None = None) -> LinenModule:
+    """A Flax Linen module over a model or a memory.
 
     name: the module's name inside a compact method, as for any Linen module.
-    Modules made from the same functions and an equal config are equal and hash equal, so a jitted function that takes
-    one as a static argument compiles once.
+    Modules made from equal models are equal and hash equal, so a jitted function that takes one as a static argument
+    compiles once.
     """
-    return LinenModule(Bound(functions, cfg), name=name)
+    return LinenModule(model, name=name)
 
 
 # --------------------------------------------------------------------------------------------------------------- NNX
@@ -102,14 +78,14 @@ class NNXModule(nnx.Module):
     The logical axes stand in the Params' metadata: `nnx.get_partition_spec(nnx.state(module))` gives them.
     """
 
-    def __init__(self, bound: Bound, *, rngs: nnx.Rngs):
-        self.bound = bound
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        self.model = model
         # The names are logical: placing the arrays on a mesh is the caller's business, hence no eager sharding. A plain
         # dict would count as a static attribute, hence nnx.data.
         def param(names, value):
             return nnx.Param(value, out_sharding=names, eager_sharding=False)
 
-        self.pure = nnx.data(jax.tree.map(param, bound.axes(), bound.init(rngs.params()), is_leaf=is_axes))
+        self.pure = nnx.data(jax.tree.map(param, logical_axes(model.specs()), model.init(rngs.params()), is_leaf=is_axes))
 
     def pure_params(self) -> Any:
         """The parameters as the plain tree that the pure functions take."""
@@ -120,13 +96,13 @@ class NNXModule(nnx.Module):
 
         Returns (y, new state), exactly what the pure `apply` returns.
         """
-        return self.bound.apply(self.pure_params(), state, x, length)
+        return self.model.apply(self.pure_params(), state, x, length)
 
     def initial_state(self, batch: int) -> Any:
         """The carry of `batch` rows before their first token."""
-        return self.bound.init_state(self.pure_params(), batch)
+        return self.model.init_state(self.pure_params(), batch)
 
 
-def as_nnx(functions: Any, cfg: Hashable, *, rngs: nnx.Rngs) -> NNXModule:
-    """A Flax NNX module over `functions.specs / init_state / apply`; `rngs.params()` draws the initial parameters."""
-    return NNXModule(Bound(functions, cfg), rngs=rngs)
+def as_nnx(model: Model, *, rngs: nnx.Rngs) -> NNXModule:
+    """A Flax NNX module over a model or a memory; `rngs.params()` draws the initial parameters."""
+    return NNXModule(model, rngs=rngs)

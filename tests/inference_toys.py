@@ -43,7 +43,7 @@ def ema_init_state(params, cfg, batch):
     return zero._replace(memory=jnp.tile(params["start"][None], (batch, 1)))
 
 
-def ema_apply(params, state, x, cfg, length=None):
+def ema_apply(params, state, x, cfg, length=None, *, whole=False):
     length = full_length(x) if length is None else length
 
     def token(state, inputs):

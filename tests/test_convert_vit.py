@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from neural_cases import assert_equal
+from peers_export import vit_random
 from vit_cases import config, features, images, scrambled
 
-from benchmarks import vit_random
 from memtok_jax.config import UserError
 from memtok_jax.convert import VitCheckpoint, load_vit, save_vit, tensor_files
 from memtok_jax.convert.vit import to_layout

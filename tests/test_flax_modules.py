@@ -12,39 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from inference_models import MODELS
 from jax.sharding import PartitionSpec as P
 
 from memtok_jax.flax_modules import as_linen, as_nnx
 from memtok_jax.memory import neural
-from memtok_jax.params import init_params, is_axes, logical_axes
+from memtok_jax.models.protocol import Model
+from memtok_jax.params import is_axes, logical_axes
 
 KEY = jax.random.key(0)
 
 
-def ema_case():
-    x = jax.random.normal(jax.random.key(1), (2, 7, 4))
-    return toys.ema, toys.EmaConfig(), x
-
-
-def language_model_case():
-    return toys.language_model, toys.LanguageModelConfig(), jax.random.randint(jax.random.key(1), (2, 7), 0, 11)
-
-
-def neural_memory_case():
-    cfg = neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1)
-    return neural, cfg, jax.random.normal(jax.random.key(1), (2, 7, 4))
-
-
-CASES = {"toy memory": ema_case, "toy language model": language_model_case, "neural memory": neural_memory_case}
+CASES = {"toy memory": Model(toys.ema, toys.EmaConfig()), "toy language model": MODELS["toy"],
+         "neural memory": Model(neural, neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1)), "rmt": MODELS["rmt"]}
 LENGTHS = (None, np.array([7, 4], np.int32))
 
 
 @pytest.fixture(params=CASES, scope="module")
 def case(request):
-    """(functions, cfg, params, state, x) of one module."""
-    functions, cfg, x = CASES[request.param]()
-    params = init_params(functions.specs(cfg), KEY)
-    return functions, cfg, params, functions.init_state(params, cfg, 2), x
+    """(model, params, state, x) of one memory or model."""
+    model = CASES[request.param]
+    params, key = model.init(KEY), jax.random.key(1)
+    x = jax.random.normal(key, (2, 7, 4)) if "memory" in request.param else jax.random.randint(key, (2, 7), 0, 11)
+    return model, params, model.init_state(params, 2), x
 
 
 def assert_equal(a, b):
@@ -52,22 +42,22 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def specs_of_axes(functions, cfg):
-    return jax.tree.map(lambda names: P(*names), logical_axes(functions.specs(cfg)), is_leaf=is_axes)
+def specs_of_axes(model):
+    return jax.tree.map(lambda names: P(*names), logical_axes(model.specs()), is_leaf=is_axes)
 
 
 def pure_call(case, length):
-    functions, cfg, params, state, x = case
-    return jax.jit(lambda p, s, x, n: functions.apply(p, s, x, cfg, n))(params, state, x, length)
+    model, params, state, x = case
+    return jax.jit(lambda p, s, x, n: model.apply(p, s, x, n))(params, state, x, length)
 
 
 def loss_of(y):
     return jnp.sum(jnp.sin(y))
 
 
-def nnx_with(functions, cfg, params):
+def nnx_with(model, params):
     """An NNX module that holds the given parameters."""
-    module = as_nnx(functions, cfg, rngs=nnx.Rngs(params=5))
+    module = as_nnx(model, rngs=nnx.Rngs(params=5))
     leaves = jax.tree.leaves(module.pure, is_leaf=lambda node: isinstance(node, nnx.Variable))
     for variable, value in zip(leaves, jax.tree.leaves(params), strict=True):
         variable[...] = value
@@ -76,8 +66,8 @@ def nnx_with(functions, cfg, params):
 
 @pytest.mark.parametrize("length", LENGTHS, ids=["whole", "ragged"])
 def test_linen_call_is_the_pure_call(case, length):
-    functions, cfg, params, state, x = case
-    module = as_linen(functions, cfg)
+    model, params, state, x = case
+    module = as_linen(model)
     variables = {"params": {"pure": params}}
     assert_equal(jax.jit(module.apply)(variables, state, x, length), pure_call(case, length))
     assert_equal(module.apply(variables, 2, method="initial_state"), state)
@@ -85,58 +75,58 @@ def test_linen_call_is_the_pure_call(case, length):
 
 @pytest.mark.parametrize("length", LENGTHS, ids=["whole", "ragged"])
 def test_nnx_call_is_the_pure_call(case, length):
-    functions, cfg, params, state, x = case
-    module = nnx_with(functions, cfg, params)
+    model, params, state, x = case
+    module = nnx_with(model, params)
     assert_equal(nnx.jit(lambda m, *args: m(*args))(module, state, x, length), pure_call(case, length))
     assert_equal(module.initial_state(2), state)
     assert_equal(module.pure_params(), params)
 
 
 def test_linen_init_boxes_the_pure_tree_with_its_axes(case):
-    functions, cfg, params, state, x = case
-    variables = as_linen(functions, cfg).init(KEY, state, x)
+    model, params, state, x = case
+    variables = as_linen(model).init(KEY, state, x)
     assert set(variables) == {"params"} and set(variables["params"]) == {"pure"}
     plain = nn.unbox(variables)["params"]["pure"]
     assert jax.tree.structure(plain) == jax.tree.structure(params)
     assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, params)
-    assert nn.get_partition_spec(variables)["params"]["pure"] == specs_of_axes(functions, cfg)
+    assert nn.get_partition_spec(variables)["params"]["pure"] == specs_of_axes(model)
 
 
 def test_nnx_init_is_the_pure_init_with_its_axes(case):
-    functions, cfg, _, _, _ = case
+    model, _, _, _ = case
     rngs = nnx.Rngs(params=3)
-    module = as_nnx(functions, cfg, rngs=nnx.Rngs(params=3))
-    assert_equal(module.pure_params(), init_params(functions.specs(cfg), rngs.params()))
+    module = as_nnx(model, rngs=nnx.Rngs(params=3))
+    assert_equal(module.pure_params(), model.init(rngs.params()))
     found = [v.get_metadata()["out_sharding"] for v in jax.tree.leaves(
         module.pure, is_leaf=lambda node: isinstance(node, nnx.Variable))]
-    assert found == jax.tree.leaves(logical_axes(functions.specs(cfg)), is_leaf=is_axes)
+    assert found == jax.tree.leaves(logical_axes(model.specs()), is_leaf=is_axes)
     arrived = jax.tree.leaves(nnx.get_partition_spec(nnx.state(module)), is_leaf=lambda node: isinstance(node, P))
     assert sorted(map(str, arrived)) == sorted(map(str, jax.tree.leaves(
-        specs_of_axes(functions, cfg), is_leaf=lambda node: isinstance(node, P))))
+        specs_of_axes(model), is_leaf=lambda node: isinstance(node, P))))
 
 
 def test_gradients_are_the_pure_gradients(case):
-    functions, cfg, params, state, x = case
-    pure = jax.jit(jax.grad(lambda p: loss_of(functions.apply(p, state, x, cfg)[0])))(params)
+    model, params, state, x = case
+    pure = jax.jit(jax.grad(lambda p: loss_of(model.apply(p, state, x)[0])))(params)
 
-    linen = as_linen(functions, cfg)
+    linen = as_linen(model)
     linen_gradient = jax.jit(jax.grad(lambda v: loss_of(linen.apply(v, state, x)[0])))({"params": {"pure": params}})
     assert_equal(linen_gradient["params"]["pure"], pure)
 
-    nnx_gradient = nnx.jit(nnx.grad(lambda m: loss_of(m(state, x)[0])))(nnx_with(functions, cfg, params))
+    nnx_gradient = nnx.jit(nnx.grad(lambda m: loss_of(m(state, x)[0])))(nnx_with(model, params))
     assert_equal(nnx.to_pure_dict(nnx_gradient)["pure"], pure)
 
 
 def test_state_flows_through_a_scan_over_segments(case):
-    functions, cfg, params, state, x = case
+    model, params, state, x = case
     segments = jnp.stack([x, x, x])
-    linen, module = as_linen(functions, cfg), nnx_with(functions, cfg, params)
+    linen, module = as_linen(model), nnx_with(model, params)
     graph, variables = nnx.split(module)
 
     def run(step):
         return jax.jit(lambda: jax.lax.scan(step, state, segments))()
 
-    pure = run(lambda s, x: functions.apply(params, s, x, cfg)[::-1])
+    pure = run(lambda s, x: model.apply(params, s, x)[::-1])
     by_linen = run(lambda s, x: linen.apply({"params": {"pure": params}}, s, x)[::-1])
     by_nnx = run(lambda s, x: nnx.merge(graph, variables)(s, x)[::-1])
     assert_equal(by_linen, pure)
@@ -144,16 +134,16 @@ def test_state_flows_through_a_scan_over_segments(case):
 
 
 def test_vmap_over_parameter_sets(case):
-    functions, cfg, params, state, x = case
-    linen = as_linen(functions, cfg)
+    model, params, state, x = case
+    linen = as_linen(model)
     two = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
     y = jax.jit(jax.vmap(lambda p: linen.apply({"params": {"pure": p}}, state, x)[0]))(two)
-    halved = pure_call((functions, cfg, jax.tree.map(lambda p: 0.5 * p, params), state, x), None)[0]
+    halved = pure_call((model, jax.tree.map(lambda p: 0.5 * p, params), state, x), None)[0]
     np.testing.assert_allclose(y[1], halved, rtol=1e-4, atol=1e-5)
 
 
 def test_equal_modules_compile_once(case):
-    functions, cfg, params, state, x = case
+    model, params, state, x = case
     traced = []
 
     def call(module, params, state, x):
@@ -161,13 +151,13 @@ def test_equal_modules_compile_once(case):
         return module.apply({"params": {"pure": params}}, state, x)
 
     jitted = jax.jit(call, static_argnums=0)
-    jitted(as_linen(functions, cfg), params, state, x)
-    jitted(as_linen(functions, cfg), params, state, x)
+    jitted(as_linen(model), params, state, x)
+    jitted(as_linen(model), params, state, x)
     assert len(traced) == 1
 
     nnx_call = nnx.jit(lambda module, state, x: traced.append(module) or module(state, x))
-    nnx_call(nnx_with(functions, cfg, params), state, x)
-    nnx_call(nnx_with(functions, cfg, params), state, x)
+    nnx_call(nnx_with(model, params), state, x)
+    nnx_call(nnx_with(model, params), state, x)
     assert len(traced) == 2
 
 

@@ -1,6 +1,6 @@
 """RMT over GPT-2 equals GPT-2 of the Hugging Face library (transformers 4.57.6) in a plain RMT loop.
 
-`tests/data/hf_gpt2_rmt.npz` (made by `benchmarks/export_hf_rmt.py`) holds a small scrambled GPT-2, three segments for two rows, one
+`tests/data/hf_gpt2_rmt.npz` (made by `peers_export/export_hf_rmt.py`) holds a scrambled GPT-2, three segments for two rows, one
 of them short and one empty, in float64: logits, memories and gradients. It needs no torch. One test runs the loop anew with other
 numbers where a Python that has torch and transformers is at hand:
 

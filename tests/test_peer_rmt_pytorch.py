@@ -1,6 +1,6 @@
 """Recurrence, masks and positions equal recurrent-memory-transformer-pytorch 0.7.0 over three segments, in values and gradients.
 
-`tests/data/rmt_pytorch_parity.npz` (made by `benchmarks/export_rmt_pytorch.py`, float64) holds its network and its wrapper with
+`tests/data/rmt_pytorch_parity.npz` (made by `peers_export/export_rmt_pytorch.py`, float64) holds its network and its wrapper with
 scrambled weights, mask of the paper. Its block is not that of our decoder: RMSNorm, a null key and value in each head, values mixed
 with those of the first layer, gated exact GELU, no biases. So `peer_layers` below is that block, and ours are around it
 

@@ -1,6 +1,6 @@
 """The neural memory equals titans-pytorch 0.5.5 in the mode in which that library computes the paper's rule.
 
-`tests/data/titans_pytorch_parity.npz` (made by `benchmarks/export_titans_pytorch.py`) holds one of its layers with
+`tests/data/titans_pytorch_parity.npz` (made by `peers_export/export_titans_pytorch.py`) holds one of its layers with
 random parameters, in float64: 20 tokens in chunks of 6, so the last chunk stays open. One test needs no torch;
 the other runs torch with other random numbers and another chunk where a Python that has it is named:
 

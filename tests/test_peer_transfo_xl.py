@@ -1,6 +1,6 @@
 """Our Transformer-XL equals Hugging Face's (transformers 4.35.2), in values, cache and gradients; and weights convert.
 
-`tests/data/transfo_xl_parity.npz` (made by `benchmarks/export_transfo_xl.py`) holds five small models in float64 with
+`tests/data/transfo_xl_parity.npz` (made by `peers_export/export_transfo_xl.py`) holds five small models in float64 with
 their options; each reads three segments from the empty cache on. One test runs the peer with other random numbers, where a
 Python that has it is named:
 

@@ -1,6 +1,6 @@
 """Vision transformers equal those of transformers 5.23.0 and timm 1.0.31: hidden states, attention, masks, logits, at five sizes.
 
-`tests/data/vit_parity.npz` (made by `benchmarks/export_vit.py --small`) holds what they compute from random weights, which are
+`tests/data/vit_parity.npz` (made by `peers_export/export_vit.py --small`) holds what they compute from random weights, which are
 drawn anew here: narrow models, two image sizes that are not the native one. It needs no torch. One test runs the peers with other
 numbers, wider models and all five sizes, and prints the largest errors, where a Python that has them is at hand:
 
@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from peers import ROOT, export
+from peers_export import vit_random
 from vit_cases import features
 
-from benchmarks import vit_random
 from memtok_jax.convert import VitCheckpoint, load_vit
 from memtok_jax.convert.vit import to_layout
 from memtok_jax.models import layers

@@ -26,8 +26,8 @@ def walk(step: Step, state: Any, x: jax.Array, call: Call, b: Backbone, state_sp
          lean: tuple[Callable, Callable] = (lambda state: state, lambda state, carry: carry)) -> tuple[jax.Array, Any, dict]:
     """Run `step(state, x, call) -> (y, state, stats)` on the part of each segment that x[B, T, D] holds.
 
-    Each step's call says which rows close their segment. lean: (of a state, what a whole segment changes; a state and that, the next
-    state): a scan over whole segments then carries nothing else. Returns (y [B, T, D], state, stats).
+    Each step's call says which rows close their segment. lean: (of a state, what a whole segment changes; a state and that, the
+    next state): a scan over whole segments then carries nothing else. Returns (y [B, T, D], state, stats).
     """
     if call.closes is not None:
         y, state, stats = step(state, x, call)

@@ -75,7 +75,12 @@ class Model:
 
     def apply(self, params: P.Tree, state: P.Tree, x: jax.Array, length: jax.Array | None = None,
               whole: bool = False) -> tuple[Any, P.Tree]:
-        """One call without statistics: (y, carry). length: i32[B], real tokens of each row; None, all. whole: see `Call`."""
+        """One call without statistics: (y, carry). length: i32[B], real tokens of each row; None, all. whole: see `Call`.
+
+        A module of `memtok_jax/memory` has an `apply` of its own, without a `Call`.
+        """
+        if "apply" in vars(self.functions):
+            return self.functions.apply(params, state, x, self.cfg, length, whole=whole)
         return self.run(params, state, x, Call(length=length, whole=whole))[:2]
 
     def unstack(self, params: P.Tree, state: P.Tree) -> tuple[Model, P.Tree, P.Tree]:

@@ -1,7 +1,7 @@
 """Memory tokens around the segments of any stack: RMT, Memory Transformer, and the write tokens of ARMT.
 
-RMT (arXiv 2207.06881): one segment is [m ; x ; m]; logits come from the tokens x, the next m from the last tokens, after the last norm.
-The memory enters again as an input embedding, so N segments of L layers are N L layers deep.
+RMT (arXiv 2207.06881): one segment is [m ; x ; m]; logits come from the tokens x, the next m from the last tokens, after the last
+norm. The memory enters again as an input embedding, so N segments of L layers are N L layers deep.
 
 | form | a segment | who sees whom | next m |
 |---|---|---|---|
@@ -11,10 +11,10 @@ The memory enters again as an input embedding, so N segments of L layers are N L
 | "prefix"  | [m ; x]     | causal; a Memory Transformer (arXiv 2006.11527), no recurrence  | never written |
 | "suffix"  | [x ; m]     | causal; m is learned, and ARMT's layers write it                | never written |
 
-At a border the M vectors are fed as the first tokens of the new segment, then come its tokens, then M write tokens where it closes; a
-token costs one token. A whole segment is one call [m ; x ; m]: the same function, sooner. What the layers inside remember goes on
-as they please: with a cache it is RMT with Transformer-XL (table 5 of the paper), with a neural memory the vectors are one memory of
-two. Tokens in an encoder see later ones, so its call is one segment and cannot be cut.
+At a border the M vectors are fed as the first tokens of the new segment, then come its tokens, then M write tokens where it closes;
+a token costs one token. A whole segment is one call [m ; x ; m]: the same function, sooner. What the layers inside remember goes on
+as they please: with a cache it is RMT with Transformer-XL (table 5 of the paper), with a neural memory the vectors are one memory
+of two. Tokens in an encoder see later ones, so its call is one segment and cannot be cut.
 """
 
 from __future__ import annotations
@@ -279,8 +279,8 @@ def _hidden(params, state: RmtState, x: jax.Array, cfg: RmtConfig, call: Call):
 def run(params, state: RmtState, ids: jax.Array, cfg: RmtConfig, call: Call = Call()):  # noqa: B008
     """Tokens ids i32[B, T] -> (logits f32[B, T, V], state, statistics name -> f32[]).
 
-    Where a segment ends, its write tokens make the next memory; a row without tokens keeps its memory. Any cut of a stream into calls
-    gives the same, but for an encoder, whose call is one segment: raises UserError where it holds more tokens.
+    Where a segment ends, its write tokens make the next memory; a row without tokens keeps its memory. Any cut of a stream into
+    calls gives the same, but for an encoder, whose call is one segment: raises UserError where it holds more tokens.
     """
     check_call(ids, call, cfg)
     if 0 in ids.shape:
@@ -310,7 +310,8 @@ def _moved(before: RmtTokensState, after: RmtTokensState, cfg: RmtConfig) -> dic
 def run_segments(params, state: RmtState, ids_NBT: jax.Array, cfg: RmtConfig):
     """N whole segments at once along the diagonals of layers and segments, for form "suffix", whose memory stays in the layers.
 
-    ids_NBT: i32[N, B, T] with T tokens of a segment. Returns (logits f32[N, B, T, V], state). Raises UserError for another form or T.
+    ids_NBT: i32[N, B, T] with T tokens of a segment. Returns (logits f32[N, B, T, V], state). Raises UserError for another form or
+    T.
     """
     n, batch, t = ids_NBT.shape
     if cfg.form != "suffix" or t != cfg.model.segment:
@@ -321,7 +322,8 @@ def run_segments(params, state: RmtState, ids_NBT: jax.Array, cfg: RmtConfig):
     x = lm.placed(params["model"], jnp.concatenate([x, m], axis=1), jnp.zeros((n * batch,), jnp.int32), cfg.model)
     call = Call(closes=jnp.ones((batch,), bool), tail=cfg.tail)
     side = lm.side_of(params["model"])
-    h, after = stack.run_segments(params["model"]["layers"], state.stack, x.reshape(n, batch, t + cfg.tail, -1), cfg.stack, call, side)
+    x = x.reshape(n, batch, t + cfg.tail, -1)
+    h, after = stack.run_segments(params["model"]["layers"], state.stack, x, cfg.stack, call, side)
     h = lm.finish(params["model"], h[:, :, :t].reshape(n * batch, t, -1), cfg.model)
     out = lm.logits(params["model"], h, cfg.model)
     return out.reshape(n, batch, t, cfg.vocabulary), state._replace(stack=after)

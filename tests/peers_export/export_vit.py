@@ -4,9 +4,9 @@ Run with a Python that has them (nothing of the package is imported):
 
     pip install torch==2.13.0          # first and alone; a CPU build is enough
     pip install transformers==5.23.0 timm==1.0.31 numpy
-    python -m benchmarks.export_vit --output=tests/data/vit_parity.npz --small
+    python tests/peers_export/export_vit.py --output=tests/data/vit_parity.npz --small
 
-Weights and images are drawn by `benchmarks/vit_random.py` from the seed on both sides; the file has their names and shapes only.
+Weights and images are drawn by `vit_random.py` from the seed on both sides; the file has their names and shapes only.
 
     settings                     JSON text: versions, seed, for each case its class, arguments, names and shapes, image sizes
     CASE/ROWSxCOLUMNS/hidden     f32[L+1, B, T, D]: embedding and output of every block, before the final norm
@@ -34,9 +34,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+import vit_random  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
-
-from benchmarks import vit_random  # noqa: E402
 
 # timm imports torchvision, which beside a CPU build of torch stops at two operators that it does not find.
 VISION_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")

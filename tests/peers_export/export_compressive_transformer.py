@@ -2,7 +2,7 @@
 
 Runs in a Python with torch and compressive-transformer-pytorch==0.4.0:
 
-    PEER_PYTHON -m benchmarks.export_compressive_transformer --output=tests/data/compressive_transformer_parity.npz
+    PEER_PYTHON tests/peers_export/export_compressive_transformer.py --output=tests/data/compressive_transformer_parity.npz
 
 One `SelfAttention` in float64, in training mode without dropout and without its table of positions, reads four segments and carries
 its two memories, detached. Written: its weights, inputs, outputs, memories and auxiliary losses, and the gradient of the sum of the

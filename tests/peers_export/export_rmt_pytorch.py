@@ -2,7 +2,7 @@
 
 Run with a Python that has torch and recurrent-memory-transformer-pytorch==0.7.0 (nothing of the package is imported):
 
-    python -m benchmarks.export_rmt_pytorch --output=tests/data/rmt_pytorch_parity.npz
+    python tests/peers_export/export_rmt_pytorch.py --output=tests/data/rmt_pytorch_parity.npz
 
 Its wrapper runs two rows of 13 tokens in segments of 5, 5 and 3, without cache, one residual stream, the paper's mask. Padding
 at the end of two segments of the second row is told by its mask. All weights are random, none at its initial value, in float64.

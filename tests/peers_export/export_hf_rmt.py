@@ -4,7 +4,7 @@ Run with a Python that has torch and transformers (nothing of the package is imp
 
     pip install torch==2.13.0          # first and alone; a CPU build is enough
     pip install transformers==4.57.6 numpy
-    python -m benchmarks.export_hf_rmt --output=tests/data/hf_gpt2_rmt.npz
+    python tests/peers_export/export_hf_rmt.py --output=tests/data/hf_gpt2_rmt.npz
 
 The loop: [m ; embeddings ; m] goes in as `inputs_embeds`; logits and last hidden states are cut at M and -M; the last M hidden
 states (after the last norm) are the next m. Every row of the batch runs alone, so a short segment has no padding, and an empty

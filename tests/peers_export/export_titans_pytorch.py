@@ -4,7 +4,7 @@ Run with a Python that has torch and titans-pytorch (nothing of the package is i
 
     pip install torch==2.13.0          # first and alone; a CPU build is enough
     pip install titans-pytorch==0.5.5 numpy
-    python -m benchmarks.export_titans_pytorch --output=tests/data/titans_pytorch_parity.npz
+    python tests/peers_export/export_titans_pytorch.py --output=tests/data/titans_pytorch_parity.npz
 
 The layer is put into the mode in which it computes the paper's rule: `chunk_size=1` (gates for every token) and
 `batch_size=CHUNK` (gradients at the weights of the chunk start). Everything is float64.
@@ -22,14 +22,13 @@ fast weights gamma [H, K] stored minus one, first matrix [H, K, 4K], second matr
 
 from __future__ import annotations
 
+import argparse
 import json
 from importlib.metadata import version
 
 import numpy as np
 import torch
 from titans_pytorch import NeuralMemory
-
-from benchmarks import measure
 
 HEADS, HEAD_DIM, WIDTH, STEP_MAX = 2, 8, 16, 0.5
 
@@ -94,7 +93,7 @@ def export(output: str, seed: int, batch: int, length: int, chunk: int) -> None:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--output", required=True, help="the .npz file to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--batch", type=int, default=1, help="rows of x")

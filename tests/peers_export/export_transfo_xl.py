@@ -2,7 +2,7 @@
 
 Runs in a Python with torch and transformers==4.35.2 (the last versions have no Transformer-XL):
 
-    PEER_PYTHON -m benchmarks.export_transfo_xl --output=tests/data/transfo_xl_parity.npz
+    PEER_PYTHON tests/peers_export/export_transfo_xl.py --output=tests/data/transfo_xl_parity.npz
 
 Each case is a model with random weights in float64 that reads three segments, carrying its cache from the empty one: its weights,
 log-probabilities and cache after each segment, and the gradient of a weighted sum of all log-probabilities.
