@@ -27,7 +27,7 @@ class ParamSpec:
 
     shape: its dimensions. axes: a logical name (or None) for each, see `sharding.py`.
     init: function (key, shape, dtype) -> array. decayed: whether weight decay applies.
-    auxiliary: the gradient comes from a loss of the memory's own alone, whose scale has nothing to do with the model's.
+    auxiliary: the gradient comes only from an auxiliary loss of a memory, whose scale is not that of the model's loss.
     """
 
     shape: tuple[int, ...]
@@ -193,7 +193,7 @@ def map_rows(function: Callable, state_specs: Tree, *states: Tree) -> Tree:
 
 
 def select_rows(rows: jax.Array, on_true: Tree, on_false: Tree, state_specs: Tree) -> Tree:
-    """Row by row one of two carries. rows: bool[B]; True takes the row of `on_true`."""
+    """For each batch row one of two carries. rows: bool[B]; True takes the row of `on_true`."""
 
     def one(a, b, axis):
         shape = [1] * a.ndim
@@ -204,10 +204,10 @@ def select_rows(rows: jax.Array, on_true: Tree, on_false: Tree, state_specs: Tre
 
 
 def reset(state: Tree, rows: jax.Array, initial: Tree, state_specs: Tree) -> Tree:
-    """The carry with some rows started anew.
+    """The carry in which some batch rows start a new stream.
 
-    rows: bool[B], True where a new stream starts. initial: the carry that `init_state` made (not zeros: it may
-    hold prefix tokens). The other rows come back bit for bit.
+    rows: bool[B], True for a row that starts. initial: the carry that `init_state` made; it need not be zero, because it may
+    hold prefix tokens. The other rows keep every bit.
     """
     return select_rows(rows, initial, state, state_specs)
 
@@ -295,8 +295,8 @@ def take_rows(x: jax.Array, index_BT: jax.Array) -> jax.Array:
 def masked(apply: Callable) -> Callable:
     """Let an `apply(params, state, x, cfg, length)` take any mask of real tokens.
 
-    Returns `(params, state, x, valid_BT, cfg) -> (y, state)`: padding may stand left, right or in between. It is
-    neither read nor written, and its rows of y are zero.
+    Returns `(params, state, x, valid_BT, cfg) -> (y, state)`. Padding may stand left, right or in between. It is neither read
+    nor written, and y is zero there.
     """
 
     def apply_masked(params, state, x, valid_BT, cfg):

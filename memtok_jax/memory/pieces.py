@@ -1,9 +1,9 @@
 """Cut a block of tokens at the borders of a unit (a chunk, a segment), whatever the block's length and phase.
 
-A mechanism with a natural unit of U tokens must give the same result however a stream is cut into calls. Every
-call therefore splits its T tokens into pieces that never cross a border: the first piece ends at the first border,
-the others are whole units, the last may stop short. Rows of a batch may stand at different phases and have different
-lengths, so the cut is an index computed from data; shapes depend on T and U alone.
+A mechanism with a unit of U tokens must give the same result for every cut of a stream into calls. So a call splits its T
+tokens into pieces that never cross a border: the first piece ends at the first border, the others are whole units, the last
+may stop short. Rows of a batch may stand at different places of their units and have different lengths. The cut is therefore
+an index computed from data; shapes depend on T and U alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Pieces(NamedTuple):
 
 
 def count(tokens: int, unit: int) -> int:
-    """Pieces that a block of `tokens` tokens may need; a single token never crosses a border."""
-    return 1 + -(-(tokens - 1) // unit)
+    """The most pieces that a block of `tokens` tokens needs; one token, or none, needs one."""
+    return 1 + max(0, -(-(tokens - 1) // unit))
 
 
 def cut(phase_B: jax.Array, length_B: jax.Array, tokens: int, unit: int) -> Pieces:

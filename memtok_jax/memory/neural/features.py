@@ -34,7 +34,7 @@ def _conv_init(key, shape, dtype):
 
 
 def _gate_bias(cfg: NeuralMemoryConfig):
-    """Biases [H, 3]: step, momentum, and forgetting log-spaced over the heads (one head takes the middle)."""
+    """Initial biases [H, 3] of step, momentum and forgetting, which is log-spaced over the heads; one head takes the middle."""
 
     def init(key, shape, dtype):
         first, last = (math.log(p) for p in cfg.forget_range)
@@ -46,8 +46,10 @@ def _gate_bias(cfg: NeuralMemoryConfig):
 
 
 def specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
-    """Projections [D, H, K], convolutions [width, H, K] and gates [D, H, 3]: the heads outside, so that a divided
-    head axis stays divided in the product."""
+    """Projections [D, H, K], convolutions [width, H, K] and gates [D, H, 3].
+
+    Heads have an axis of their own, so that a sharded head axis stays sharded in the product.
+    """
     d, h, k = cfg.width, cfg.heads, cfg.head_dim
     out = {f"w{name}": ParamSpec((d, h, k), ("embed", "heads", None), fan_in(0)) for name in "kvq"}
     if cfg.conv > 1:
@@ -61,8 +63,8 @@ def specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
 def causal_conv(x: jax.Array, tail: jax.Array, kernel: jax.Array, length_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Depthwise causal convolution that continues a stream.
 
-    x: [B, T, H, K]. tail: [B, width-1, H, K], the inputs before x. kernel: [width, H, K], last tap = current token.
-    Returns the outputs and the tail after the first `length` tokens of each row.
+    x: [B, T, H, K]. tail: [B, width-1, H, K], the inputs before x. kernel: [width, H, K], its last tap is for the current token.
+    Returns the outputs and the tail after the first length_B tokens of each row.
     """
     width, tokens = kernel.shape[0], x.shape[1]
     stream = jnp.concatenate([tail.astype(x.dtype), x], axis=1)

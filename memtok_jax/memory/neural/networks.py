@@ -7,8 +7,8 @@ weights only through three hooks, each name once:
     scale(name, h)   h * w
     shift(name, h)   h + w
 
-It must treat rows one by one (no mixing of tokens). `plain` runs it at one set of weights; the tapped and the dual
-interpreters of `rule.py` run the same function in the write and in the per-token read.
+It must treat tokens one by one, without mixing them. `plain` runs it at one set of weights. The tapped and the dual
+interpreters of `rule.py` run the same function, one for the write and one for the read at each token's weights.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _dense_shapes(cfg: NeuralMemoryConfig) -> dict[str, tuple[int, int]]:
 
 
 def fast_specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
-    """The learned initial fast weights, leaves [H, ...]. Not decayed: zero is a dead point for deep memories."""
+    """The learned initial fast weights, leaves [H, ...]. Weight decay leaves them out: a deep memory at zero learns nothing."""
     h = cfg.heads
     dense = {name: ParamSpec((h, *shape), ("heads", None, None), fan_in(-2), decayed=False)
              for name, shape in _dense_shapes(cfg).items()}
@@ -111,7 +111,7 @@ def fast_specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
 
 
 def slow_specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
-    """The parameters of the network that the inner loop leaves alone, leaves [H, K]."""
+    """Parameters of the network that the inner loop does not change, leaves [H, K]."""
     if not cfg.norm or cfg.fast_norm:
         return {}
     shape, axes = (cfg.heads, cfg.head_dim), ("heads", None)

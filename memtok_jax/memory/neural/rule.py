@@ -1,9 +1,9 @@
 """One piece of one memory: gradients by `jax.grad` with respect to zero taps, per-token weights through coefficients.
 
-All gradients of a chunk are taken at the weights of its start (Titans, section 3.2). A zero added to each dense
-pre-activation, the tap, has as its gradient the row delta_i of token i, and G_i = h_i^T delta_i; so one `jax.grad` gives
-every token's gradient and no d x d matrix per token exists. Dense layers enter linearly, so reading at the
-weights W_t of every token is causal attention over (h_i, delta_i) with the mask of `coefficients.py`. Exact for any depth.
+All gradients of a chunk are taken at the weights of its start (Titans, section 3.2). A zero, the tap, is added to each dense
+pre-activation. Its gradient is the vector delta_i of token i, and G_i = h_i^T delta_i. So one `jax.grad` gives every token's
+gradient, and no d x d matrix per token exists. The weights of a dense layer enter linearly. So a read at the weights W_t of
+each token is causal attention over (h_i, delta_i) with the mask of `coefficients.py`. This is exact for any depth.
 
 | paper | name      | equation |
 |-------|-----------|----------|
@@ -82,7 +82,7 @@ def _tapped(weights: Weights, taps: Weights, record: Weights, dtype: str) -> Hoo
 
 
 def gradients(slow, weights: Weights, k: jax.Array, v: jax.Array, cfg: NeuralMemoryConfig) -> Taps:
-    """Inner gradients of all tokens at one set of weights (equation 12), as pairs (h, delta)."""
+    """Inner gradients of all tokens at one set of weights (equation 12), as pairs of vectors (h, delta)."""
     tokens = k.shape[0]
     taps = {name: jnp.zeros((tokens, w.shape[-1]), w.dtype) for name, w in weights.items()}
 
