@@ -43,7 +43,7 @@ def ema_init_state(params, cfg, batch):
     return zero._replace(memory=jnp.tile(params["start"][None], (batch, 1)))
 
 
-def ema_apply(params, state, x, cfg, length=None, *, whole=False):
+def ema_apply(params, state, x, cfg, length=None):
     length = full_length(x) if length is None else length
 
     def token(state, inputs):
@@ -63,6 +63,10 @@ def ema_apply(params, state, x, cfg, length=None, *, whole=False):
 
     state, y_TBD = jax.lax.scan(token, state, (x.swapaxes(0, 1), jnp.arange(x.shape[1])))
     return y_TBD.swapaxes(0, 1), state
+
+
+def ema_run(params, state, x, cfg, length=None, *, whole=False):
+    return *ema_apply(params, state, x, cfg, length), {}
 
 
 class Functions:
@@ -118,6 +122,6 @@ def lm_restack(state, cfg):
     return state
 
 
-ema = Functions(specs=ema_specs, state_specs=ema_state_specs, init_state=ema_init_state, apply=ema_apply)
+ema = Functions(specs=ema_specs, state_specs=ema_state_specs, init_state=ema_init_state, run=ema_run)
 language_model = Functions(specs=lm_specs, state_specs=lm_state_specs, init_state=lm_init_state, run=lm_run, unstack=lm_unstack,
                            restack=lm_restack)

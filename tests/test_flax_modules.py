@@ -17,14 +17,14 @@ from jax.sharding import PartitionSpec as P
 
 from memtok_jax.flax_modules import as_linen, as_nnx
 from memtok_jax.memory import neural
-from memtok_jax.models.protocol import Model
+from memtok_jax.models.protocol import Memory
 from memtok_jax.params import is_axes, logical_axes
 
 KEY = jax.random.key(0)
 
 
-CASES = {"toy memory": Model(toys.ema, toys.EmaConfig()), "toy language model": MODELS["toy"],
-         "neural memory": Model(neural, neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1)), "rmt": MODELS["rmt"]}
+CASES = {"toy memory": Memory(toys.ema, toys.EmaConfig()), "toy language model": MODELS["toy"],
+         "neural memory": Memory(neural, neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1)), "rmt": MODELS["rmt"]}
 LENGTHS = (None, np.array([7, 4], np.int32))
 
 

@@ -75,12 +75,7 @@ class Model:
 
     def apply(self, params: P.Tree, state: P.Tree, x: jax.Array, length: jax.Array | None = None,
               whole: bool = False) -> tuple[Any, P.Tree]:
-        """One call without statistics: (y, carry). length: i32[B], real tokens of each row; None, all. whole: see `Call`.
-
-        A module of `memtok_jax/memory` has an `apply` of its own, without a `Call`.
-        """
-        if "apply" in vars(self.functions):
-            return self.functions.apply(params, state, x, self.cfg, length, whole=whole)
+        """One call without statistics: (y, carry). length: i32[B], real tokens of each row; None, all. whole: see `Call`."""
         return self.run(params, state, x, Call(length=length, whole=whole))[:2]
 
     def unstack(self, params: P.Tree, state: P.Tree) -> tuple[Model, P.Tree, P.Tree]:
@@ -111,6 +106,15 @@ class Model:
     def segment(self) -> int:
         """Tokens between two borders of the model, 0 where it has none."""
         return self.cfg.segment
+
+
+@dataclass(frozen=True)
+class Memory(Model):
+    """A module of `memtok_jax/memory` bound to its config: the same methods, for tokens x[B, T, D]."""
+
+    def run(self, params: P.Tree, state: P.Tree, x: jax.Array, call: Call = Call()) -> tuple[Any, P.Tree, dict]:  # noqa: B008
+        """One call: (y, carry, stats)."""
+        return self.functions.run(params, state, x, self.cfg, call.length, whole=call.whole)
 
 
 def bind(cfg: Any) -> Model:
