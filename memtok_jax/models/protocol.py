@@ -78,6 +78,10 @@ class Model:
         """One call without statistics: (y, carry). length: i32[B], real tokens of each row; None, all. whole: see `Call`."""
         return self.run(params, state, x, Call(length=length, whole=whole))[:2]
 
+    def renew(self, state: P.Tree, initial: P.Tree) -> P.Tree:
+        """The carry with its derived leaves taken from `initial`, which `init_state` made of the parameters at hand."""
+        return P.renew(state, initial, self.state_specs(1))
+
     def unstack(self, params: P.Tree, state: P.Tree) -> tuple[Model, P.Tree, P.Tree]:
         """The same model with arrays of its own for each layer, for a loop over tokens: (model, params, carry)."""
         params, state, cfg = self.functions.unstack(params, state, self.cfg)
