@@ -291,7 +291,7 @@ def test_a_layer_can_be_mapped_over_layers_side_by_side():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(key_dim=0), "key_dim=0 and nu=3 must be at least 1"),
+    (dict(key_dim=0), "key_dim is 0; it must be at least 1"),
     (dict(key_dim=1), "nu=3 must be below 2 key_dim=2"),
     (dict(ends="cal"), "did you mean 'call'"),
     (dict(positions=5), "positions=5 is less than the 6 rows"),
