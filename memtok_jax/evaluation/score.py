@@ -61,8 +61,9 @@ def score_data(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh,
 
 def score_batch(params: P.Tree, carry: P.Tree, inputs: jax.Array, targets: jax.Array, start_B: jax.Array, length_B: jax.Array,
                 *, model: Model, call_tokens: int, loss: str, whole: bool):
-    """Score one batch, `call_tokens` tokens per call. inputs: [B, T, ...]. whole: promise that all rows are full and stand at a border, see `Call`.
+    """Score one batch, `call_tokens` tokens per call.
 
+    inputs: [B, T, ...]. whole: promise that all rows are full and stand at a border, see `Call`.
     Returns (carry, loss[B, T], correct[B, T]); positions that are not scored give 0 and False.
     """
     rows, total = targets.shape[:2]
