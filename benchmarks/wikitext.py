@@ -145,8 +145,8 @@ def main(arguments: list[str]) -> None:
     text = "\n\n".join([
         "# WikiText-2, equal parameters and budget", f"`{report.command_line('benchmarks.wikitext', arguments)}`",
         f"{args.steps} updates of 8 x {SEGMENTS * SEGMENT} bytes at {args.learning_rate:g}, {args.seeds} seeds (mean, least to "
-        f"most); first {first['eval/bytes']:,} bytes of the test split, {first['eval/words']:,} words. Bits per byte of what costs "
-        f"nothing, on the same bytes: {free}. {report.machine([sweep.software()], load)}", table(results, sizes)])
+        f"most); first {first['eval/bytes']:,} bytes of the test split, {first['eval/words']:,} words. Bits per byte of baselines "
+        f"without training, on the same bytes: {free}. {report.machine([sweep.software()], load)}", table(results, sizes)])
     print(text)
     report.write(args.output, text, {"arguments": arguments, "parameters": sizes, "results": results})
     print(json.dumps({name: statistics.mean(r["eval/bits_per_byte"] for r in runs) for name, runs in results.items()}))

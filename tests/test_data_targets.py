@@ -106,7 +106,7 @@ def test_numbers_are_trained_and_scored():
 
     params = {"w": jnp.zeros((3, 2))}
     mesh = sharding.make_mesh(1, 1, 1)
-    scored = lambda params: scoring.score(params, batches, mesh, model=MODEL, segment=2, loss="squared")  # noqa: E731
+    scored = lambda params: scoring.score(params, batches, mesh, model=MODEL, call_tokens=2, loss="squared")  # noqa: E731
     with jax.set_mesh(mesh):
         before = scored(params)
         for n in range(100):
@@ -134,7 +134,7 @@ def test_full_batches_are_whole_calls_until_a_row_ends(monkeypatch, call_tokens,
                for n, s in zip(lengths, starts, strict=True)]
     mesh, model = sharding.make_mesh(1, 1, 1), Model(HERE, LinearConfig(call_tokens))
     with jax.set_mesh(mesh):
-        scoring.score(model.init(jax.random.key(0)), batches, mesh, model=model, segment=2, loss="squared")
+        scoring.score(model.init(jax.random.key(0)), batches, mesh, model=model, call_tokens=2, loss="squared")
     assert found == expected
 
 

@@ -190,7 +190,7 @@ def test_mistakes_of_the_recipe():
         dataclasses.replace(RULE, rule="lion")
     with pytest.raises(UserError, match="training.loss is 'hinge'; it must be one of softmax, binary"):
         TrainingConfig(batch=1, loss="hinge")
-    with pytest.raises(UserError, match="training.loss is 'binary', which is for classes and shares; the targets of task:recall are"):
+    with pytest.raises(UserError, match="training.loss is 'binary', which is for classes and shares; the targets of task:recall"):
         config.load("recall", ("training.loss=binary",))
 
 

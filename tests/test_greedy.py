@@ -127,7 +127,7 @@ def test_whole_batches_are_scored_like_ragged_ones():
     full["targets"] = np.where(full["length"][:, None] > 0, full["targets"], -100).astype(np.int32)
     three = {name: rows[:3] for name, rows in full.items()}
     with jax.set_mesh(mesh):
-        general, whole = (score(params, [one], mesh, model=model, segment=4) for one in (full, three))
+        general, whole = (score(params, [one], mesh, model=model, call_tokens=4) for one in (full, three))
     assert whole.nats == pytest.approx(general.nats, rel=1e-5) and whole[1:3] == general[1:3] and whole.count == 24
 
 
@@ -151,7 +151,7 @@ def test_what_a_model_writes_without_a_mistake_is_its_teacher_forced_prediction(
     targets = np.where(np.arange(12) >= 5, said, -100).astype(np.int32)
     one = {"inputs": taught, "targets": targets, "start": np.ones(3, bool), "length": np.full(3, 12, np.int32)}
     with jax.set_mesh(mesh):
-        result = score(params, [one], mesh, model=model, segment=4)
+        result = score(params, [one], mesh, model=model, call_tokens=4)
         assert (result.correct, result.count) == (21, 21)
         found = greedy.generated(params, [one], back, 4, "strict", model=model)
     assert found == {"accuracy": 1.0, "exact_match": 1.0}

@@ -72,3 +72,13 @@ def run(params, state, ids_BT, cfg: ToyConfig, call: Call):
     logits, after = apply(params, state, ids_BT, cfg, call.length)
     own = {"auxiliary_loss": cfg.auxiliary * jnp.square(after.sum).mean()} if cfg.auxiliary else {}
     return logits, after, {"norm": jnp.linalg.norm(after.sum), **own}
+
+
+def unstack(params, state, cfg: ToyConfig):
+    """There are no layers in a stack."""
+    return params, state, cfg
+
+
+def restack(state, cfg: ToyConfig):
+    """As `unstack`."""
+    return state

@@ -55,14 +55,15 @@ def score_data(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh,
 
     cfg: the data, such as that of the experiment with another `sequence`. most: batches to score, 0 for all.
     """
-    return score(params, islice(data.open_eval(cfg, rows), most or None), mesh, model=model, segment=experiment.call_tokens,
+    return score(params, islice(data.open_eval(cfg, rows), most or None), mesh, model=model, call_tokens=experiment.call_tokens,
                  loss=experiment.training.loss)
 
 
-def score_batch(params: P.Tree, carry: P.Tree, inputs: jax.Array, targets: jax.Array, start_B: jax.Array, length_B: jax.Array, *,
-                model: Model, segment: int, loss: str, whole: bool):
-    """Score one batch in segments. inputs: [B, T, ...]. whole: promise that all rows are full and stand at a border, see `Call`.
+def score_batch(params: P.Tree, carry: P.Tree, inputs: jax.Array, targets: jax.Array, start_B: jax.Array, length_B: jax.Array,
+                *, model: Model, call_tokens: int, loss: str, whole: bool):
+    """Score one batch, `call_tokens` tokens per call.
 
+    inputs: [B, T, ...]. whole: promise that all rows are full and stand at a border, see `Call`.
     Returns (carry, loss[B, T], correct[B, T]); positions that are not scored give 0 and False.
     """
     rows, total = targets.shape[:2]
@@ -70,33 +71,33 @@ def score_batch(params: P.Tree, carry: P.Tree, inputs: jax.Array, targets: jax.A
 
     def one(carry, x):
         some, targets, begin = x
-        call = Call(whole=True) if whole else Call(length=jnp.clip(length_B - begin, 0, segment))
+        call = Call(whole=True) if whole else Call(length=jnp.clip(length_B - begin, 0, call_tokens))
         outputs, carry, _ = model.run(params, carry, some, call)
         return carry, losses.scores(outputs, targets, loss)[:2]
 
     def cut(x):
-        return jnp.moveaxis(x.reshape(rows, total // segment, segment, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(rows, total // call_tokens, call_tokens, *x.shape[2:]), 1, 0)
 
     def join(x):
         return sharding.everywhere(jnp.moveaxis(x, 0, 1).reshape(rows, total))
 
-    carry, scores = jax.lax.scan(one, carry, (cut(inputs), cut(targets), jnp.arange(0, total, segment)))
+    carry, scores = jax.lax.scan(one, carry, (cut(inputs), cut(targets), jnp.arange(0, total, call_tokens)))
     return carry, *map(join, scores)
 
 
 @cache
 def _compiled(platform: str):
     """`score_batch`, its carry donated. Made on first use: to ask for the platform at import would settle it too early."""
-    return jax.jit(score_batch, static_argnames=("model", "segment", "loss", "whole"), donate_argnames=("carry",),
+    return jax.jit(score_batch, static_argnames=("model", "call_tokens", "loss", "whole"), donate_argnames=("carry",),
                    compiler_options=options(platform))
 
 
-def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, model: Model, segment: int,
+def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, model: Model, call_tokens: int,
           loss: str = "softmax") -> Score:
     """Score all batches.
 
     batches: as `data.open_eval` gives them, all rows on every process; the first one starts every row that it uses.
-    mesh: where the parameters lie; the rows of a batch must divide over it. segment: tokens per call of the model,
+    mesh: where the parameters lie; the rows of a batch must divide over it. call_tokens: tokens per call of the model,
     which must divide the length of the batches. loss: one of `losses.LOSSES`.
     Batches in which all rows are full, and have been so far, take the faster path of whole calls.
     """
@@ -106,9 +107,9 @@ def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, 
         if carry is None:
             carry, age, ragged = _fresh_carry(params, model=model, rows=rows), np.zeros(rows, np.int64), np.zeros(rows, bool)
         age, ragged = np.where(batch["start"], 0, age), np.where(batch["start"], False, ragged) | (batch["length"] != total)
-        whole = not ragged.any() and segment % model.call_tokens == 0
+        whole = not ragged.any() and call_tokens % model.call_tokens == 0
         arrays = [sharding.place_rows(mesh, batch[name]) for name in ("inputs", "targets", "start", "length")]
-        carry, losses_BT, correct = run(params, carry, *arrays, model=model, segment=segment, loss=loss, whole=whole)
+        carry, losses_BT, correct = run(params, carry, *arrays, model=model, call_tokens=call_tokens, loss=loss, whole=whole)
         tallies.add(np.asarray(losses.is_scored(batch["targets"])), np.asarray(losses_BT), np.asarray(correct), age)
         age = age + total
     return tallies.result()
@@ -122,7 +123,7 @@ def _fresh_carry(params: P.Tree, *, model: Model, rows: int) -> P.Tree:
 @partial(jax.jit, static_argnames=("model", "whole"))
 def memory_statistics(params: P.Tree, inputs: jax.Array, length_B: jax.Array, *, model: Model,
                       whole: bool) -> dict[str, jax.Array]:
-    """What the memories do with one segment from a fresh carry: name -> f32[], such as step sizes and forgetting.
+    """What the memories do with one call from a fresh carry: name -> f32[], such as step sizes and forgetting.
 
     whole: promise that all rows are full, see `Call`.
     """

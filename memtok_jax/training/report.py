@@ -34,14 +34,14 @@ def held_out(experiment: Experiment, model: Model, params: Any, mesh: Mesh, most
     judged, rows = headline(experiment), experiment.evaluation.batch
     result = score_data(experiment, model, params, mesh, experiment.data, rows, most)
     values = {"eval/loss": result.loss, judged.name: judged.of(result)}
-    return result, values | first_segment(experiment, model, params, mesh)
+    return result, values | first_call(experiment, model, params, mesh)
 
 
-def first_segment(experiment: Experiment, model: Model, params: Any, mesh: Mesh) -> dict[str, float]:
-    """What the memories do with the first segment of the held-out data: names with "memory/"."""
-    first, segment = data.open_eval(experiment.data, experiment.evaluation.batch)[0], experiment.call_tokens
-    inputs, length = first["inputs"][:, :segment], np.minimum(first["length"], segment)
-    whole = bool((length == segment).all()) and segment % model.call_tokens == 0
+def first_call(experiment: Experiment, model: Model, params: Any, mesh: Mesh) -> dict[str, float]:
+    """What the memories do with the first call of the held-out data: names with "memory/"."""
+    first, tokens = data.open_eval(experiment.data, experiment.evaluation.batch)[0], experiment.call_tokens
+    inputs, length = first["inputs"][:, :tokens], np.minimum(first["length"], tokens)
+    whole = bool((length == tokens).all()) and tokens % model.call_tokens == 0
     arrays = (sharding.place_rows(mesh, x) for x in (inputs, length))
     stats = memory_statistics(params, *arrays, model=model, whole=whole)
     return {f"memory/{name}": float(value) for name, value in stats.items()}
