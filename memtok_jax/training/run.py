@@ -97,7 +97,6 @@ def check(experiment: Experiment, update: Update, mesh: Mesh) -> None:
     of_classes = data.targets(experiment.data) in ("classes", "shares")
     if symbols > kinds or (of_classes and symbols != kinds):
         what, field = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
-        what, field = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
         raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
     state_shardings(update, mesh)
 
