@@ -94,8 +94,8 @@ def from_gpt2(tensors: Mapping[str, Any], cfg: RmtConfig, key: jax.Array) -> dic
     names.check(names.shapes(given), _shapes(specs, cfg) | ({OUTPUT: given[WORDS].shape} if _twice(given, cfg) else {}),
                 f"a GPT-2 of {cfg.model.layers} layers")
     if _twice(given, cfg) and not np.array_equal(given[OUTPUT], given[WORDS]):
-        raise UserError(f"{OUTPUT} differs from {WORDS}: the output layer is not the embedding; set style.embedding='matrix' in the "
-                        "config")
+        raise UserError(f"{OUTPUT} differs from {WORDS}: the output layer is not the embedding; set "
+                        "style.embedding='matrix' in the config")
     layers = [_from(given, LAYER, specs["layers"][0], f"h.{n}.") for n in range(cfg.model.layers)]
     model = _from(given, TOP, specs) | {"layers": (jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *layers),)}
     model["prefix"] = {"tokens": np.zeros(specs["prefix"]["tokens"].shape, given[WORDS].dtype)}
