@@ -16,9 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from memtok_jax.models.associative import AssociativeConfig
-from memtok_jax.models.recurrent import RecurrentConfig
-from memtok_jax.models.transformer_xl import TransformerXlConfig
 
 from benchmarks import associative_scan, measure
 from memtok_jax import params as P
@@ -31,7 +28,10 @@ from memtok_jax.memory import neural
 from memtok_jax.memory.neural import literal, scan
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models import language_model, transformer_xl
+from memtok_jax.models.associative import AssociativeConfig
 from memtok_jax.models.protocol import bind
+from memtok_jax.models.recurrent import RecurrentConfig
+from memtok_jax.models.transformer_xl import TransformerXlConfig
 from memtok_jax.numerics import rms_norm
 from memtok_jax.training.distributed import use_cores
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
