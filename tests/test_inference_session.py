@@ -355,7 +355,7 @@ def test_every_leaf_is_donated_and_no_parameter(name):
     for call in calls:
         old = fresh(name)
         new = call(old)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old) if leaf.size), "an array without entries has no buffer"
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, new)))
     kept = fresh(name)
     run.take(kept, 0), run.gather(kept, [0, 0, 0]), F.fork(kept)

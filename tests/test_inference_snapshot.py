@@ -107,7 +107,7 @@ def test_restored_stream_can_be_donated(name, tmp_path):
     snapshot.save(tmp_path / "a", fresh(name), model)
     restored = snapshot.restore(tmp_path / "a", model)
     session(name).feed(params, restored, tokens(name))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(restored))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(restored) if leaf.size)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

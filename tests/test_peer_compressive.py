@@ -2,8 +2,9 @@
 
 `tests/data/compressive_transformer_parity.npz` (made by `peers_export/export_compressive_transformer.py`) holds one of its
 attention layers in float64. Its model differs from the paper in more than can be set (positions learnt per head, memories of
-normalised inputs), so the comparison is of a layer: without its table of positions it is ours with W_r, u and w zero.
-Memories, losses and the gradient of the convolution are then the same. One test runs it now, with other numbers, where a Python that has it is named:
+normalised inputs), so the comparison is of a layer: without its table of positions it is ours with W_r, u and w zero. Memories,
+losses and the gradient of the convolution are then the same. One test runs it now, with other numbers, where a Python that has
+it is named:
 
     MEMTOK_PEER_COMPRESSIVE=/path/to/python pytest tests/test_peer_compressive.py
 """

@@ -46,6 +46,9 @@ class Session:
     Host values of any integer type are accepted. Everything given on the host is checked and raises UserError: tokens outside the
     vocabulary, other dtypes, shapes, lengths, slots, masks, temperatures. Of arrays on the device only shape and dtype are
     checked: an id outside the vocabulary is clamped or wraps there. A call without tokens returns the stream as it was.
+
+    model: the model. batch: B. feed_blocks, append_blocks: block lengths, ascending. k: tokens per `decode`.
+    params_shapes: shapes and dtypes of the parameters that it was opened with. programs: compiled functions by name.
     """
 
     model: Model
