@@ -189,6 +189,15 @@ def test_labels_cross_the_borders_of_segments(align):
     assert cut.length.sum(1).tolist() == [10, 10]
 
 
+def test_a_whole_segment_of_an_encoder_equals_the_general_computation():
+    cfg = model(form="encoder", style=RELATIVE)
+    params, state = setup(cfg, 2)
+    for n in range(2):
+        y, after = call(params, state, some_ids(2, T, n), cfg)
+        assert_close(whole(params, state, some_ids(2, T, n), cfg), (y, after), 1e-5)
+        state = after
+
+
 def test_a_caller_may_end_a_segment_early_and_leave_the_next_one_open():
     """Ended after T of 2 T places, then token by token without a border: what two whole segments say."""
     cfg = model(segment=2 * T)

@@ -266,10 +266,10 @@ def _cut_segments(params, state: RmtState, x: jax.Array, length: jax.Array, cfg:
 def _hidden(params, state: RmtState, x: jax.Array, cfg: RmtConfig, call: Call):
     """Embeddings x[B, T, D] -> (finished hidden states, state, stats)."""
     length = P.full_length(x) if call.length is None else call.length
-    if cfg.form == "encoder":
-        return _encode(params, state, x, length, cfg)
     if call.whole:
         return _whole_segments(params, state, x, cfg)
+    if cfg.form == "encoder":
+        return _encode(params, state, x, length, cfg)
     if call.closes is not None:
         h, state, (stats, _) = _piece(params, state, x, length, call.closes, cfg)
         return h, state, stats

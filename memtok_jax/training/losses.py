@@ -112,9 +112,9 @@ def totals(outputs_BTV: jax.Array, targets: jax.Array, loss: str = "softmax") ->
 def auxiliary_loss(statistics: Any) -> jax.Array:
     """What a model wants to be trained for besides its predictions: the sum of all entries of that name.
 
-    statistics: a tree of dicts, as `run` of a model returns it; an entry "auxiliary_loss" is a mean over the rows of the
-    segment, and may be stacked over layers. Returns f32[]; 0 where there is none.
+    statistics: a tree of dicts, as `run` of a model returns it; an entry whose name ends in "auxiliary_loss" is a mean over the
+    rows of the segment, and may be stacked over layers. Returns f32[]; 0 where there is none.
     """
     leaves = jax.tree_util.tree_leaves_with_path(statistics)
-    mine = [x.sum() for path, x in leaves if path[-1:] == (jax.tree_util.DictKey("auxiliary_loss"),)]
+    mine = [x.sum() for path, x in leaves if jax.tree_util.keystr(path[-1:], simple=True).endswith("auxiliary_loss")]
     return sum(mine, jnp.float32(0))
