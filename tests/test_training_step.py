@@ -10,13 +10,12 @@ import numpy as np
 import optax
 import pytest
 import toy_model as toy
+from model_cases import MODELS
 
 from memtok_jax import params as pr
 from memtok_jax import sharding
 from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.recall import RecallConfig
-from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.models.config import LanguageModelConfig
 from memtok_jax.models.protocol import Model, bind
 from memtok_jax.training import losses, step
 from memtok_jax.training.experiment import Experiment, OptimizerConfig, TrainingConfig
@@ -188,6 +187,46 @@ def test_only_rows_that_start_are_reset():
     assert np.abs(kept.sum - fresh.sum).max() > 0.1
 
 
+class ByRow(Model):
+    """The toy model, but the first carry of a row depends on its number, and on a parameter."""
+
+    def init_state(self, params, batch):
+        state = super().init_state(params, batch)
+        return state._replace(sum=jnp.arange(batch, dtype=jnp.float32)[:, None] * 0.1 + 0.2 * params["prefix"][None])
+
+
+@pytest.mark.parametrize("cut, sizes", [({"microbatches": 4}, None), ({"gradient": "rolling:2", "microbatches": 2}, None),
+                                        ({"microbatches": 2}, (4, 1, 1))], ids=str)
+def test_a_first_carry_may_depend_on_its_row(cut, sizes):
+    """Microbatches and parts of a mesh hold some of the rows; each of them begins with the first carry of its own number."""
+    exp = experiment(call_tokens=4, **cut)
+    bound = lambda exp: dataclasses.replace(update(exp), model=ByRow(toy, exp.model))
+    whole = bound(experiment(call_tokens=4, gradient=exp.training.gradient))
+    params, carry = setup(exp)
+    carry = jax.tree.map(lambda x: x + 0.3, carry)
+    batch = make_batch(exp)._replace(start=jnp.arange(8) % 3 > 0)
+    run = lambda how: jax.jit(lambda p, c, b: step.batch_gradient(p, c, b, how))
+    if sizes:
+        mesh = sharding.make_mesh(*sizes)
+        with jax.set_mesh(mesh):
+            state = jax.device_put(fresh_state(exp)._replace(carry=carry), step.state_shardings(update(exp), mesh))
+            parts = jax.device_get(run(bound(exp))(state.params, state.carry, jax.device_put(batch, sharding.rows(mesh))))
+    else:
+        parts = run(bound(exp))(params, carry, batch)
+    want = run(whole)(params, carry, batch)
+    close(parts[:2], want[:2], 1e-5)
+    # By hand: the gradient of the first carry counts too, in the rows that begin.
+    if exp.training.gradient == "full":
+        def mean_loss(params):
+            begun = pr.reset(jax.lax.stop_gradient(carry), batch.start, whole.model.init_state(params, 8), toy.state_specs(exp.model, 8))
+            state = begun._replace(prefix=toy.init_state(params, exp.model, 8).prefix)
+            logits, _ = toy.apply(params, state, batch.inputs, exp.model)
+            sums = losses.totals(logits, batch.targets)
+            return sums.nats / sums.count
+
+        close(want[0], jax.jit(jax.grad(mean_loss))(params), 2e-6)
+
+
 def test_an_update_that_is_not_finite_is_left_out():
     exp = experiment()
     state = fresh_state(exp)
@@ -295,24 +334,36 @@ def test_cuts_that_do_not_fit_name_both_numbers(training, message):
         experiment(**training)
 
 
-@pytest.mark.slow
-def test_language_model_sharded_equals_one_device():
-    """The real model with neural memory, on data, fsdp and tensor axes at once."""
-    memory = NeuralMemoryConfig(head_dim=8, chunk=4)
-    model = LanguageModelConfig(vocabulary=16, width=16, layers=1, pattern=("mac",), head_dim=8, hidden=32, window=8,
-                                segment=8, prefix=2, memory=memory)
-    exp = dataclasses.replace(experiment(batch=8, sequence=8, microbatches=2), model=model)
-    # Gradients rather than parameters: Adam divides a gradient that is zero but for rounding by itself.
-    state, batch = jax.device_get(fresh_state(exp)), make_batch(exp)
-    results = []
-    for sizes in ((1, 1, 1), (2, 2, 2)):
-        mesh = sharding.make_mesh(*sizes)
-        with jax.set_mesh(mesh):
-            placed = jax.device_put(state, step.state_shardings(update(exp), mesh))
-            results.append(gradient(exp, placed.params, placed.carry, jax.device_put(batch, sharding.rows(mesh))))
-    one, many = results
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(one[0]))
-    close(jax.device_get(one[0]), jax.device_get(many[0]), 1e-5 * largest)
-    close(jax.device_get(one[1:]), jax.device_get(many[1:]), 1e-4)
-    divided = [x for x in jax.tree.leaves(placed.carry) if x.sharding.shard_shape(x.shape) != x.shape]
-    assert len(divided) == len(jax.tree.leaves(placed.carry)), "every part of the memory is divided"
+# ------------------------------------------------------------------------------------------------- the models of the package
+
+def two_updates(exp, state, batches, mesh):
+    """(parameters, carry, losses) after updates on a mesh, on the host."""
+    with jax.set_mesh(mesh):
+        state, found = jax.device_put(state, step.state_shardings(update(exp), mesh)), []
+        run = step.compile_step(update(exp), mesh)
+        for batch in batches:
+            state, metrics = run(state, jax.device_put(batch, sharding.rows(mesh)))
+            found.append(float(metrics["loss"]))
+    return *jax.device_get((state.params, state.carry)), found
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "rmt" else pytest.mark.slow)
+                                  for name in ("mac", "transformer_xl", "rmt", "armt")])
+def test_models_on_a_mesh_equal_one_device(name):
+    """Eight rows on four parts of the data axis and heads on two of the tensor axis, in two microbatches of two calls.
+
+    The second batch goes on with half of the streams. A large epsilon makes Adam's step a multiple of the gradient: with the usual one
+    it would blow up gradients that are zero but for rounding.
+    """
+    model = bind(MODELS[name])
+    exp = dataclasses.replace(experiment(batch=16, sequence=2 * model.call_tokens, microbatches=2, call_tokens=model.call_tokens),
+                              model=MODELS[name], optimizer=OptimizerConfig(learning_rate=0.5, steps=20, warmup_steps=0, epsilon=1.0))
+    state = jax.device_get(fresh_state(exp))
+    batches = [make_batch(exp, 0), make_batch(exp, 1)._replace(start=jnp.arange(16) % 4 < 2)]
+    one = two_updates(exp, state, batches, sharding.make_mesh(1, 1, 1))
+    many = two_updates(exp, state, batches, sharding.make_mesh(4, 1, 2))
+    moved = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one[0], state.params)), strict=True))
+    assert moved > 1e-2, "the updates are large beside the tolerance"
+    close(one[0], many[0], 1e-5)
+    np.testing.assert_allclose(one[2], many[2], rtol=0, atol=1e-6)
+    close(one[1], many[1], 1e-4)

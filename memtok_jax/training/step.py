@@ -147,12 +147,30 @@ def split_time(x: jax.Array, segments: int) -> jax.Array:
 # ------------------------------------------------------------------------------------------------------ gradient
 
 def begin(carry: Tree, start_B: jax.Array, initial: Tree, specs: Tree) -> Tree:
-    """The carry at the beginning of a group: no gradient enters it, and rows that begin a new stream are reset.
+    """The carry at the beginning of a group: no gradient enters it but that of the first carry.
 
-    initial: what `init_state` makes of the parameters of this update; derived leaves come from it and keep their gradient.
+    carry: already the first carry in the rows that begin a new stream (`first_carry`).
+    initial: what `init_state` makes of the parameters of this update. Derived leaves come from it; rows that begin take its gradient.
+        Their values stand in `carry`, because the rows at hand are some of the batch and `initial` counts them from 0. So the first
+        carry may depend on its row, but its derivative by the parameters may not.
     specs: of the carry.
     """
-    return pr.reset(pr.renew(jax.lax.stop_gradient(carry), initial, specs), start_B, initial, specs)
+    fixed = jax.lax.stop_gradient(carry)
+    begun = pr.select_rows(start_B, jax.tree.map(_with_gradient, fixed, initial), fixed, specs)
+    return pr.renew(begun, initial, specs)
+
+
+def _with_gradient(value: jax.Array, source: jax.Array) -> jax.Array:
+    """`value`, with the gradient of `source`."""
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return value
+    return value + (source - jax.lax.stop_gradient(source))
+
+
+def first_carry(params: Tree, carry: Tree, start_B: jax.Array, model: Model) -> Tree:
+    """The carry of all rows of the batch, with the first carry in the rows that begin a new stream."""
+    rows = start_B.shape[0]
+    return pr.reset(carry, start_B, model.init_state(params, rows), model.state_specs(rows))
 
 
 def cut_gradient(carry: Tree, cut: jax.Array, initial: Tree, specs: Tree) -> Tree:
@@ -166,7 +184,7 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Ar
                update: Update) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
     """Loss of N calls through which the gradient flows, unless it is cut.
 
-    carry: from the call before; no gradient enters it.
+    carry: from the call before, or the first carry in rows that begin; no gradient enters it.
     start_B: rows that begin a new stream here.
     scored_N: bool[N], the calls whose loss counts.
     cut_N: bool[N], the gradient is cut before that call. None: nowhere.
@@ -191,10 +209,10 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Ar
     return sums.nats / total + sums.auxiliary, (carry, sums)
 
 
-def carries_before(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Array, model: Model) -> tuple[Tree, Tree]:
+def carries_before(params: Tree, carry: Tree, inputs_NBT: jax.Array, model: Model) -> tuple[Tree, Tree]:
     """A pass without gradient: (carry after the last call, carries that enter each call, stacked [N, ...])."""
-    rows = start_B.shape[0]
-    carry = begin(carry, start_B, model.init_state(params, rows), model.state_specs(rows))
+    rows = inputs_NBT.shape[1]
+    carry = pr.renew(carry, model.init_state(params, rows), model.state_specs(rows))
     return jax.lax.scan(lambda c, x: (model.run(params, c, x, TRAINING_CALL)[1], c), carry, inputs_NBT)
 
 
@@ -210,7 +228,7 @@ def batch_gradient(params: Tree, carry: Tree, batch: Batch, update: Update) -> t
     left to itself, would take that sum in every iteration of the inner loops.
     Returns the gradient, the carry after the batch, and the totals.
     """
-    total = scored_positions(batch)
+    total, carry = scored_positions(batch), first_carry(params, carry, batch.start, update.model)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["data"] == 1:
         return _part_gradient(params, carry, batch, total, update)
@@ -245,7 +263,7 @@ def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array, up
         if plan.chained:
             (outer, carry), _ = jax.lax.scan(lambda both, x: (group(*both, x), None), (outer, carry), xs)
             return outer, carry
-        carry, before = carries_before(params, carry, start, inputs, update.model)
+        carry, before = carries_before(params, carry, inputs, update.model)
         before = jax.tree.map(lambda c: c[plan.index[:, 0]], before)
         outer, _ = jax.lax.scan(lambda outer, x: (group(outer, *x)[0], None), outer, (before, xs))
         return outer, carry
