@@ -17,7 +17,6 @@ from rmt_cases import LENGTHS, RELATIVE, TABLE, M, T, V, call, closing, model, s
 
 from memtok_jax import config, data
 from memtok_jax import params as P
-from memtok_jax.data import splitting
 from memtok_jax.models import borders, rmt
 from memtok_jax.models.call import Call
 from memtok_jax.models.protocol import bind
@@ -164,29 +163,6 @@ def test_empty_segments_change_nothing():
     mixed, one = closing(params, state, ids, cfg, np.array([T, 0]))
     assert_equal((mixed[0], one.memory.tokens[0], one.memory.tokens[1]),
                  (first[0], after.memory.tokens[0], state.memory.tokens[1]))
-
-
-def test_sizes_of_segments():
-    assert splitting.sizes(10, 4, "left") == (4, 4, 2)
-    assert splitting.sizes(10, 4, "right") == (2, 4, 4)
-    assert splitting.sizes(10, 4, "center") == (4, 4, 2)
-    assert splitting.sizes(9, 4, "center") == (3, 3, 3) and splitting.sizes(8, 4, "right") == (4, 4)
-    assert splitting.sizes(10, 3, "center") == (3, 3, 3, 1)
-    with pytest.raises(ValueError, match="did you mean 'left'"):
-        splitting.sizes(4, 2, "lefft")
-
-
-@pytest.mark.parametrize("align", splitting.ALIGNMENTS)
-def test_labels_cross_the_borders_of_segments(align):
-    """The loss over segments is that of one flat shift: no prediction is lost at a border."""
-    rng = np.random.default_rng(0)
-    ids, table = rng.integers(V, size=(2, 10)).astype(np.int32), rng.standard_normal((V, V)).astype(np.float32)
-    cut = splitting.split(ids, splitting.next_labels(ids), 4, align)
-    flat = losses.totals(jnp.asarray(table[ids[:, :-1]]), jnp.asarray(ids[:, 1:]))
-    parts = losses.totals(jnp.asarray(table[cut.ids]).reshape(2, -1, V), jnp.asarray(cut.labels).reshape(2, -1))
-    np.testing.assert_allclose(parts.nats, flat.nats, rtol=1e-6)
-    assert parts.count == flat.count == 18
-    assert cut.length.sum(1).tolist() == [10, 10]
 
 
 def test_a_whole_segment_of_an_encoder_equals_the_general_computation():
