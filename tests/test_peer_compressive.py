@@ -19,22 +19,29 @@ import numpy as np
 from neural_cases import cast, jit
 from peers import export
 
-from memtok_jax.memory import compressive
-from memtok_jax.models import relative, transformer_xl
+from memtok_jax import params as P
+from memtok_jax.memory.compressive import CompressiveConfig
+from memtok_jax.models.call import Call
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers import cached
+from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.style import COMPRESSIVE
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests" / "data" / "compressive_transformer_parity.npz"
 
 
-def layer_of(stored) -> tuple[dict, dict]:
-    """(attention, compression) with our names; a matrix of theirs is [out, in]."""
+def layer_of(stored) -> dict:
+    """The mixer's parameters with our names, without a norm; a matrix of theirs is [out, in]."""
     width, heads = stored["x"].shape[-1], int(stored["heads"])
-    by_head = lambda w: jnp.asarray(w.T.reshape(width, heads, -1))
+    by_head = lambda w: {"w": jnp.asarray(w.T.reshape(width, heads, -1))}
     wk, wv = np.split(stored["param/to_kv.weight"], 2)
-    attention = {"wq": by_head(stored["param/to_q.weight"]), "wk": by_head(wk), "wv": by_head(wv),
-                 "wr": by_head(np.zeros_like(wk)), "wo": jnp.asarray(stored["param/to_out.weight"].T)}
-    return attention, {"kernel": rows_first(stored["param/compress_mem_fn.conv.weight"]),
-                       "bias": jnp.asarray(stored["param/compress_mem_fn.conv.bias"])}
+    zero = jnp.zeros((heads, width // heads))
+    return {"q": by_head(stored["param/to_q.weight"]), "k": by_head(wk), "v": by_head(wv),
+            "o": {"w": jnp.asarray(stored["param/to_out.weight"].T)},
+            "position": by_head(np.zeros_like(wk)) | {"content": zero, "distance": zero},
+            "memory": {"kernel": rows_first(stored["param/compress_mem_fn.conv.weight"]),
+                       "bias": jnp.asarray(stored["param/compress_mem_fn.conv.bias"])}}
 
 
 def rows_first(kernel: np.ndarray) -> jax.Array:
@@ -45,23 +52,23 @@ def rows_first(kernel: np.ndarray) -> jax.Array:
 def assert_equals(path: Path) -> None:
     stored = np.load(path)
     segments, batch, tokens, width = stored["x"].shape
-    cfg = compressive.CompressiveConfig(tokens, int(stored["slots"]), int(stored["rate"]), width=width)
+    cfg = CachedConfig(CompressiveConfig(tokens, int(stored["slots"]), int(stored["rate"])))
+    b = LanguageModelConfig(width=width, layers=1, head_dim=width // int(stored["heads"]), segment=tokens, style=COMPRESSIVE,
+                            pattern=(cfg,)).backbone()
     with jax.enable_x64(True):
-        attention, compression = layer_of(stored)
-        zero = {name: jnp.zeros(attention["wq"].shape[1:]) for name in "uw"}
-        attend = lambda x, rows, real: relative.attend_by_content(attention, x, rows, real, "float32")
+        params = layer_of(stored)
+        full, none = jnp.full((batch,), tokens, jnp.int32), jnp.zeros((batch,), jnp.int32)
+        call = Call(length=full, closes=full > 0, slot=none, whole=True)
 
         def losses(compression):
-            state, total, seen = cast(compressive.init_state(None, cfg, batch), np.float64), 0.0, []
+            own = params | {"memory": compression}
+            state, total, seen = cast(P.zero_state(cached.state_specs(cfg, b, batch)), np.float64), 0.0, []
             for x in jnp.unstack(jnp.asarray(stored["x"])):
-                rows, real = compressive.read(compression, state, cfg)
-                columns = jnp.concatenate([rows, x], axis=1)
-                visible = transformer_xl.visible_columns(real, tokens, None)
-                y, _ = relative.attend(attention, zero, columns, tokens, visible, 0, "float32")
-                state, loss = compressive.update(compression, state, x, cfg, jnp.full((batch,), tokens), None, attend)
-                total, seen = total + loss["auxiliary_loss"], [*seen, (y, state, loss["auxiliary_loss"])]
+                y, state, stats, _ = cached.run(own, state, x, cfg, b, call, {})
+                total, seen = total + stats["auxiliary_loss"], [*seen, (y, state.memory, stats["auxiliary_loss"])]
             return total, seen
 
+        compression = params["memory"]
         gradient, seen = jit(jax.grad(losses, has_aux=True))(compression)
         for n, (y, state, loss) in enumerate(seen):
             close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)

@@ -31,7 +31,7 @@ and visible. If each call is a multiple of the block, as in the paper, no row ev
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -66,7 +66,7 @@ class CompressiveConfig:
     dtype: of the rows, that of the model's activations.
     """
 
-    length: int
+    length: int = field(metadata={"evaluation": True})
     compressed: int
     rate: int
     compression: str = "conv"

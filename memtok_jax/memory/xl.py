@@ -19,7 +19,7 @@ because a row of zeros still adds the position term to a score. No gradient ente
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +40,7 @@ class XlConfig:
     dtype: of the rows, that of the model's activations.
     """
 
-    length: int
+    length: int = field(metadata={"evaluation": True})
     width: int = 0
     dtype: str = "float32"
 
