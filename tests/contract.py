@@ -43,10 +43,9 @@ class Case:
 
 def memory_case(module: ModuleType, cfg: Any, **options) -> Case:
     """A memory: its module's functions with their config."""
-    rng = lambda seed: np.random.default_rng(seed)
+    tokens = lambda seed, n: jnp.asarray(np.random.default_rng(seed).standard_normal((B, n, 8)), jnp.float32)
     return Case(lambda p, s, x, n: module.apply(p, s, x, cfg, n), lambda: module.specs(cfg), lambda b: module.state_specs(cfg, b),
-                lambda p, b: module.init_state(p, cfg, b), lambda seed, n: jnp.asarray(rng(seed).standard_normal((B, n, 8)), jnp.float32),
-                lambda p, s, x: module.apply(p, s, x, cfg), **options)
+                lambda p, b: module.init_state(p, cfg, b), tokens, lambda p, s, x: module.apply(p, s, x, cfg), **options)
 
 
 def model_case(model: Any, **options) -> Case:

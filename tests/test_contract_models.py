@@ -48,20 +48,26 @@ def check_whole(name: str) -> None:
 
 
 def check_protocol(name: str) -> None:
-    """All facts are stated, layers apart are the same model, and bfloat16 keeps float32 memory."""
+    """All facts are stated, layers apart are the same model, and dtypes are never promoted by accident."""
     own, model = checks(name), bind(MODELS[name])
     assert model.call_tokens >= 1 and model.reach >= 1 and model.segment >= 0 and T % model.call_tokens == 0
     assert hash(model) == hash(bind(MODELS[name])) and model == bind(MODELS[name])
     apart, params, state = model.unstack(own.params, own.state)
     y, after = jit(apart.apply)(params, state, own.x[:, :1])
     assert_close((y, model.restack(after)), own.run(own.state, own.x[:, :1]), 1e-5)
-    half = bind(in_bfloat16(MODELS[name]))
-    shapes = P.abstract(half.specs())
-    start = jax.eval_shape(lambda p: half.init_state(p, B), shapes)
-    logits, end = jax.eval_shape(half.apply, shapes, start, jax.ShapeDtypeStruct((B, T), jnp.int32))
-    assert logits.dtype == np.float32
+    for cfg in (MODELS[name], in_bfloat16(MODELS[name])):
+        with jax.numpy_dtype_promotion("strict"):
+            check_shapes(bind(cfg))
+
+
+def check_shapes(model) -> None:
+    """Logits are float32, and the carry keeps its shapes and dtypes; nothing is computed."""
+    params = P.abstract(model.specs())
+    start = jax.eval_shape(lambda p: model.init_state(p, B), params)
+    logits, end = jax.eval_shape(model.apply, params, start, jax.ShapeDtypeStruct((B, T), jnp.int32))
+    assert logits.shape == (B, T, model.vocabulary) and logits.dtype == np.float32
     signature = lambda tree: jax.tree.map(lambda s: (s.shape, jnp.dtype(s.dtype)), tree)
-    assert signature(end) == signature(start) == signature(P.abstract(half.state_specs(B)))
+    assert signature(end) == signature(start) == signature(P.abstract(model.state_specs(B)))
 
 
 every_model = pytest.mark.parametrize("name", NAMES)

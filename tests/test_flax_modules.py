@@ -24,7 +24,8 @@ KEY = jax.random.key(0)
 
 
 CASES = {"toy memory": Memory(toys.ema, toys.EmaConfig()), "toy language model": MODELS["toy"],
-         "neural memory": Memory(neural, neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1)), "rmt": MODELS["rmt"]}
+         "neural memory": Memory(neural, neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1)),
+         "rmt": MODELS["rmt"]}
 LENGTHS = (None, np.array([7, 4], np.int32))
 
 
