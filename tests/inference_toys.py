@@ -93,7 +93,7 @@ class LanguageModelConfig:
 
 def lm_specs(cfg):
     return {"embed": ParamSpec((cfg.vocabulary, cfg.width), ("vocab", "embed"), normal(1.0)),
-            "layers": stack(ema_specs(cfg.layer), 2),
+            "layers": (stack(ema_specs(cfg.layer), 2),),   # a tuple, as the layers of a pattern
             "head": ParamSpec((cfg.width, cfg.vocabulary), ("embed", "vocab"), normal(2.0))}
 
 
@@ -102,7 +102,7 @@ def lm_state_specs(cfg, batch):
 
 
 def lm_init_state(params, cfg, batch):
-    return {"layers": jax.vmap(lambda p: ema_init_state(p, cfg.layer, batch))(params["layers"])}
+    return {"layers": jax.vmap(lambda p: ema_init_state(p, cfg.layer, batch))(params["layers"][0])}
 
 
 def lm_run(params, state, ids_BT, cfg, call):
@@ -110,7 +110,7 @@ def lm_run(params, state, ids_BT, cfg, call):
         p, s = inputs
         return ema_apply(p, s, x, cfg.layer, call.length)
 
-    x, layers = jax.lax.scan(layer, params["embed"][ids_BT], (params["layers"], state["layers"]))
+    x, layers = jax.lax.scan(layer, params["embed"][ids_BT], (params["layers"][0], state["layers"]))
     return x @ params["head"], {"layers": layers}, {}
 
 
