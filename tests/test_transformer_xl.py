@@ -49,7 +49,7 @@ apply = jit(lambda params, state, ids, cfg: bind(cfg).apply(params, state, ids),
 whole = jit(lambda params, state, ids, cfg: bind(cfg).apply(params, state, ids, whole=True), static_argnums=3)
 
 
-def in_calls(cfg, params, state, ids, lengths):
+def in_calls(cfg, params, state, ids, lengths, apply=apply):
     """Logits of a stream that is read in calls of these lengths, and the last state."""
     out = []
     for part in jnp.split(ids, np.cumsum(lengths)[:-1], axis=1):
@@ -90,11 +90,11 @@ def read_segments(params, state, segments, cfg):
     """
     model, total = bind(cfg), lambda stats: sum((v for v in stats.values()), jnp.zeros(()))
     if len({part.shape for part in segments}) == 1:
-        logits, _, stats = model.run(params, state, jnp.concatenate(segments, axis=1))
+        logits, _, stats = model.run(params, state, jnp.asarray(np.concatenate(segments, axis=1)))
         return logits[0], len(segments) * total(stats)
     out, loss = [], 0.0
     for part in segments:
-        logits, state, stats = model.run(params, state, part, Call(closes=jnp.array([True])))
+        logits, state, stats = model.run(params, state, jnp.asarray(part), Call(closes=jnp.array([True])))
         out, loss = [*out, logits[0]], loss + total(stats)
     return jnp.concatenate(out), loss
 
@@ -108,7 +108,7 @@ def test_equals_the_literal_reference(name):
     """Logits, the auxiliary loss and all gradients of one stream in float64, memories empty at first."""
     memory, options, lengths = REFERENCES[name]
     cfg = model(memory, segment=max(lengths), **options)
-    segments = jnp.split(some_ids(1, sum(lengths)), np.cumsum(lengths)[:-1], axis=1)
+    segments = np.split(np.asarray(some_ids(1, sum(lengths))), np.cumsum(lengths)[:-1], axis=1)
     with jax.enable_x64(True):
         params, state = setup(cfg, 1, np.float64)
         weights = jnp.asarray(np.random.default_rng(1).standard_normal((sum(lengths), 16)))
@@ -118,7 +118,7 @@ def test_equals_the_literal_reference(name):
             return (logits * weights).sum() + 3 * loss, (logits, loss)
 
         def theirs(params):
-            logits, loss = reference.stream(params, [np.asarray(part[0]) for part in segments], reference_options(cfg))
+            logits, loss = reference.stream(params, [part[0] for part in segments], reference_options(cfg))
             return (logits * weights).sum() + 3 * loss, (logits, jnp.asarray(loss, jnp.float64))
 
         got, want = (jit(jax.grad(f, has_aux=True))(params) for f in (ours, theirs))
@@ -144,7 +144,7 @@ def test_segments_equal_the_whole():
 def test_columns_that_a_token_sees(tokens):
     """Those that its output depends on: itself and n_m others with "on"; with "compat" the mask of the released code, rebuilt here
     from its source's words."""
-    n, b = 4, model(XlConfig(4), segment=6).backbone()
+    n, b = 4, model(XlConfig(4), segment=6, **OWN).backbone()
     params = random_params(cached.specs(CachedConfig(XlConfig(n)), b), 0, np.float32)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, n + tokens, b.width)), jnp.float32)
 
@@ -258,7 +258,7 @@ def test_scan_equals_loop():
     cfg = model(CompressiveConfig(4, 3, 2, "dilated"))
     params, state = setup(cfg, 2)
     ids = some_ids(2, 20)
-    looped, end = in_calls(cfg, params, state, ids, (T,) * 5)
+    looped, end = in_calls(cfg, params, state, ids, (T,) * 5, whole)
     scan = jit(lambda state, ids: jax.lax.scan(lambda s, i: bind(cfg).apply(params, s, i, whole=True)[::-1], state, ids))
     scanned_end, scanned = scan(state, jnp.stack(jnp.split(ids, 5, axis=1)))
     assert_close(jnp.concatenate(jnp.unstack(scanned), 1), looped, 1e-6)
