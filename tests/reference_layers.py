@@ -37,7 +37,7 @@ def attend(q, position, keys, prefix, base):
 
 def project(params, u):
     """Attention's q, k, v [T, H, K]."""
-    return [np.einsum("td,dhk->thk", u, np.asarray(params[name])) for name in ("wq", "wk", "wv")]
+    return [np.einsum("td,dhk->thk", u, np.asarray(params[name]["w"])) for name in "qkv"]
 
 
 def window_attention(params, prefix, u, window, base):
@@ -64,35 +64,35 @@ def by_head(r, weight):
 
 def gate(params, y, r):
     """(rms(y) * sigmoid(rms(r))) W_O."""
-    return rms(y, params["norm_attention"]) * sigmoid(rms(r, params["norm_memory"])) @ params["wo"]
+    return rms(y, params["norm_attention"]) * sigmoid(rms(r, params["norm_memory"])) @ params["o"]["w"]
 
 
 def lmm(params, u, cfg):
     """Equations 11 to 15 with norm and gate before the output."""
-    z = u @ params["wz"]
+    z = u @ params["z"]["w"]
     r = memory(params["memory"], u, cfg.memory.largest_step, cfg.memory.chunk)
-    return by_head(r, params["norm"]) * (z * sigmoid(z)) @ params["wo"]
+    return by_head(r, params["norm_reads"]) * (z * sigmoid(z)) @ params["o"]["w"]
 
 
-def mag(params, prefix, u, cfg):
+def mag(params, prefix, u, cfg, base):
     """Equations 26 to 28."""
-    y = window_attention(params, prefix, u, cfg.window, cfg.rope_base)
+    y = window_attention(params, prefix, u, cfg.window, base)
     return gate(params, y, memory(params["memory"], u, cfg.memory.largest_step, cfg.memory.chunk))
 
 
-def mac(params, prefix, u, cfg):
+def mac(params, prefix, u, cfg, segment, base):
     """Equations 21 to 25, segment by segment; the memory is run again from the start for each segment."""
-    m, size, outs, written = params["memory"], cfg.segment, [], np.zeros((0, u.shape[1]))
+    m, outs, written = params["memory"], [], np.zeros((0, u.shape[1]))
     heads = range(m["wk"].shape[1])
     step, chunk = cfg.memory.largest_step, cfg.memory.chunk
     tail = np.zeros((m["conv_q"].shape[0] - 1, m["wq"].shape[2]))
     queries = [titans.features(jnp.asarray(u), m["wq"][:, h], m["conv_q"][:, h], tail, True) for h in heads]
-    for first in range(0, len(u), size):
-        here = u[first:first + size]
-        asked = [unit(params["questions"][:, n]) if cfg.retrieved else queries[n][first:first + size] for n in heads]
+    for first in range(0, len(u), segment):
+        here = u[first:first + segment]
+        asked = [unit(params["questions"][:, n]) if cfg.retrieved else queries[n][first:first + segment] for n in heads]
         h = np.concatenate([_read_at(m, n, written, asked[n], step, chunk) for n in heads], axis=-1)
-        h = by_head(h, params["norm_retrieved"]) @ params["wh"]
-        y = _segment_attention(params, prefix, h, here, cfg.rope_base, everywhere=cfg.retrieved > 0)
+        h = by_head(h, params["norm_retrieved"]) @ params["h"]["w"]
+        y = _segment_attention(params, prefix, h, here, base, everywhere=cfg.retrieved > 0)
         written = np.concatenate([written, rms(y, params["norm_written"])])
         outs.append(gate(params, y, memory(m, written, step, chunk)[first:]))
     return np.concatenate(outs)

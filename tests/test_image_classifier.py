@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from memtok_jax.analysis import registers
 from memtok_jax.config import UserError
 from memtok_jax.data.images.config import AugmentConfig, CompositesConfig, ImagesConfig
 from memtok_jax.evaluation.report import evaluate_run
+from memtok_jax.models.call import Call
 from memtok_jax.models.protocol import bind
 from memtok_jax.models.vision import classifier, vit
 from memtok_jax.models.vision.classifier import ClassifierConfig, ClassifierState
@@ -37,7 +39,13 @@ def images(rows: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).integers(0, 256, (rows, 1, 16, 16, 3), np.uint8))
 
 
-run_classifier = jax.jit(classifier.apply, static_argnames="cfg")
+TRAINING = Call(training=True)
+
+
+@partial(jax.jit, static_argnames="cfg")
+def run_classifier(params, state, x, cfg, call=Call()):  # noqa: B008
+    return classifier.run(params, state, x, cfg, call)[:2]
+
 
 
 # ------------------------------------------------------------------------------------------------------------------ head
@@ -85,43 +93,43 @@ def test_bytes_and_fractions_of_one_are_the_same_image():
 # ------------------------------------------------------------------------------------------------------------------ keys
 
 def test_evaluation_draws_nothing_and_training_draws_anew(params):
-    x, training = images(3), classifier.for_training(CFG, 1)
+    x = images(3)
     first = classifier.init_state(params, CFG, 3)
     y, second = run_classifier(params, first, x, CFG)
     np.testing.assert_array_equal(y, run_classifier(params, second, x, CFG)[0])
-    a, after = run_classifier(params, first, x, training)
-    b, _ = run_classifier(params, second, x, training)
+    a, after = run_classifier(params, first, x, CFG, TRAINING)
+    b, _ = run_classifier(params, second, x, CFG, TRAINING)
     np.testing.assert_array_equal(after.key, second.key)
     assert (np.abs(a - b).max((1, 2)) > 1e-3).all() and np.abs(a - y).max() > 1e-3
-    no_drop = dataclasses.replace(training, vit=dataclasses.replace(VIT, drop_path=0.0))
-    np.testing.assert_allclose(run_classifier(params, first, x, no_drop)[0], y, atol=1e-6)
+    no_drop = dataclasses.replace(CFG, vit=dataclasses.replace(VIT, drop_path=0.0))
+    np.testing.assert_allclose(run_classifier(params, first, x, no_drop, TRAINING)[0], y, atol=1e-6)
 
 
 def test_a_row_draws_the_same_in_any_batch(params):
     """Two of four rows with their keys, in another order: the same outputs and the same next keys."""
-    x, training = images(4), classifier.for_training(CFG, 1)
+    x = images(4)
     state = classifier.init_state(params, CFG, 4)
     assert len({tuple(k) for k in np.asarray(state.key).tolist()}) == 4
-    y, after = run_classifier(params, state, x, training)
+    y, after = run_classifier(params, state, x, CFG, TRAINING)
     order = jnp.array([3, 1])
-    some, some_after = run_classifier(params, ClassifierState(state.key[order]), x[order], training)
+    some, some_after = run_classifier(params, ClassifierState(state.key[order]), x[order], CFG, TRAINING)
     np.testing.assert_allclose(some, y[order], atol=1e-5)
     np.testing.assert_array_equal(some_after.key, after.key[order])
 
 
 def test_padding_leaves_the_key_alone(params):
     state = classifier.init_state(params, CFG, 3)
-    after = run_classifier(params, state, images(3), CFG, jnp.array([1, 0, 1]))[1]
+    after = run_classifier(params, state, images(3), CFG, Call(length=jnp.array([1, 0, 1])))[1]
     assert ((after.key == state.key).all(1) == jnp.array([False, True, False])).all()
 
 
 def test_statistics_are_those_of_the_residual_stream(params):
-    seen = classifier.statistics(params, classifier.init_state(params, CFG, 3), images(3), CFG)
+    stats = classifier.run(params, classifier.init_state(params, CFG, 3), images(3), CFG)[2]
     out = vit.features(params["vit"], classifier.normalise(images(3)[:, 0], CFG), VIT)
     norms = np.linalg.norm(out.prenorm, axis=-1)
     median = np.median(norms[:, 3:], axis=1)
-    np.testing.assert_allclose(seen["largest_patch_over_median"], (norms[:, 3:].max(1) / median).mean(), rtol=1e-5)
-    np.testing.assert_allclose(seen["register_over_median"], (norms[:, 1:3].mean(1) / median).mean(), rtol=1e-5)
+    np.testing.assert_allclose(stats["largest_patch_over_median"], (norms[:, 3:].max(1) / median).mean(), rtol=1e-5)
+    np.testing.assert_allclose(stats["register_over_median"], (norms[:, 1:3].mean(1) / median).mean(), rtol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------------- mistakes
@@ -146,7 +154,7 @@ def test_configs_that_make_no_sense(change, message):
 ])
 def test_images_that_do_not_fit(params, shape, message):
     with pytest.raises(ValueError, match=message) as error:
-        classifier.apply(params, classifier.init_state(params, CFG, 2), jnp.zeros(shape, jnp.uint8), CFG)
+        classifier.run(params, classifier.init_state(params, CFG, 2), jnp.zeros(shape, jnp.uint8), CFG)
     assert "\n" not in str(error.value)
 
 

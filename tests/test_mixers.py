@@ -1,129 +1,125 @@
-"""LMM, MAC, MAG, MAL and window attention: equal to loops over tokens, and no token sees the future."""
+"""LMM, MAC, MAG, MAL, window and segment attention: equal to loops over tokens, and no token sees the future."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_layers as ref
-from neural_cases import assert_close, cast, jit, random_params
+from neural_cases import cast, jit, random_params
 
+from memtok_jax import params as P
 from memtok_jax.memory import neural
 from memtok_jax.memory.neural import features
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.models import block
-from memtok_jax.models.config import BRANCHES, LanguageModelConfig
-from memtok_jax.models.mixers import attention, lmm, mac, mag
+from memtok_jax.models import attention, block
+from memtok_jax.models.call import Call
+from memtok_jax.models.mixers.in_turn import InTurnConfig
+from memtok_jax.models.mixers.lmm import LmmConfig
+from memtok_jax.models.mixers.mac import MacConfig
+from memtok_jax.models.mixers.mag import MagConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.mixers.window import WindowConfig
+from memtok_jax.models.style import TITANS, Backbone
+
+MEMORY = NeuralMemoryConfig(head_dim=4, chunk=2, expansion=2, conv=2, step_max=0.1, step_bias=0.0)
+LMM, WINDOW, MAC = LmmConfig(MEMORY), WindowConfig(3), MacConfig(memory=MEMORY)
+MIXERS = {"window": WINDOW, "segment": SegmentConfig(), "lmm": LMM, "mag": MagConfig(3, memory=MEMORY), "mac": MAC,
+          "mac_questions": MacConfig(retrieved=3, memory=MEMORY)}
 
 
-def block_config(kind: str, **options):
-    memory = NeuralMemoryConfig(head_dim=4, chunk=2, expansion=2, conv=2, step_max=0.1, step_bias=0.0)
-    base = dict(width=8, layers=1, pattern=(kind,), head_dim=4, hidden=8, window=3, segment=6,
-                prefix=0 if kind == "lmm" else 2, memory=memory)
-    return LanguageModelConfig(**(base | options)).block(kind)
+def backbone(segment: int, prefix: int = 2) -> Backbone:
+    return Backbone(TITANS, width=8, layers=1, heads=2, head_dim=4, hidden=8, segment=segment, prefix=prefix)
 
 
-def somewhere(module, cfg, batch, seed, dtype):
-    """A state in the middle of chunk and segment: random arrays, one token in every open unit."""
-    rng = np.random.default_rng(seed)
-    zero = module.init_state(random_params(module.specs(cfg), 0, dtype), cfg, batch)
-    drawn = lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape), dtype)
-    draw = lambda s: jnp.ones(s.shape, s.dtype) if s.dtype == jnp.int32 else drawn(s)
-    return jax.tree.map(draw, zero)
+def call_of(x, slot: int = 0) -> Call:
+    return Call(length=P.full_length(x), slot=jnp.full((len(x),), slot, jnp.int32))
 
 
 # ------------------------------------------------------------------------------------ against loops over single tokens
 
-@pytest.mark.parametrize(("module", "retrieved"), [(attention, 0), (lmm, 0), (mag, 0), (mac, 0), (mac, 3)],
-                         ids=["attention", "lmm", "mag", "mac", "mac-questions"])
-def test_mixer_equals_a_loop_over_tokens(module, retrieved):
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixer_equals_a_loop_over_tokens(name):
     """Two and a half segments from the start of a stream, in float64, with two prefix tokens in place."""
-    name = module.__name__.split(".")[-1]
     with jax.enable_x64(True):
-        cfg = block_config(name, segment=4, retrieved=retrieved)
-        params = random_params(module.specs(cfg), 1, np.float64)
-        state = cast(module.init_state(params, cfg, 1), np.float64)
+        cfg, b = MIXERS[name], backbone(segment=4)
+        params = random_params(cfg.module.specs(cfg, b), 1, np.float64)
+        state = cast(cfg.module.begin(params, jnp.zeros((2, 8)), cfg, b, 1, {})[1], np.float64)
         rng = np.random.default_rng(2)
         kept = rng.standard_normal((2, 2, 2, 4))
         if name != "lmm":
-            state = state._replace(prefix=type(state.prefix)(*(jnp.asarray(p)[None] for p in kept)))
+            state = state._replace(prefix=attention.Prefix(*(jnp.asarray(p)[None] for p in kept)))
         u = rng.standard_normal((10, 8))
-        y, _ = jit(module.apply, static_argnums=3)(params, state, jnp.asarray(u)[None], cfg)
-        plain = jax.tree.map(np.asarray, params)
-        expected = {"attention": lambda: ref.window_attention(plain, kept, u, cfg.window, cfg.rope_base) @ plain["wo"],
-                    "lmm": lambda: ref.lmm(plain, u, cfg),
-                    "mag": lambda: ref.mag(plain, kept, u, cfg),
-                    "mac": lambda: ref.mac(plain, kept, u, cfg)}[name]()
-    # Rotary angles are float32 in the package.
-    np.testing.assert_allclose(y[0], expected, rtol=0, atol=1e-12 if name == "lmm" else 3e-7)
+        y = jit(lambda p, s, x: cfg.module.run(p, s, x, cfg, b, call_of(x), {})[0])(params, state, jnp.asarray(u)[None])
+        plain, base = jax.tree.map(np.asarray, params), b.style.rope_base
+        attend = lambda u, window: ref.window_attention(plain, kept, u, window, base) @ plain["o"]["w"]
+        expected = {"window": lambda: attend(u, cfg.window), "lmm": lambda: ref.lmm(plain, u, cfg),
+                    "segment": lambda: np.concatenate([attend(u[n:n + 4], 4) for n in (0, 4, 8)]),
+                    "mag": lambda: ref.mag(plain, kept, u, cfg, base)}
+        expected = expected.get(name, lambda: ref.mac(plain, kept, u, cfg, 4, base))()
+    np.testing.assert_allclose(y[0], expected, rtol=0, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------- causality
 
-def influence(module, cfg):
-    """[T, T]: largest derivative of output t with respect to input s; two segments of three chunks, mid-stream."""
-    params = random_params(module.specs(cfg), 3, np.float32)
-    state = somewhere(module, cfg, 1, 4, np.float32)
+TOKENS, SEGMENT = 12, 6
+LAYERS = MIXERS | {"mal": (LMM, WINDOW), "in_turn": InTurnConfig((LMM, WINDOW))}
+
+
+def somewhere(layer, b: Backbone, seed: int):
+    """A carry in the middle of chunk and segment: random arrays, one token in every open unit."""
+    rng = np.random.default_rng(seed)
+    values = lambda s: np.ones(s.shape) if s.dtype == jnp.int32 else 0.3 * rng.standard_normal(s.shape)
+    return jax.tree.map(lambda s: jnp.asarray(values(s), s.dtype), P.abstract(block.state_specs(layer, b, 1)))
+
+
+def influence(layer) -> np.ndarray:
+    """[T, T]: largest derivative of output t of a layer with respect to input s; three segments, of which the first is open."""
+    b = backbone(SEGMENT, prefix=0 if layer == LMM else 2)
+    params, state = random_params(block.specs(layer, b), 3, np.float32), somewhere(layer, b, 4)
     rng = np.random.default_rng(5)
-    x = jnp.asarray(rng.standard_normal((1, 12, cfg.width)), jnp.float32)
-    direction = jnp.asarray(rng.standard_normal(cfg.width), jnp.float32)
-    jacobian = jit(jax.jacrev(lambda x: module.apply(params, state, x, cfg)[0][0] @ direction))(x)
-    return np.abs(jacobian).max(axis=(1, 3))
+    x = jnp.asarray(rng.standard_normal((1, TOKENS, 8)), jnp.float32)
+    direction = jnp.asarray(rng.standard_normal(8), jnp.float32)
+    run = lambda x: block.run(params, state, x, layer, b, call_of(x, slot=1), {})[0][0] @ direction
+    return np.abs(jit(jax.jacrev(run))(x)).max(axis=(1, 3))
 
 
-def future(reach):
-    """The part of `influence` that must be zero."""
-    return np.triu(reach, 1)
+def past_of(name: str) -> np.ndarray:
+    """bool[T, T]: what each token may depend on: its window, its segment, or with a memory everything before it."""
+    t, s = np.indices((TOKENS, TOKENS))
+    near = {"window": t - s < 3, "segment": (t + 1) // SEGMENT == (s + 1) // SEGMENT}
+    return (s <= t) & near.get(name, True)
 
 
-@pytest.mark.parametrize("kind", BRANCHES)
-def test_no_output_depends_on_a_later_token(kind):
-    """The derivative is exactly zero, and each token reaches itself and the next."""
-    reach = influence(block, block_config(kind))
-    assert np.all(future(reach) == 0)
-    assert np.all(np.diag(reach) > 1e-3) and np.all(np.diag(reach, -1) > 1e-7)
-    if kind not in ("attention",):
-        assert np.all(reach[np.tril_indices(12)] > 0), "the memory carries every earlier token"
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_token_depends_on_its_past_and_nothing_else(name):
+    """The zero pattern of the derivative, exactly: nothing later, and every token that window, segment or memory hold."""
+    np.testing.assert_array_equal(influence(LAYERS[name]) > 0, past_of(name))
 
 
-def test_learned_questions_ask_for_earlier_segments_only():
-    """Their answers are seen by all tokens of a segment; causal all the same, and each question gets a gradient."""
-    cfg = block_config("mac", retrieved=3)
-    assert np.all(future(influence(mac, cfg)) == 0)
-    params = random_params(mac.specs(cfg), 3, np.float32)
-    u = jnp.asarray(np.random.default_rng(5).standard_normal((1, 12, cfg.width)), jnp.float32)
+def test_each_learned_question_gets_a_gradient():
+    """From the segments behind the first; there the memory has something to say."""
+    cfg, b = MIXERS["mac_questions"], backbone(SEGMENT)
+    params = random_params(cfg.module.specs(cfg, b), 3, np.float32)
+    u = jnp.asarray(np.random.default_rng(5).standard_normal((1, TOKENS, 8)), jnp.float32)
 
     def last(questions):
         own = params | {"questions": questions}
-        return mac.apply(own, mac.init_state(own, cfg, 1), u, cfg)[0][0, -1].sum()
+        state = cfg.module.begin(own, jnp.zeros((2, 8)), cfg, b, 1, {})[1]
+        return cfg.module.run(own, state, u, cfg, b, call_of(u), {})[0][0, -1].sum()
 
     assert np.abs(jit(jax.grad(last))(params["questions"])).max(axis=(1, 2)).min() > 1e-6
 
 
-def test_learned_questions_do_not_depend_on_the_cut():
-    """One call equals tokens one by one, and whole segments at once (`aligned`)."""
-    cfg = block_config("mac", retrieved=2, segment=4)
-    params = random_params(mac.specs(cfg), 3, np.float32)
-    u = jnp.asarray(np.random.default_rng(5).standard_normal((1, 8, cfg.width)), jnp.float32)
-    apply = jit(mac.apply, static_argnums=3)
-    state = mac.init_state(params, cfg, 1)
-    whole, end = apply(params, state, u, cfg)
-    aligned, aligned_end = apply(params, state, u, replace(cfg, aligned=True))
-    pieces = []
-    for t in range(8):
-        y, state = apply(params, state, u[:, t:t + 1], cfg)
-        pieces.append(y)
-    assert_close((jnp.concatenate(pieces, axis=1), state), (whole, end), 1e-4)
-    assert_close((aligned, aligned_end), (whole, end), 1e-4)
-
-
 def retrieved_fully_visible(monkeypatch):
-    """The figure of the paper: every query sees all retrieved vectors of its segment."""
-    causal = mac.visible_keys
-    monkeypatch.setattr(mac, "visible_keys", lambda p, s: causal(p, s).at[:, :, :s].set(True))
+    """The figure of the paper: every query sees all retrieved vectors of its segment, which are the first half of the keys."""
+    honest = attention.at_places
+
+    def at_places(params, q, k, v, visible, *rest, **options):
+        return honest(params, q, k, v, visible.at[..., :visible.shape[-1] // 2].set(True), *rest, **options)
+
+    monkeypatch.setattr(attention, "at_places", at_places)
 
 
 def read_at_the_end_of_the_segment(monkeypatch):
@@ -131,9 +127,9 @@ def read_at_the_end_of_the_segment(monkeypatch):
     honest = neural.run
 
     def run(params, state, x, cfg, length=None, **view):
-        _, after, seen = honest(params, state, x, cfg, length, **view)
+        _, after, stats = honest(params, state, x, cfg, length, **view)
         q, _ = neural.query(params, x, state.conv[:, :, 2], cfg, length)
-        return neural.reads_at(params, after.weights, q, cfg).reshape(x.shape), after, seen
+        return neural.reads_at(params, after.weights, q, cfg).reshape(x.shape), after, stats
 
     monkeypatch.setattr(neural, "run", run)
 
@@ -159,4 +155,4 @@ LEAKS = (retrieved_fully_visible, read_at_the_end_of_the_segment, pooled_gates, 
 def test_the_causality_test_sees_every_known_leak(leak, monkeypatch):
     """Each mistake that is easy to make in MAC must turn up in the part that has to be zero."""
     leak(monkeypatch)
-    assert future(influence(mac, block_config("mac"))).max() > 1e-4
+    assert influence(MAC)[~past_of("mac")].max() > 1e-4

@@ -218,7 +218,8 @@ def test_a_first_carry_may_depend_on_its_row(cut, sizes):
     # By hand: the gradient of the first carry counts too, in the rows that begin.
     if exp.training.gradient == "full":
         def mean_loss(params):
-            begun = pr.reset(jax.lax.stop_gradient(carry), batch.start, whole.model.init_state(params, 8), toy.state_specs(exp.model, 8))
+            initial = whole.model.init_state(params, 8)
+            begun = pr.reset(jax.lax.stop_gradient(carry), batch.start, initial, toy.state_specs(exp.model, 8))
             state = begun._replace(prefix=toy.init_state(params, exp.model, 8).prefix)
             logits, _ = toy.apply(params, state, batch.inputs, exp.model)
             sums = losses.totals(logits, batch.targets)
@@ -352,12 +353,13 @@ def two_updates(exp, state, batches, mesh):
 def test_models_on_a_mesh_equal_one_device(name):
     """Eight rows on four parts of the data axis and heads on two of the tensor axis, in two microbatches of two calls.
 
-    The second batch goes on with half of the streams. A large epsilon makes Adam's step a multiple of the gradient: with the usual one
-    it would blow up gradients that are zero but for rounding.
+    The second batch goes on with half of the streams. A large epsilon makes Adam's step a multiple of the gradient: with the usual
+    one it would blow up gradients that are zero but for rounding.
     """
     model = bind(MODELS[name])
-    exp = dataclasses.replace(experiment(batch=16, sequence=2 * model.call_tokens, microbatches=2, call_tokens=model.call_tokens),
-                              model=MODELS[name], optimizer=OptimizerConfig(learning_rate=0.5, steps=20, warmup_steps=0, epsilon=1.0))
+    tokens = model.call_tokens
+    exp = dataclasses.replace(experiment(batch=16, sequence=2 * tokens, microbatches=2, call_tokens=tokens), model=MODELS[name],
+                              optimizer=OptimizerConfig(learning_rate=0.5, steps=20, warmup_steps=0, epsilon=1.0))
     state = jax.device_get(fresh_state(exp))
     batches = [make_batch(exp, 0), make_batch(exp, 1)._replace(start=jnp.arange(16) % 4 < 2)]
     one = two_updates(exp, state, batches, sharding.make_mesh(1, 1, 1))

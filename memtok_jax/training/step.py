@@ -150,9 +150,9 @@ def begin(carry: Tree, start_B: jax.Array, initial: Tree, specs: Tree) -> Tree:
     """The carry at the beginning of a group: no gradient enters it but that of the first carry.
 
     carry: already the first carry in the rows that begin a new stream (`first_carry`).
-    initial: what `init_state` makes of the parameters of this update. Derived leaves come from it; rows that begin take its gradient.
-        Their values stand in `carry`, because the rows at hand are some of the batch and `initial` counts them from 0. So the first
-        carry may depend on its row, but its derivative by the parameters may not.
+    initial: what `init_state` makes of the parameters of this update. Derived leaves come from it, and rows that begin take its
+        gradient. Their values stand in `carry`, because the rows at hand are a part of the batch and `initial` counts them from 0.
+        So the first carry may depend on its row, but its derivative by the parameters may not.
     specs: of the carry.
     """
     fixed = jax.lax.stop_gradient(carry)
