@@ -23,14 +23,8 @@ from memtok_jax.params import is_axes, logical_axes
 KEY = jax.random.key(0)
 
 
-<<<<<<< HEAD
 CASES = {"toy memory": Memory(toys.ema, toys.EmaConfig()), "toy language model": MODELS["toy"],
-         "neural memory": Memory(neural, neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1)),
-         "rmt": MODELS["rmt"]}
-=======
-CASES = {"toy memory": Model(toys.ema, toys.EmaConfig()), "toy language model": MODELS["toy"],
-         "neural memory": Model(neural, neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1))}
->>>>>>> inference
+         "neural memory": Memory(neural, neural.NeuralMemoryConfig(width=4, head_dim=2, chunk=3, expansion=1))}
 LENGTHS = (None, np.array([7, 4], np.int32))
 
 
@@ -187,13 +181,12 @@ def test_examples_of_the_readme_do_what_they_say():
     names = ran(loop, {"__name__": "example"})
     assert np.isfinite(names["value"]) and any(np.any(leaf) for leaf in jax.tree.leaves(names["carry"]))
     names = ran(linen, {"__name__": "example"})
-    for drawn in (nn.unbox(names["variables"])["params"]["pure"], None):
-        if drawn is None:
-            names = ran(in_nnx, names)
-            drawn = as_nnx(names["memory"], rngs=nnx.Rngs(0)).pure_params()
-        y, after = names["memory"].apply(drawn, names["state"], names["x"])
-        np.testing.assert_array_equal(names["y"], y)
-        jax.tree.map(np.testing.assert_array_equal, names["after"], after)
+    y, after = names["memory"].apply(nn.unbox(names["variables"])["params"]["pure"], names["state"], names["x"])
+    np.testing.assert_array_equal(names["y"], y)
+    jax.tree.map(np.testing.assert_array_equal, names["after"], after)
+    drawn = as_nnx(names["memory"], rngs=nnx.Rngs(0)).pure_params()
+    y, after = names["memory"].apply(drawn, names["state"], names["x"])
+    np.testing.assert_array_equal(ran(in_nnx, names)["y"], y)
 
 
 def test_longer_examples_do_what_they_say():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference_rmt as reference
 from neural_cases import assert_close, assert_equal, jit
-from rmt_cases import LENGTHS, RELATIVE, TABLE, M, T, V, call, closing, model, scan_segments, setup, some_ids, some_segments, whole
+from rmt_cases import LENGTHS, RELATIVE, TABLE, M, T, call, closing, model, scan_segments, setup, some_ids, some_segments, whole
 
 from memtok_jax import config, data
 from memtok_jax import params as P
