@@ -284,7 +284,9 @@ def run_segments(params, state: StackState, ids_NBT: jax.Array, cfg: LanguageMod
 # ------------------------------------------------------------------------------------------------------------- token by token
 
 def unstacked(cfg: LanguageModelConfig) -> LanguageModelConfig:
-    """The config whose pattern is all layers."""
+    """The config of the model that `unstack` makes: its pattern is all layers."""
+    if not stack.side_by_side(cfg.stack()):
+        return cfg
     return replace(cfg, pattern=cfg.pattern * (cfg.layers // len(cfg.pattern)), unroll=1)
 
 

@@ -141,16 +141,26 @@ def unstack(params: tuple, state: StackState, s: Stack) -> tuple[tuple, StackSta
     """The same stack as one whose pattern is all of its layers, so that each layer has arrays of its own.
 
     A loop over tokens would otherwise slice every layer's weights and carry out of a stack for each token. `restack` brings the
-    carry back.
+    carry back. Only layers that are compiled side by side (`unroll`) are taken apart: of many layers the program would be long.
     """
+    if not side_by_side(s):
+        return params, state, s
+
     def cut(kinds):
         return tuple(jax.tree.map(lambda leaf, r=r: leaf[r:r + 1], kind) for r in range(s.repeats) for kind in kinds)
 
     return cut(params), state._replace(layers=cut(state.layers)), replace(s, pattern=s.pattern * s.repeats, repeats=1, unroll=1)
 
 
+def side_by_side(s: Stack) -> bool:
+    """Whether all repeats are compiled side by side."""
+    return s.unroll >= s.repeats
+
+
 def restack(state: StackState, s: Stack) -> StackState:
     """The carry of stack `s` out of that of the stack which `unstack` made of it."""
+    if not side_by_side(s):
+        return state
     kinds = len(s.pattern)
     return state._replace(layers=tuple(jax.tree.map(lambda *layers: jnp.concatenate(layers), *state.layers[kind::kinds])
                                        for kind in range(kinds)))
