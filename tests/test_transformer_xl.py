@@ -69,7 +69,7 @@ REFERENCES = {  # memory, options, tokens of each segment
     "max-1.5T": (CompressiveConfig(6, 3, 2, "max"), PRE, LENGTHS),
     "conv": (CompressiveConfig(4, 4, 2), PRE, LENGTHS),
     "conv-bptt": (CompressiveConfig(4, 3, 2, "conv", "bptt"), {}, LENGTHS),
-    "conv-autoencoding": (CompressiveConfig(2, 3, 2, "conv", "autoencoding"), OWN, (3, 1, 6, 5)),
+    "conv-autoencoding": (CompressiveConfig(2, 3, 2, "conv", "autoencoding"), OWN, (3,) * 5),
     "most_used": (CompressiveConfig(4, 4, 2, "most_used", block=4), {}, LENGTHS),
     "dilated": (CompressiveConfig(4, 4, 2, "dilated", block=4), PRE, LENGTHS),
 }

@@ -318,7 +318,7 @@ def run_segments(params, state: RmtState, ids_NBT: jax.Array, cfg: RmtConfig):
         raise UserError(f"diagonals need form='suffix' and calls of model.segment={cfg.model.segment} tokens, "
                         f"not form={cfg.form!r} and {t} tokens: the first layer of another form waits for the last")
     x = lm.embed(params["model"], ids_NBT.reshape(n * batch, t), cfg.model)
-    m = jnp.broadcast_to(state.memory.tokens[:1].astype(x.dtype), (n * batch, cfg.tokens, x.shape[2]))
+    m = jnp.tile(state.memory.tokens.astype(x.dtype), (n, 1, 1))
     x = lm.placed(params["model"], jnp.concatenate([x, m], axis=1), jnp.zeros((n * batch,), jnp.int32), cfg.model)
     call = Call(closes=jnp.ones((batch,), bool), tail=cfg.tail)
     side = lm.side_of(params["model"])
