@@ -35,7 +35,7 @@ def test_presets_have_the_published_size(name, millions):
 def test_presets_fit_their_segment(name):
     exp = config.load(name)
     assert exp.call_tokens % bind(exp.model).call_tokens == 0
-    assert exp.model.pattern[0].whole_blocks(exp.model.backbone()), "no row of the memory waits in training"
+    assert exp.model.segment % exp.model.pattern[0].memory.unit == 0, "no row of the memory waits in training"
     assert config.from_json(config.to_json(exp)) == exp
 
 

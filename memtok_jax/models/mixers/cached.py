@@ -77,10 +77,6 @@ class CachedConfig(MixerConfig):
         """The memory is written at a border."""
         return True
 
-    def whole_blocks(self, b: Backbone) -> bool:
-        """Whether no row of the memory ever waits in whole calls."""
-        return not self.keep_memory_tokens and b.segment % self.memory.unit == 0
-
 
 class CachedState(NamedTuple):
     """Prefix, memory and open segment."""
@@ -141,7 +137,7 @@ def _visible(real_BC: jax.Array, inside: jax.Array, places: Places, call: Call, 
 def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedConfig, b: Backbone, side: dict):
     """Tokens of one segment see cache and segment: (branch, weight [B, H, T, C + S], inputs of the open segment)."""
     tokens, m = x.shape[1], options(cfg.memory, b)
-    rows, real = _module(cfg).read(params["memory"], state.memory, m, whole=call.whole and cfg.whole_blocks(b))
+    rows, real = _module(cfg).read(params["memory"], state.memory, m)
     c = rows.shape[1]
     if call.whole:
         inputs, own = state.inputs, x
@@ -185,9 +181,9 @@ def _write(params, state: CachedState, inputs: jax.Array, filled: jax.Array, usa
     attend_fixed = lambda x, rows, real: attend_by_content(fixed, enter(fixed, x, b), enter(fixed, rows, b), real, b)
     kept, length = _kept(inputs, jnp.where(call.closes, filled, 0), cfg, b)
     m = options(cfg.memory, b)
-    if call.whole and cfg.whole_blocks(b):
-        return _module(cfg).update(params["memory"], state.memory, kept, m, None, usage, attend_fixed, whole=True)
     write = lambda memory: _module(cfg).update(params["memory"], memory, kept, m, length, usage, attend_fixed)
+    if call.whole:
+        return write(state.memory)
     none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(write, state.memory)[1])
     return jax.lax.cond(call.closes.any(), write, lambda memory: (memory, none), state.memory)
 
