@@ -14,9 +14,11 @@ from memtok_jax.inference.sample import generate
 from memtok_jax.models.protocol import bind
 
 PROMPT = 3
+# A neural memory takes long to compile; sessions are tested with one in test_inference_session.py.
+SLOW = {name for name in MODELS if name.startswith("m") and name != "memory_transformer"} | {"xl_below_mag", "rmt_around_mag"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS])
 def test_decoding_says_what_teacher_forcing_predicts(name, monkeypatch):
     """Three segments, token by token with layers apart, at temperature 0; a prompt that ends inside a segment."""
     monkeypatch.setattr(session, "options", lambda platform: QUICK)
