@@ -135,11 +135,11 @@ def test_statistics_are_those_of_the_residual_stream(params):
 # --------------------------------------------------------------------------------------------------------------- mistakes
 
 @pytest.mark.parametrize("change, message", [
-    ({"pool": "patch_means"}, "pool='patch_means' must be one of .*did you mean 'patch_mean'"),
+    ({"pool": "patch_means"}, "model.pool is 'patch_means'; it must be one of .*did you mean 'patch_mean'"),
     ({"vit": dataclasses.replace(VIT, class_token=False)}, "take pool='patch_mean'"),
     ({"pool": "cls_register", "vit": dataclasses.replace(VIT, registers=0)}, "reads registers, and vit.registers is 0"),
     ({"mean": (0.5,)}, "must have one number for each of vit.channels=3"),
-    ({"classes": 1}, "classes=1 must be at least 2"),
+    ({"classes": 1}, "model.classes is 1; it must be at least 2"),
 ])
 def test_configs_that_make_no_sense(change, message):
     with pytest.raises(ValueError, match=message) as error:

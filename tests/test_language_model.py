@@ -120,6 +120,7 @@ def test_prefix_is_never_written_into_the_memory():
     assert_equal(P.renew(later, own.init_state(params, 2), own.state_specs(2)), later)
 
 
+@pytest.mark.slow
 def test_prefix_tokens_learn_through_renew():
     """With a carry that comes from the batch before, only a renewed prefix has a gradient."""
     own, params, _, later = with_prefix()

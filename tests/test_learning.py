@@ -28,8 +28,8 @@ MEMORY = NeuralMemoryConfig(head_dim=32, chunk=16, forget_range=(1e-3, 1e-3))
 
 
 def model(memory: NeuralMemoryConfig) -> Model:
-    return bind(LanguageModelConfig(vocabulary=recall.vocabulary(TASK), width=64, layers=1, pattern=(LmmConfig(memory),), head_dim=32,
-                                    hidden=128))
+    return bind(LanguageModelConfig(vocabulary=recall.vocabulary(TASK), width=64, layers=1, pattern=(LmmConfig(memory),),
+                                    head_dim=32, hidden=128))
 
 
 def draw(samples: int, seed: int):
