@@ -16,10 +16,9 @@ from memtok_jax.training import cli, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = tuple(f"--config.{change}" for change in (
-    "model.width=16", "model.layers=1", "model.pattern=attention", "model.head_dim=8", "model.segment=16", "model.window=16",
-    "model.prefix=0", "model.memory.head_dim=8", "model.memory.chunk=8", "data.sequence=32", "data.eval_bytes=300",
-    "training.batch=2", "training.data=1", "evaluation.batch=2", "optimizer.steps=4", "optimizer.warmup_steps=1",
-    "training.log_every=1", "training.sample_tokens=8"))
+    "model.width=16", "model.layers=1", "model.head_dim=8", "model.pattern.0.window=16", "data.sequence=32",
+    "data.eval_bytes=300", "training.batch=2", "training.data=1", "evaluation.batch=2", "optimizer.steps=4",
+    "optimizer.warmup_steps=1", "training.log_every=1", "training.sample_tokens=8"))
 
 
 def command(*args: str, **environment: str) -> subprocess.CompletedProcess:
@@ -33,7 +32,7 @@ def tiny_run(tmp_path_factory) -> tuple[Path, str]:
     """A finished tiny run on a small text: (workdir, what train.py printed)."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "words.txt").write_text("memory is what remains when the rest is gone. " * 200)
-    done = command("train.py", "--config=titans_mac", f"--data={folder / 'words.txt'}", f"--workdir={folder / 'run'}",
+    done = command("train.py", "--config=transformer", f"--data={folder / 'words.txt'}", f"--workdir={folder / 'run'}",
                    *TINY)
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
@@ -69,7 +68,7 @@ def test_eval_ends_with_one_json_object(tiny_run):
     (["--config.model.width"], "--config.model.width needs a value"),
     (["--config.model.head_dim=48", "--config.model.width=128"], "width=128 is not a multiple of head_dim=48"),
     (["--config.training.call_tokens=100"], "does not divide into calls of 100 tokens"),
-    (["--config.model.memory.chunk=48", "--config.model.segment=64"], "segment=64 and memory.chunk=48"),
+    (["--config.model.pattern.0.memory.chunk=48", "--config.model.segment=64"], "segment=64 and memory.chunk=48"),
     (["--config.training.microbatches=3", "--config.training.batch=8"],
      "training.batch 8 does not divide into 3 microbatches"),
     (["--config.training.tensor=3"], "8 devices do not divide into fsdp 1 x tensor 3"),
