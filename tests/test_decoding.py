@@ -15,7 +15,7 @@ from memtok_jax.models.protocol import bind
 
 PROMPT = 3
 # A neural memory takes long to compile; sessions are tested with one in test_inference_session.py.
-SLOW = {name for name in MODELS if name.startswith("m") and name != "memory_transformer"} | {"xl_below_mag", "rmt_around_mag"}
+SLOW = {"lmm", "mac", "mac_questions", "mag", "mal", "xl_below_mag", "rmt_around_mag"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS])
