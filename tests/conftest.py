@@ -28,6 +28,13 @@ def pytest_configure(config):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Let go of a file's compiled programs: those of the whole suite do not fit into memory."""
+    yield
+    jax.clear_caches()
+
+
 def _missing(*modules: str) -> str:
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
     return ", ".join(absent)
