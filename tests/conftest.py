@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -40,8 +41,18 @@ def _missing(*modules: str) -> str:
     return ", ".join(absent)
 
 
+def _mark_slow(items) -> None:
+    """The marker of those that `slow_tests.txt` lists."""
+    listed = {line for line in Path(__file__).with_name("slow_tests.txt").read_text().splitlines() if not line.startswith("#")}
+    for item in items:
+        if item.nodeid.rpartition("/")[2] in listed:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Skip what this machine cannot run, and say why."""
+    _mark_slow(items)
     reasons = {}
     if not config.getoption("--run_slow"):
         reasons["slow"] = "takes minutes; run with --run_slow"

@@ -13,11 +13,9 @@ import pytest
 from memtok_jax import config, data, sharding
 from memtok_jax import params as pr
 from memtok_jax.config import UserError
-from memtok_jax.data.errors import DataError
 from memtok_jax.data.images import augment
 from memtok_jax.data.images.config import AugmentConfig, CompositesConfig, ImagesConfig
 from memtok_jax.models.protocol import bind
-from memtok_jax.models.vision import classifier
 from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.models.vision.config import VitConfig
 from memtok_jax.training import losses, step
@@ -92,7 +90,7 @@ def test_batches_of_mixed_images():
 
 
 def test_what_cannot_be_mixed():
-    with pytest.raises(DataError, match="mixup and cutmix must not be negative"):
+    with pytest.raises(UserError, match="augment.mixup is -1.0; it must be at least 0"):
         AugmentConfig(mixup=-1.0)
 
 
@@ -176,7 +174,7 @@ def test_an_update_of_the_whole_recipe():
         shape = step.abstract_batch(how, exp.data, mesh).targets  # of all outputs; those beyond the classes of the data are padded
         assert (shape.shape, shape.dtype, batch.targets.shape) == ((8, 1, 5), jnp.float32, (8, 1, 4))
         state = jax.jit(lambda k: step.init_train_state(how, k))(jax.random.key(0))
-        logits = jax.jit(lambda p, c, x: classifier.apply(p, c, x, exp.model)[0])(state.params, state.carry, batch.inputs)
+        logits = jax.jit(lambda p, c, x: how.model.apply(p, c, x)[0])(state.params, state.carry, batch.inputs)
         update = step.compile_step(how, mesh)
         for _ in range(6):
             state, numbers = update(state, batch)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from memtok_jax.memory import pieces, tokens
-from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.models import language_model
+from memtok_jax.models.mixers.window import WindowConfig
 
 
 @pytest.mark.parametrize("unit", [1, 3, 8])
@@ -55,8 +55,7 @@ def test_persistent_memory_and_registers_are_the_same_code():
     rng = np.random.default_rng(1)
     weights = jnp.asarray(rng.standard_normal((3, 8, 8)) / 3, jnp.float32)
     patches = jnp.asarray(rng.standard_normal((2, 9, 8)), jnp.float32)
-    model = language_model.LanguageModelConfig(width=8, head_dim=4, prefix=3,
-                                               memory=NeuralMemoryConfig(head_dim=4, chunk=4))
+    model = language_model.LanguageModelConfig(width=8, layers=1, head_dim=4, prefix=3, pattern=(WindowConfig(4),))
     cfg = tokens.TokensConfig(8, 3)
     shape_and_axes = lambda specs: (specs["tokens"].shape, specs["tokens"].axes, specs["tokens"].decayed)
     assert shape_and_axes(language_model.specs(model)["prefix"]) == shape_and_axes(tokens.specs(cfg))

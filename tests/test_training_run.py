@@ -263,7 +263,7 @@ def test_evaluation_of_a_run_without_checkpoints_creates_nothing(short_run, tmp_
 
 def test_tokens_are_counted_where_lengths_vary(tmp_path):
     """Batches of 8 and of 16 tokens: what is reported is what was read, also after a restart."""
-    exp = experiment("task:recall", "data.recall.pairs=2", "data.sequence=16", "data.lengths=8,16", "optimizer.steps=6",
+    exp = experiment("task:recall", "data.task.pairs=2", "data.sequence=16", "data.lengths=8,16", "optimizer.steps=6",
                      "training.log_every=1", "training.eval_every=0", "training.checkpoint_every=3")
     source, expected = data.open_train(exp.data, 4), []
     for _ in range(9):

@@ -242,7 +242,7 @@ def test_the_auxiliary_loss_reaches_the_compression_alone():
     def gradient(weight):
         def loss(params):
             logits, _, stats = bind(cfg).run(params, state, ids, Call(whole=True))
-            return jnp.sin(logits).sum() + weight * stats["0_cached.cached.auxiliary_loss"]
+            return jnp.sin(logits).sum() + weight * stats["0.cached.auxiliary_loss"]
 
         return jax.grad(loss)(params)
 
@@ -285,7 +285,7 @@ def test_shapes_and_dtypes():
     state = jax.eval_shape(lambda p: own.init_state(p, 3), params)
     logits, end, stats = jax.eval_shape(own.run, params, state, jax.ShapeDtypeStruct((3, 4), jnp.int32))
     assert logits.shape == (3, 4, 16) and logits.dtype == np.float32
-    assert stats["0_cached.cached.auxiliary_loss"].dtype == np.float32
+    assert stats["0.cached.auxiliary_loss"].dtype == np.float32
     assert jax.tree.map(lambda s: (s.shape, s.dtype), end) == jax.tree.map(lambda s: (s.shape, s.dtype), state)
     assert state.layers[0]["cached"].memory.recent.rows.dtype == jnp.bfloat16
 
