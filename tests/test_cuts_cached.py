@@ -125,7 +125,7 @@ def test_calls_of_one_token_give_the_same(name):
 def test_the_own_loss_of_all_calls_adds_up():
     """The losses of calls of a segment each have the mean that one call of them all reports."""
     c = case("compressive")
-    key = "0_cached.cached.auxiliary_loss"
+    key = "0.cached.auxiliary_loss"
     want, state, own = c.apply(c.params, c.state, c.ids, jnp.full((B,), T))[2][key], c.state, []
     for part in jnp.split(c.ids, T // 4, axis=1):
         _, state, stats = c.apply(c.params, state, part, jnp.full((B,), 4))
