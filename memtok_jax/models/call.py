@@ -15,7 +15,8 @@ class Call:
     """B streams, T tokens each.
 
     length: i32[B], real tokens of each row, a prefix of the row; None: all T.
-    closes: bool[B], the open segment ends with this call. None: a count says where segments end, every `segment` tokens.
+    closes: bool[B], the open segment ends with this call. None: a count says where segments end, every `segment` tokens. A caller
+        that closes segments keeps each within `segment` tokens: there is no place for more.
     slot: i32[B], place of the first token in the open segment; a stack fills it in from its carry.
     whole: promise that the call begins and ends at a border of every unit (segment, chunk) and has no padding. The result is the
         same, sooner.
