@@ -10,6 +10,12 @@ import jax
 import pytest
 from absl import flags
 
+# Compile fast rather than run fast: the suite spends its time in the compiler (docs/log.md, 2026-11-28). XLA reads this when the
+# first device is asked for; processes that tests start inherit it.
+os.environ["XLA_FLAGS"] = " ".join([
+    os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false", "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true"])
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
