@@ -195,7 +195,7 @@ def _parse_tuple(text: str, args: tuple, path: str) -> tuple:
 
 def nearest(name: Any, known: Iterable[str]) -> str:
     """"; did you mean 'x'?" for the most similar of the known names; empty if none is similar."""
-    near = difflib.get_close_matches(str(name), list(known), 1)
+    near = difflib.get_close_matches(str(name), list(map(str, known)), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,11 +106,10 @@ class Checks:
     def structure(self) -> None:
         """Shapes and dtypes of `state_specs`, at the start and later; one compilation; empty calls change nothing."""
         specs = P.abstract(self.case.state_specs(B))
-        signature = lambda tree: jax.tree.map(lambda s: (s.shape, jnp.dtype(s.dtype)), tree)
         _, end = self.run(self.state, self.x)
         for tree in (self.initial, self.state, end):
-            assert jax.tree.structure(tree) == jax.tree.structure(specs)
-            assert signature(tree) == signature(specs)
+            chex.assert_trees_all_equal_structs(tree, specs)
+            chex.assert_trees_all_equal_shapes_and_dtypes(tree, specs)
         assert all(not leaf.weak_type for leaf in jax.tree.leaves(end))
         before = self.apply._cache_size()
         self.run(end, self.x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,8 +83,4 @@ def assert_close(got, want, rtol: float):
 
 def assert_equal(got, want):
     """Every leaf the same, bit for bit."""
-
-    def check(path, a, b):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), jax.tree_util.keystr(path))
-
-    jax.tree_util.tree_map_with_path(check, got, want)
+    chex.assert_trees_all_equal(got, want)

@@ -220,3 +220,5 @@ def test_an_unknown_word_is_refused_with_the_nearest_known_one():
     config.choose("cfg.rule", "lamb", ("adamw", "lamb"))
     with pytest.raises(UserError, match="cfg.rule is 'adam'; it must be one of adamw, lamb; did you mean 'adamw'?"):
         config.choose("cfg.rule", "adam", ("adamw", "lamb"))
+    with pytest.raises(UserError, match="cfg.size is 12; it must be one of 7, 11"):
+        config.choose("cfg.size", 12, (7, 11))

@@ -87,9 +87,10 @@ def draw_curve(experiment: Experiment, workdir: Path, free: dict[str, float], sa
         say("matplotlib is not installed: no figure is drawn")
         return
     records, judged, unit = mx.read(workdir), headline(experiment), data.unit(experiment.data)
-    per_step, lines = experiment.training.batch * experiment.data.sequence, {}
+    steps_known, read = mx.column(records, f"train/{unit}_seen")
+    lines = {}
     for label, column, scale in (("training batches", judged.train, judged.scale), ("held out", judged.name, 1.0)):
         steps, values = mx.column(records, column)
-        lines[label] = ([s * per_step for s in steps], [v * scale for v in values])
+        lines[label] = (list(np.interp(steps, [0, *steps_known], [0, *read])), [v * scale for v in values])
     figures.curves(workdir / "loss_curve.png", lines, free, f"{unit} read", judged.label,
                    f"{workdir.name}: {experiment.data.source}")
