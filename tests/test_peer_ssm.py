@@ -1,7 +1,8 @@
 """The selective scans equal the Mamba, Jamba and Mamba-2 mixers of transformers 5.23.0.
 
-`tests/data/ssm_parity.npz` (made by `peers_export/export_ssm.py`) holds mixers whose weights are all random, in float64: outputs of one full
-pass and all gradients. It needs no torch. One test makes other cases where a Python that has torch and transformers is at hand:
+`tests/data/ssm_parity.npz` (made by `peers_export/export_ssm.py`) holds mixers whose weights are all random, in float64: outputs
+of one full pass and all gradients. It needs no torch. One test makes other cases where a Python that has torch and transformers
+is at hand:
 
     MEMTOK_SSM_PYTHON=/path/to/python pytest tests/test_peer_ssm.py
 """
@@ -46,7 +47,8 @@ def ours_from(theirs: dict, cfg) -> dict:
 def check(path: Path, name: str) -> None:
     """Outputs, and gradients of inputs and of all parameters."""
     stored = np.load(path)
-    part = lambda kind: {key.removeprefix(f"{name}/{kind}/"): stored[key] for key in stored.files if key.startswith(f"{name}/{kind}/")}
+    names = {kind: [key for key in stored.files if key.startswith(f"{name}/{kind}/")] for kind in ("param", "grad")}
+    part = lambda kind: {key.removeprefix(f"{name}/{kind}/"): stored[key] for key in names[kind]}
     with jax.enable_x64(True):
         kind = ssm.Mamba2Config if name.startswith("mamba2") else ssm.MambaConfig
         cfg = kind(block=4, **json.loads(str(stored["settings"]))[name])

@@ -4,10 +4,10 @@ Runs in a Python with torch==2.13.0 and transformers==5.23.0:
 
     PEER_PYTHON tests/peers_export/export_ssm.py --output=tests/data/ssm_parity.npz
 
-Each case is one mixer with random weights in float64 that reads rows of tokens in one full forward pass from an empty state: its options
-(`settings`), its weights (`CASE/param/NAME`), tokens (`CASE/x`), outputs (`CASE/y`), the weights of the sum of all outputs (`CASE/weights`)
-and the gradients of that sum (`CASE/grad/x`, `CASE/grad/NAME`). Never a cache: continued with more than one token, those of Mamba and Jamba
-start the scan from zero.
+Each case is one mixer with random weights in float64 that reads rows of tokens in one full forward pass from an empty state: its
+options (`settings`), its weights (`CASE/param/NAME`), tokens (`CASE/x`), outputs (`CASE/y`), the weights of the sum of all
+outputs (`CASE/weights`) and the gradients of that sum (`CASE/grad/x`, `CASE/grad/NAME`). Never a cache: continued with more than
+one token, those of Mamba and Jamba start the scan from zero.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from transformers import JambaConfig, Mamba2Config, MambaConfig
 from transformers.models.jamba.modeling_jamba import JambaMambaMixer
-from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.mamba.modeling_mamba import MambaMixer
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 WIDTH = 12
 JAMBA = JambaConfig(vocab_size=8, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -39,7 +39,8 @@ CASES = {
 # They cast to float32 here and there whatever the dtype of the module: keep float64.
 cast = torch.Tensor.to
 torch.Tensor.float = lambda self: self
-torch.Tensor.to = lambda self, *args, **kwargs: self if torch.float32 in args and self.dtype == torch.float64 else cast(self, *args, **kwargs)
+torch.Tensor.to = lambda self, *args, **kwargs: (
+    self if torch.float32 in args and self.dtype == torch.float64 else cast(self, *args, **kwargs))
 
 
 def run_case(kind, config, batch: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

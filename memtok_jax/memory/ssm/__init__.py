@@ -5,8 +5,8 @@
 | `mamba.py`  | Mamba, arXiv 2312.00752; with inner norms that of Jamba and Hymba | [N, E], a decay for each number |
 | `mamba2.py` | Mamba-2, arXiv 2405.21060 | [H, P, N], a decay for each head |
 
-`recurrence.py` holds what they share. Each module has the functions of a memory, and `scan_branch`: the scan without its projections, for
-layers that project for several branches at once. A state is phase-free: a call may end anywhere.
+`recurrence.py` holds what they share. Each module has the functions of a memory, and `scan_branch`: the scan without its
+projections, for layers that project for several branches at once. A state is phase-free: a call may end anywhere.
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@
 | D          | `skip` [E] | figure 3 |
 | h          | `MambaState.h` [B, N, E] | equation 2a |
 
-Letters: E inner channels, N numbers of state for each of them, R inner width of the step's projection. Channels stand last in h, so that
-sums over the state run over rows. Step, exponentials and scan are float32 whatever the compute dtype: a decay near 1 has no place in
-bfloat16. It differs from `mamba2.py`, where a head of channels shares one decay, which turns the scan into products of matrices.
+Letters: E inner channels, N numbers of state for each of them, R inner width of the step's projection. Channels stand last in h,
+so that sums over the state run over rows. Step, exponentials and scan are float32 whatever the compute dtype: a decay near 1 has
+no place in bfloat16. It differs from `mamba2.py`, where a head of channels shares one decay, which turns the scan into products
+of matrices.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def specs(cfg: MambaConfig) -> dict:
     checks.check_width(cfg.width)
     project = lambda shape, axes: {"w": P.ParamSpec(shape, axes, P.fan_in(0))}
     d, e = cfg.width, cfg.channels
-    return {"x": project((d, e), ("embed", "mlp")), "z": project((d, e), ("embed", "mlp")), "o": project((e, d), ("mlp", "embed")),
-            "branch": branch_specs(cfg)}
+    return {"x": project((d, e), ("embed", "mlp")), "z": project((d, e), ("embed", "mlp")),
+            "o": project((e, d), ("mlp", "embed")), "branch": branch_specs(cfg)}
 
 
 def state_specs(cfg: MambaConfig, batch: int) -> MambaState:

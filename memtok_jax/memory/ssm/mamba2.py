@@ -1,4 +1,4 @@
-"""Selective scan with one decay for a head of channels, by products of matrices: Mamba-2 (Dao and Gu, arXiv 2405.21060, section 6).
+"""Selective scan with one decay for a head of channels, by products of matrices: Mamba-2 (Dao and Gu, arXiv 2405.21060).
 
     x_t, B_t, C_t = silu(conv([x, B, C])_t + b_conv)              one depthwise, causal convolution over all three
     dt_t  = softplus(dt_t + b_dt),  a_t = exp(-dt_t exp(A_log))   one number each for a head
@@ -17,8 +17,9 @@ In a block of tokens (the paper's chunk), with M_ij the product of a over j < k 
 | h          | `Mamba2State.h` [B, H, P, N] | equation 1 |
 | L, M_ij    | `between` of `_block` | equation 4 |
 
-Letters: E = H P inner channels in H heads of P; G groups of heads that share B and C; N numbers of state for each channel. The products M
-come from sums of logarithms, each with terms of one sign (`memory/neural/coefficients.py` says why). All of it is float32.
+Letters: E = H P inner channels in H heads of P; G groups of heads that share B and C; N numbers of state for each channel. The
+products M come from sums of logarithms, each with terms of one sign (`memory/neural/coefficients.py` says why). All of it is
+float32.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Mamba2Config:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_numbers("memory", self, at_least=dict(width=0, inner=0, head_dim=1, groups=1, state=1, conv=1, block=1), above=dict(eps=0))
+        check_numbers("memory", self, above=dict(eps=0),
+                      at_least=dict(width=0, inner=0, head_dim=1, groups=1, state=1, conv=1, block=1))
         choose("memory.dtype", self.dtype, DTYPES)
         if self.channels % self.head_dim or self.heads % self.groups:
             raise UserError(f"memory: {self.channels} inner channels are not whole heads of head_dim={self.head_dim} in "
@@ -147,7 +149,7 @@ def _block(h: jax.Array, xs: tuple) -> tuple[jax.Array, jax.Array]:
 
 def _scan(h: jax.Array, step: jax.Array, rate: jax.Array, x: jax.Array, write: jax.Array, read: jax.Array, cfg: Mamba2Config):
     """(y [B, T, H, P], h): step [B, T, H], rate [H], x [B, T, H, P], write and read [B, T, G, N], h [B, H, P, N]."""
-    grouped = lambda v, axis: v.reshape(*v.shape[:axis], cfg.groups, -1, *v.shape[axis + 1:])
+    grouped = lambda v, axis: v.reshape(*v.shape[:axis], cfg.groups, cfg.heads // cfg.groups, *v.shape[axis + 1:])
     xs = (grouped(-step * spread(rate, step), 2), grouped(step[..., None] * x, 2), write, read)
     y, after = R.in_blocks(_block, grouped(h, 1), xs, cfg.block)
     return y.reshape(x.shape), after.reshape(h.shape)

@@ -3,8 +3,8 @@
     h_t = a_t h_{t-1} + u_t                       `linear_recurrence`
     g_t = a_{t+1} g_{t+1} + (gradient of h_t)     its derivative: the same recurrence, backwards
 
-The derivative is written out, because what automatic differentiation makes of an associative scan stores several arrays for each of its
-levels. It is a function of the same primitive, so it can be differentiated again; forward mode is not defined.
+The derivative is written out, because what automatic differentiation makes of an associative scan stores several arrays for each
+of its levels. It is a function of the same primitive, so it can be differentiated again; forward mode is not defined.
 """
 
 from __future__ import annotations

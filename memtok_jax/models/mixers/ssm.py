@@ -2,11 +2,11 @@
 
     y = scan(conv(u W_x), gate u W_z) W_o              memory/ssm/
 
-Prefix tokens go through the scan before the first token of a stream, so they set its initial state (Hymba, arXiv 2411.13676, section 2.3).
-That state is a function of the parameters only until the first token comes; then tokens decay it and add to it. Its leaves therefore
-live as long as the stream. `init_state` makes them, so a row that begins takes value and gradient from the prefix: in training through
-`step.begin`, up to the first cut of the gradient, as for every state that a call leaves. A stream that goes on over an update of the
-parameters keeps what earlier parameters left, and nothing has to be renewed.
+Prefix tokens go through the scan before the first token of a stream, so they set its initial state (Hymba, arXiv 2411.13676,
+section 2.3). That state is a function of the parameters only until the first token comes; then tokens decay it and add to it. Its
+leaves therefore live as long as the stream. `init_state` makes them, so a row that begins takes value and gradient from the
+prefix: in training through `step.begin`, up to the first cut of the gradient, as for every state that a call leaves. A stream
+that goes on over an update of the parameters keeps what earlier parameters left, and nothing has to be renewed.
 """
 
 from __future__ import annotations
@@ -77,5 +77,5 @@ def begin(params, x_MD: jax.Array, cfg: SsmConfig, b: Backbone, batch: int, side
 def run(params, state: Any, x: jax.Array, cfg: SsmConfig, b: Backbone, call: Call, side: dict):
     """x[B, T, D] -> (branch [B, T, D], state, statistics of the memory, side)."""
     module, m = _memory(cfg, b)
-    y, state, stats = module.run(params["memory"], state, enter(params, x, b), m, None if call.whole else call.length, whole=call.whole)
-    return y, state, stats, side
+    length = None if call.whole else call.length
+    return *module.run(params["memory"], state, enter(params, x, b), m, length, whole=call.whole), side
