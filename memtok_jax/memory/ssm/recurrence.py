@@ -137,6 +137,6 @@ def log_counting(axis: int) -> P.Initializer:
 def statistics(step: jax.Array, h: jax.Array, length: jax.Array) -> dict[str, jax.Array]:
     """Mean step of the real tokens and the root mean square of the state afterwards, f32[]. step: 0 at padding."""
     step, h = jax.lax.stop_gradient((step, h))
-    count = jnp.maximum(length.sum() * math.prod(step.shape[2:]), 1)
+    count = jnp.maximum(length.sum().astype(step.dtype) * math.prod(step.shape[2:]), 1)
     return {"step": (step.sum() / count).astype(jnp.float32),
             "state_rms": jnp.sqrt(jnp.square(h).sum() / max(h.size, 1)).astype(jnp.float32)}
