@@ -150,6 +150,15 @@ def test_both_orders_of_the_recurrence_are_the_same():
         check_grads(jax.jit(recurrence.linear_recurrence), (decay, add, h), order=2, modes=["rev"])
 
 
+def test_the_platform_chooses_the_order():
+    """Lowered for a CPU there is a loop; for an accelerator there is none, in values and gradients."""
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((8, 2, 3), (8, 2, 3), (2, 3))]
+    both = jax.jit(lambda *xs: jax.vjp(recurrence.linear_recurrence, *xs)[1](xs[1]))
+    text = lambda kind: jax.export.export(both, platforms=[kind])(*shapes).mlir_module()
+    loops = {kind: "stablehlo.while" in text(kind) for kind in ("cpu", "tpu", "cuda")}
+    assert loops == {"cpu": True, "tpu": False, "cuda": False}
+
+
 @every_case
 def test_any_cut_is_one_call(name):
     """Every cut into two calls, and single tokens, with rows of their own length and NaN in the padding: outputs and carry."""
