@@ -56,18 +56,19 @@ def run_all(args: argparse.Namespace) -> list[dict]:
 
 
 def row(records: list[dict], r: dict) -> list[str]:
-    """One line: what, its time, tokens a second, and ours over the peer's."""
+    """One line: what, its median and its best time, each with how often it fits into the peer's, and tokens a second."""
     kind = [r["what"], r["model"], r["side"]]
     if "failed" in r:
-        return [*kind, r["failed"], "", "", ""]
+        return [*kind, r["failed"], "", "", "", "", ""]
     peer = next((o for o in records if (o["what"], o["model"], o["side"]) == (r["what"], r["model"], "peer")), r)
-    ratio = "" if peer is r or "failed" in peer else f"{r['tokens_per_second'] / peer['tokens_per_second']:.2f}x"
-    return [*kind, f"{1e3 * r['seconds']:,.2f}", f"{r['tokens_per_second']:,.0f}", ratio, f"{r['cores_used']:.2f}"]
+    ratio = lambda name: "" if peer is r or "failed" in peer else f"{peer[name] / r[name]:.2f}x"
+    return [*kind, f"{1e3 * r['seconds']:,.2f}", ratio("seconds"), f"{1e3 * r['best_s']:,.2f}", ratio("best_s"),
+            f"{r['tokens_per_second']:,.0f}", f"{r['cores_used']:.2f}"]
 
 
 def summary(records: list[dict], args: argparse.Namespace, command: str, load: float) -> str:
     """The whole result as Markdown."""
-    header = ["what", "model", "side", "ms a call", "tokens/s", "of the peer", "cores used"]
+    header = ["what", "model", "side", "ms a call", "faster", "best ms", "faster", "tokens/s", "cores used"]
     return "\n".join(["# Speed of the selective scans", "", f"    {command}", "", report.machine(records, load), "",
                       f"Width {args.width}; training: {args.batch} rows of {args.length} tokens; decoding: one row. "
                       "See `benchmarks/ssm_speed.py`.", "", report.table(header, [row(records, r) for r in records])])
