@@ -11,6 +11,7 @@ import numpy as np
 from memtok_jax.memory.armt import ArmtConfig
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.memory.ssm import Mamba2Config, MambaConfig
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.armt import ArmtLayerConfig
@@ -20,6 +21,7 @@ from memtok_jax.models.mixers.lmm import LmmConfig
 from memtok_jax.models.mixers.mac import MacConfig
 from memtok_jax.models.mixers.mag import MagConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
+from memtok_jax.models.mixers.ssm import SsmConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.rmt import RmtConfig
 from memtok_jax.models.style import COMPRESSIVE, GPT2, GPT2_RELATIVE, TRANSFORMER_XL
@@ -41,6 +43,8 @@ def rmt(*pattern, tokens: int = 2, form: str = "causal", style=GPT2_RELATIVE, **
 
 MAC, MAG, LMM, WINDOW = MacConfig(memory=MEMORY), MagConfig(window=3, memory=MEMORY), LmmConfig(MEMORY), WindowConfig(3)
 XL, PLAIN = CachedConfig(XlConfig(5)), SegmentConfig()
+MAMBA = SsmConfig(MambaConfig(state=3, conv=3, rank=2, norms=True, block=4))
+MAMBA2 = SsmConfig(Mamba2Config(head_dim=4, groups=2, state=3, conv=3, block=4))
 
 MODELS: dict[str, Any] = {
     "window": model(WINDOW, WINDOW, prefix=2, segment=0),
@@ -54,6 +58,9 @@ MODELS: dict[str, Any] = {
     "transformer_xl_same_length": model(CachedConfig(XlConfig(5), "on"), style=TRANSFORMER_XL),
     "compressive": model(CachedConfig(CompressiveConfig(4, 3, 2, "conv", "bptt")), XL, style=COMPRESSIVE),
     "compressive_most_used": model(CachedConfig(CompressiveConfig(4, 4, 2, "most_used", block=4)), style=COMPRESSIVE),
+    "mamba": model(MAMBA, MAMBA, segment=0),
+    "mamba_prefix": model(MAMBA, WINDOW, prefix=2, segment=0),
+    "mamba2": model(MAMBA2, segment=0),
     "rmt": rmt(PLAIN, PLAIN),
     "rmt_paper": rmt(PLAIN, PLAIN, form="paper", style=GPT2),
     "rmt_cached": rmt(CachedConfig(XlConfig(6), memory_tokens_see=True, keep_memory_tokens=True), PLAIN, form="paper"),

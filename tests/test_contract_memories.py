@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import model_cases
 import pytest
 from contract import B, Checks, memory_case
 from model_cases import MEMORY, MODELS
@@ -15,11 +17,12 @@ from neural_cases import assert_close, jit, random_params
 
 import memtok_jax
 from memtok_jax import sharding
-from memtok_jax.memory import armt, compressive, neural, rmt, tokens, xl
+from memtok_jax.memory import armt, compressive, neural, rmt, ssm, tokens, xl
 from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.rmt import RmtConfig
 
 NEURAL = neural.NeuralMemoryConfig(**{**vars(MEMORY), "width": 8})
+MAMBA, MAMBA2 = (replace(case.memory, width=8) for case in (model_cases.MAMBA, model_cases.MAMBA2))
 CASES = {
     "tokens": memory_case(tokens, tokens.TokensConfig(8, 3), head=3),
     "xl": memory_case(xl, xl.XlConfig(5, 8), head=5),
@@ -27,6 +30,8 @@ CASES = {
     "neural": memory_case(neural, NEURAL),
     "rmt": memory_case(rmt, rmt.RmtTokensConfig(8, 3), head=3, tail=3),
     "armt": memory_case(armt, armt.ArmtConfig(8, 3)),
+    "ssm.mamba": memory_case(ssm.mamba, MAMBA),
+    "ssm.mamba2": memory_case(ssm.mamba2, MAMBA2),
 }
 HELPERS = {"pieces"}  # no mechanism: a cut that mechanisms share
 every_memory = pytest.mark.parametrize("name", CASES)
@@ -49,7 +54,8 @@ def mixers_of(config) -> set[str]:
 
 
 def test_every_memory_has_an_entry():
-    assert _modules("memory") - HELPERS == set(CASES)
+    """A folder of several is named in front of a dot."""
+    assert _modules("memory") - HELPERS == {name.partition(".")[0] for name in CASES}
 
 
 def test_every_mixer_is_in_a_model():
@@ -102,6 +108,7 @@ OFF = {
     "compressive": (compressive, compressive.CompressiveConfig(0, 0, 2, width=8)),
     "rmt": (rmt, rmt.RmtTokensConfig(8, 0)), "armt": (armt, armt.ArmtConfig(8, 3)), "neural": (neural, NEURAL),
 }
+# A scan without a state is another network, not the input; test_ssm.py compares it with a loop.
 
 
 def closed(params):
@@ -156,7 +163,7 @@ def test_7_sharded_equals_unsharded():
     assert not [line for body in loops for line in body if COLLECTIVE.search(line)]
 
 
-@pytest.mark.parametrize("name", ["compressive", "armt"])
+@pytest.mark.parametrize("name", ["compressive", "armt", "ssm.mamba", "ssm.mamba2"])
 def test_7_other_memories_sharded(name):
     checks(name).sharded()
 

@@ -70,7 +70,7 @@ def _whole_segments(step: Step, state: Any, x: jax.Array, call: Call, b: Backbon
 
 
 # Names of statistics that describe the carry which a call leaves, not its tokens.
-AFTERWARDS = ("weight_change", "surprise_norm", "matrix_rms", "normaliser_rms")
+AFTERWARDS = ("weight_change", "surprise_norm", "matrix_rms", "normaliser_rms", "state_rms")
 
 
 def join_stats(stats: dict, tokens_N: jax.Array, segments: int) -> dict:

@@ -83,8 +83,8 @@ class LanguageModelConfig:
         mixers = [m for layer in self.pattern for m in block.branches(layer)]
         for mixer in mixers:
             mixer.check(b)
-        if self.prefix and not any(m.attends for m in mixers):
-            raise UserError(f"prefix={self.prefix} has no reader in model.pattern, where nothing attends; set prefix=0")
+        if self.prefix and not any(m.reads_prefix for m in mixers):
+            raise UserError(f"prefix={self.prefix} has no reader in model.pattern, where nothing attends or scans; set prefix=0")
         if b.style.positions == "table" and self.rows_of_positions(b) < b.slots:
             raise UserError(f"positions={self.positions} is less than the {b.slots} places of a segment and its memory tokens")
 

@@ -48,7 +48,7 @@ class MixerConfig:
         return 0
 
     @property
-    def attends(self) -> bool:
+    def reads_prefix(self) -> bool:
         """Whether it reads the prefix."""
         return True
 

@@ -36,9 +36,9 @@ class InTurnConfig(MixerConfig):
         return sum(mixer.reach(b) for mixer in self.mixers)
 
     @property
-    def attends(self) -> bool:
+    def reads_prefix(self) -> bool:
         """Whether one of them reads the prefix."""
-        return any(mixer.attends for mixer in self.mixers)
+        return any(mixer.reads_prefix for mixer in self.mixers)
 
     @property
     def by_segment(self) -> bool:

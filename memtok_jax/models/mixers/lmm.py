@@ -37,7 +37,7 @@ class LmmConfig(MixerConfig):
         return self.memory.chunk
 
     @property
-    def attends(self) -> bool:
+    def reads_prefix(self) -> bool:
         """Nothing here reads the prefix."""
         return False
 
