@@ -1,8 +1,10 @@
-"""What the two commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
+"""What the three commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -38,6 +40,11 @@ def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], 
             if debug.value:
                 raise
             return _fail(error)
+        except KeyboardInterrupt:
+            if debug.value:
+                raise
+            print("stopped by SIGINT before anything was done", file=sys.stderr)
+            return 130
         except Exception:
             traceback.print_exc()
             print(FAULT, file=sys.stderr)
@@ -123,3 +130,31 @@ def evaluate(workdir: Path, overrides: tuple[str, ...], suite: str) -> int:
 
     print(json.dumps(evaluate_run(Path(workdir), overrides, print, suite)))
     return 0
+
+
+def stream(workdir: Path, overrides: tuple[str, ...], options: dict[str, Any]) -> int:
+    """Read texts and write on. options: fields of `StreamConfig`, and of `Sampling`. Text goes to stdout, all else to stderr."""
+    from memtok_jax.evaluation.streaming import StreamConfig, stream_text
+    from memtok_jax.inference.filters import Sampling
+
+    sampling = Sampling(**{name: options.pop(name) for name in Sampling._fields})
+    status = stream_text(workdir, overrides, StreamConfig(sampling=sampling, **options), write_text,
+                         lambda line: print(line, file=sys.stderr, flush=True))
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    return status
+
+
+def write_text(text: str) -> None:
+    """Write to standard output in UTF-8, at once. On a terminal, control characters other than tab and line end are shown as signs.
+
+    When nobody reads it any more, later output goes nowhere, and BrokenPipeError is raised.
+    """
+    if sys.stdout.isatty():
+        text = "".join(c if c.isprintable() or c in "\t\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    try:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
