@@ -108,10 +108,11 @@ def score(model: Model, params: Tree, stream: Stream, ids_BT: jax.Array, next_BT
 
 
 def _add(score: Score, nats: jax.Array, tokens: jax.Array) -> Score:
-    """The score with more tokens in it; what the sum rounds off goes into the rest."""
-    total = score.nats + nats
-    large, small = jnp.maximum(score.nats, nats), jnp.minimum(score.nats, nats)
-    return Score(total, score.rest + ((large - total) + small), score.tokens + tokens)
+    """The score with more tokens in it; what the sum rounds off is the new rest, and added next time."""
+    more = nats + score.rest
+    total = score.nats + more
+    large, small = jnp.maximum(score.nats, more), jnp.minimum(score.nats, more)
+    return Score(total, (large - total) + small, score.tokens + tokens)
 
 
 def _after(stream: Stream, state: Tree, ids_BT: jax.Array, length: jax.Array) -> Stream:

@@ -25,8 +25,8 @@ class TextRow:
     """
 
     def __init__(self, stops: Sequence[str] = (), as_bytes: Callable[[int], bytes] = byte_of):
-        if "" in stops:
-            raise UserError("a stop string is empty; leave it out, or give some text")
+        if isinstance(stops, str) or "" in stops:
+            raise UserError(f"stop strings {stops!r} must be a list of texts that are not empty")
         self._stops, self._as_bytes = tuple(stop.encode() for stop in stops), as_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = b""
