@@ -250,14 +250,16 @@ def test_output_that_nobody_reads():
 def process(run, *args: str, **more) -> subprocess.Popen:
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    return subprocess.Popen([sys.executable, "stream.py", f"--workdir={run}", "--temperature=1", "--top_k=20", *args],
+    # A saved config may name classes of the package only, or of a module that is there already.
+    script = "import runpy, sys, toy_model; sys.argv[0] = 'stream.py'; runpy.run_path('stream.py', run_name='__main__')"
+    return subprocess.Popen([sys.executable, "-c", script, f"--workdir={run}", "--temperature=1", "--top_k=20", *args],
                             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
 
 @pytest.mark.multiprocess
 def test_a_killed_command_goes_on_with_the_same_tokens(run, book, tmp_path):
     """kill -9 in the middle of writing, then the same command: its output is that of a command that nobody killed."""
-    kept, args = tmp_path / "kept", (f"--file={book}", "--tokens=6000", f"--save={tmp_path / 'kept'}", "--save_every=0",
+    kept, args = tmp_path / "kept", (f"--file={book}", "--tokens=4000", f"--save={tmp_path / 'kept'}", "--save_every=0",
                                      "--repetition_window=0")
     child = process(run, *args)
     try:
@@ -268,13 +270,13 @@ def test_a_killed_command_goes_on_with_the_same_tokens(run, book, tmp_path):
             time.sleep(0.05)
         child.kill()
         child.communicate(timeout=60)
-        assert 0 < saved_stream.notes(kept)["said"][0] < 6000, "it must be killed before its end"
+        assert 0 < saved_stream.notes(kept)["said"][0] < 4000, "it must be killed before its end"
         child = process(run, *args)
         out, err = child.communicate(timeout=280)
     finally:
         child.kill()
     assert child.returncode == 0 and b"going on from" in err and b"Traceback" not in err
-    assert out.decode() == command(run, file=(book,), tokens=6000)[1]
+    assert out.decode() == command(run, file=(book,), tokens=4000)[1]
 
 
 @pytest.mark.multiprocess
