@@ -176,7 +176,7 @@ def test_stop_ends_in_front_of_the_text(run, book):
     stop = free[20:23]
     _, out, lines = command(run, file=(book,), tokens=60, stop=("never said", stop))
     assert out == free[:free.find(stop)]
-    assert f"wrote {free.find(stop) + 3} bytes" in lines[-1]
+    assert f"wrote {free.find(stop) + 3} bytes, " in lines[-1]
 
 
 def test_a_loaded_stream_goes_on_as_one_text(run, book, tmp_path):
@@ -187,6 +187,11 @@ def test_a_loaded_stream_goes_on_as_one_text(run, book, tmp_path):
     assert command(run, file=(str(tmp_path / "a"),), perplexity=True, save=kept)[0] == 0
     _, out, _ = command(run, file=(str(tmp_path / "b"),), load=kept, tokens=50)
     assert out == command(run, file=(book,), tokens=50)[1]
+    one, two = (json.loads(command(run, file=(str(tmp_path / name),), load=load, perplexity=True)[1])
+                for name, load in (("a", ""), ("b", kept)))
+    assert two["bytes"] == len(text) - 5000, "figures are those of the new text"
+    nats = one["bits_per_byte"] * 4999 + two["bits_per_byte"] * two["bytes"]
+    assert nats / (len(text) - 1) == pytest.approx(bits_of(run, text.encode()), rel=1e-5)
     _, more, _ = command(run, load=kept, tokens=5)
     assert len(more) > 0
 

@@ -193,12 +193,11 @@ class Command:
         """With --perplexity one JSON object for each row; always a last line for the eye."""
         read, said = self.streams.read, self.streams.said
         if self.cfg.perplexity:
-            for row, label in enumerate(self.labels):
+            for row, (label, text) in enumerate(zip(self.labels, self.texts * len(self.said), strict=False)):
                 numbers = {"bits_per_byte": float(read.bits[row]), "perplexity": float(read.perplexity[row])}
-                self._write(json.dumps({"file": label, "bytes": int(self.streams.tokens[row]), **numbers}) + "\n")
-        parts = [f"{verb} {_told(quality)}{_speed(*amount)}" for verb, quality, amount in
-                 (("read", read, (self._bytes[0], self._seconds[0])), ("wrote", said, (self._bytes[1], self._seconds[1])))
-                 if quality.tokens.any()]
+                self._write(json.dumps({"file": label, "bytes": text.taken, **numbers}) + "\n")
+        parts = [_told(verb, quality, amount, seconds) for verb, quality, amount, seconds in
+                 zip(("read", "wrote"), (read, said), self._bytes, self._seconds, strict=True) if quality.tokens.any()]
         self._say("done   " + "; ".join([*parts, f"carry {self.streams.bytes:,} bytes"]))
 
 
@@ -212,14 +211,11 @@ def _bits(quality: Quality) -> float:
     return float(quality.nats.sum()) / max(int(quality.tokens.sum()), 1) / math.log(2) if quality.tokens.any() else math.nan
 
 
-def _told(quality: Quality) -> str:
-    """Bytes, bits and perplexity over all rows together."""
+def _told(verb: str, quality: Quality, amount: int, seconds: float) -> str:
+    """Bits and perplexity over all rows together. amount: bytes of this command, in so many seconds."""
     bits = _bits(quality)
-    return f"{int(quality.tokens.sum()):,} bytes at {bits:.3f} bits per byte (perplexity {2 ** bits:.2f})"
-
-
-def _speed(amount: int, seconds: float) -> str:
-    return f", {amount / seconds:,.0f} bytes/s" if amount and seconds else ""
+    speed = f"{amount:,} bytes, {amount / seconds:,.0f} a second, " if amount and seconds else "nothing more, "
+    return f"{verb} {speed}at {bits:.3f} bits per byte (perplexity {2 ** bits:.2f})"
 
 
 # ---------------------------------------------------------------------------------------------------------------- the command
@@ -285,6 +281,7 @@ def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: Sa
     elif cfg.load:
         streams.load(Path(cfg.load) / SNAPSHOT)
         streams.wake()
+        streams.count_anew()
     command.append(Command(cfg, streams, texts, noted, saved, interrupts, write, say))
     totals = [text.total for text in texts]
     before = sum(text.taken for text in texts) - sum(map(len, first))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from memtok_jax.config import UserError
@@ -166,6 +167,11 @@ class Streams:
     def wake(self) -> None:
         """Let all rows that have stopped speak again, without reading anything."""
         self.stream = self.session.set_active(self.stream, np.ones(self.session.batch, bool), True)
+
+    def count_anew(self) -> None:
+        """Let `read` and `said` count from here on."""
+        none = lambda score: Score(*(jnp.array(np.zeros(part.shape, part.dtype)) for part in score))  # noqa: E731
+        self.stream = self.stream._replace(read=none(self.stream.read), said=none(self.stream.said))
 
     # --------------------------------------------------------------------------------------------------------------- rows
 

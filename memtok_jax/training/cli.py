@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -137,12 +136,19 @@ def stream(workdir: Path, overrides: tuple[str, ...], options: dict[str, Any]) -
     from memtok_jax.evaluation.streaming import StreamConfig, stream_text
     from memtok_jax.inference.filters import Sampling
 
-    sampling = Sampling(**{name: options.pop(name) for name in Sampling._fields})
-    status = stream_text(workdir, overrides, StreamConfig(sampling=sampling, **options), write_text,
-                         lambda line: print(line, file=sys.stderr, flush=True))
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    return status
+    sampling, column = Sampling(**{name: options.pop(name) for name in Sampling._fields}), ["\n"]
+
+    def write(text: str) -> None:
+        column[0] = text[-1:] or column[0]
+        write_text(text)
+
+    def say(line: str) -> None:
+        # On a terminal the text may have ended in the middle of a line.
+        begin = "\n" if sys.stdout.isatty() and column[0] != "\n" else ""
+        column[0] = "\n"
+        print(begin + line, file=sys.stderr, flush=True)
+
+    return stream_text(workdir, overrides, StreamConfig(sampling=sampling, **options), write, say)
 
 
 def write_text(text: str) -> None:
