@@ -29,6 +29,18 @@ def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     return jnp.matmul(a, b, preferred_element_type=out)
 
 
+def target_nats(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-log softmax(logits)[ids] in nats and the logit of ids, float32 of ids' shape. logits: [..., V]; ids: i32[...].
+
+    An id outside 0 .. V-1 has the logit 0.
+    """
+    logits = logits.astype(wide(logits))
+    # A sum over a comparison, not an index: it stays local where the vocabulary is divided over devices.
+    place = jnp.arange(logits.shape[-1]).reshape((1,) * ids.ndim + (-1,))
+    picked = jnp.where(place == ids[..., None], logits, 0.0).sum(-1)
+    return jax.nn.logsumexp(logits, axis=-1) - picked, picked
+
+
 REMAT = ("pointwise", "block")
 
 

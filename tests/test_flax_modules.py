@@ -189,8 +189,11 @@ def test_examples_of_the_readme_do_what_they_say():
     np.testing.assert_array_equal(ran(in_nnx, names)["y"], y)
 
 
-def test_longer_examples_do_what_they_say():
-    functions, linen, trained = (ran(e, {"__name__": "example"}) for e in examples("docs/use_as_functions.md"))
+def test_longer_examples_do_what_they_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    functions, linen, trained, talk = (ran(e, {"__name__": "example"}) for e in examples("docs/use_as_functions.md"))
+    assert talk["streams"].tokens[0] == talk["streams"].tokens[1] == talk["row"].stream.t[0] + 1 > 100
+    assert np.isfinite(talk["streams"].said.bits).all() and (tmp_path / "talk.stream").exists()
     grown = jax.tree.map(lambda g: bool(np.abs(g).max() > 0), functions["gradient"])
     assert any(jax.tree.leaves(grown)) and jax.tree.structure(grown) == jax.tree.structure(functions["params"])
     first = linen["layer"].apply(linen["variables"], linen["x"], method="begin")[0]

@@ -13,12 +13,18 @@ import pytest
 from inference_models import MODELS, ROWS, SEGMENT, TOLERANCE, K, fresh, load, session, tokens, whole
 
 from memtok_jax.config import UserError
+from memtok_jax.inference import host
 from memtok_jax.inference import session as S
 from memtok_jax.inference import stream as F
 from memtok_jax.inference.blocks import blocks_for, cut_blocks, plan_blocks
 from memtok_jax.inference.compiles import compile_count
+from memtok_jax.inference.filters import Sampling
 from memtok_jax.models.protocol import Model
 from memtok_jax.params import StateSpec, abstract, map_rows, size_bytes, zero_state
+
+# Each row its own options, and each option in some row.
+MIXED = Sampling(temperature=[1.0, 0.5, 0.0], top_k=[0, 4, 2], top_p=[0.9, 1.0, 0.5], min_p=[0.0, 0.1, 0.0],
+                 repetition_penalty=[1.5, 1.0, 2.0], repetition_window=[3, 0, 0])
 
 
 @pytest.fixture(params=MODELS)
@@ -214,15 +220,31 @@ def test_k_tokens_per_call_say_the_same():
 def test_decoding_is_stepping_and_sampling(name):
     _, params = load(name)
     run, ids = session(name), tokens(name)
-    start, temperature, last = fresh(name), jnp.array([1.0, 0.5, 0.0]), jnp.array([1, 2, 3])
-    said, newest, end = run.decode(params, run.feed(params, F.fork(start), ids[:, :9]), last, temperature)
+    start, options, last = fresh(name), host.sampling(MIXED, ROWS), jnp.array([1, 2, 3])
+    said, newest, end = run.decode(params, run.feed(params, F.fork(start), ids[:, :9]), last, MIXED)
     stream = run.feed(params, start, ids[:, :9])
     for i in range(K):
         logits, stream = run.step(params, stream, last)
-        last = F.sample(logits, stream, temperature)
+        last = F.sample(logits, stream, options)
         np.testing.assert_array_equal(last, said[:, i])
     np.testing.assert_array_equal(last, newest)
-    assert_close(name, stream, end)
+    assert_close(name, stream._replace(said=end.said), end)
+
+
+def test_rows_that_have_said_their_share_wait(name):
+    """Two calls that share k tokens out in any way are one call; the stream is the same bit for bit."""
+    _, params = load(name)
+    run, ids = session(name), tokens(name)
+    stream = run.feed(params, fresh(name), ids[:, :9])
+    said, newest, end = run.decode(params, F.fork(stream), [1, 2, 3], MIXED)
+    first, last, half = run.decode(params, stream, [1, 2, 3], MIXED, [2, 0, K])
+    np.testing.assert_array_equal(np.asarray(first)[0], [*np.asarray(said)[0, :2], *[F.NO_TOKEN] * (K - 2)])
+    assert (np.asarray(first)[1] == F.NO_TOKEN).all() and int(last[1]) == 2 and int(half.t[1]) == 9 and bool(half.active[1])
+    rest, last, whole_ = run.decode(params, half, last, MIXED, [K - 2, K, 0])
+    np.testing.assert_array_equal(np.asarray(rest)[0, :K - 2], np.asarray(said)[0, 2:])
+    np.testing.assert_array_equal(np.asarray(rest)[1], np.asarray(said)[1])
+    np.testing.assert_array_equal(last, newest)
+    assert_close(name, whole_, end)
 
 
 def test_greedy_is_the_argmax_of_the_parallel_logits(name):
@@ -255,8 +277,8 @@ def test_key_of_a_row_does_not_depend_on_the_batch_size():
 def test_samples_follow_the_softmax():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.2, 0.0]))
     n = 4000
-    stream = F.Stream(state=(), t=jnp.zeros(n, jnp.int32), active=jnp.ones(n, bool),
-                      key=jax.random.key_data(F.row_keys(jax.random.key(0), n)))
+    empty = zero_state(F.stream_specs(MODELS["toy"], n)._replace(state=()))
+    stream = empty._replace(key=jax.random.key_data(F.row_keys(jax.random.key(0), n)), seen=jnp.zeros((n, 4), jnp.int32))
     for temperature in (1.0, 0.5):
         drawn = F.sample(jnp.tile(logits[None], (n, 1)), stream, jnp.full(n, temperature))
         wanted = jax.nn.softmax(logits / temperature)
@@ -458,6 +480,18 @@ MISTAKES = {
     "no temperature": (lambda r, p, s: r.decode(p, s, [1, 2, 3], [0.0, np.nan, 1.0]), "at least 0"),
     "temperatures": (lambda r, p, s: r.decode(p, s, [1, 2, 3], [0.0, 1.0]), "one for each of the 3 rows"),
     "words": (lambda r, p, s: r.decode(p, s, [1, 2, 3], "hot"), "temperature hot must be one number"),
+    "negative top_k": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(top_k=-1)), "top_k -1 must be finite and at least 0"),
+    "float top_k": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(top_k=2.5)), "top_k 2.5 must be one whole number"),
+    "huge top_k": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(top_k=2**31)), "top_k 2147483648 must be at most"),
+    "no top_p": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(top_p=0.0)), "top_p 0.0 must be finite and above 0"),
+    "large top_p": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(top_p=[1, 1, 1.5])), "at most 1; 1 is off"),
+    "nan min_p": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(min_p=np.nan)), "min_p nan must be finite"),
+    "no penalty": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(repetition_penalty=0)), "above 0; 1 is off"),
+    "penalties": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(repetition_penalty=[1.0, 1.0])), "one for each of the 3 rows"),
+    "window": (lambda r, p, s: r.decode(p, s, [1, 2, 3], Sampling(repetition_window=-2)), "repetition_window -2"),
+    "most": (lambda r, p, s: r.decode(p, s, [1, 2, 3], 1.0, [1, 2, K + 1]), f"numbers from 0 to {K}"),
+    "nothing to score with": (lambda r, p, s: r.score(p, s, np.zeros((ROWS, 4), int), np.zeros((ROWS, 4), int)), "score_blocks"),
+    "fewer next": (lambda r, p, s: r.score(p, s, np.zeros((ROWS, 4), int), np.zeros((ROWS, 3), int), [1] * 3), "one for each of"),
     "row of another model": (lambda r, p, s: r.insert(s, 0, other_row()), r"row\.state.* float32\[2, 1, 4\], got .*5\]"),
     "many rows": (lambda r, p, s: r.insert(s, 0, fresh("toy")), "row.* must be"),
     "stream of another batch": (lambda r, p, s: r.step(p, fresh("toy", rows=2), [1, 2, 3]), r"stream.* must be .*3.*, got .*2"),

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "memtok_jax"
 ONCE = {
     "jax.nn.softmax": {"models/attend.py"},
     "jax.nn.log_softmax": {"models/adaptive.py", "training/losses.py"},
-    "jax.nn.logsumexp": {"training/losses.py"},
+    "jax.nn.logsumexp": {"numerics.py"},
     # Over layers in stack.py, over diagonals of layers in wavefront.py, over the segments of a call in the other two.
     "jax.lax.scan": {"models/stack.py", "models/wavefront.py", "models/borders.py", "models/rmt.py", "models/vision/vit.py"},
     "jax.nn.gelu": {"models/layers.py"}, "jax.nn.relu": {"models/layers.py"},

@@ -1,1 +1,1 @@
-"""Inference: streams, sampling, save and restore of a stream."""
+"""Inference: streams, sampling and its options, text in pieces, save and restore of a stream."""

@@ -6,12 +6,14 @@ that would wait for the device; their shapes and dtypes are checked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from memtok_jax.config import UserError
+from memtok_jax.inference.filters import Sampling
 from memtok_jax.inference.stream import NO_TOKEN
 
 
@@ -101,12 +103,33 @@ def flag(name: str, value: Any) -> np.ndarray:
 
 def temperatures(temperature: Any, batch: int) -> np.ndarray:
     """f32[B] out of one number or B numbers, finite and at least 0."""
-    values = np.asarray(temperature)
-    if values.dtype.kind not in "iuf" or values.shape not in ((), (batch,)):
-        raise UserError(f"temperature {_brief(values)} must be one number, or one for each of the {batch} rows")
-    if not (np.isfinite(values) & (values >= 0)).all():
-        raise UserError(f"temperature {_brief(values)} must be finite and at least 0; 0 takes the most likely token")
-    return np.broadcast_to(values.astype(np.float32), (batch,))
+    return _option("temperature", temperature, batch, np.float32, lambda x: x >= 0,
+                   "at least 0; 0 takes the most likely token")
+
+
+def sampling(options: Any, batch: int) -> Sampling:
+    """`Sampling` as arrays [B], or a temperature alone. Raises UserError for the first option that is out of its bounds."""
+    given = options if isinstance(options, Sampling) else Sampling(temperature=options)
+    return Sampling(
+        temperatures(given.temperature, batch),
+        _option("top_k", given.top_k, batch, np.int32, lambda x: x >= 0, "at least 0; 0 is off"),
+        _option("top_p", given.top_p, batch, np.float32, lambda x: (x > 0) & (x <= 1), "above 0 and at most 1; 1 is off"),
+        _option("min_p", given.min_p, batch, np.float32, lambda x: (x >= 0) & (x <= 1), "from 0 to 1; 0 is off"),
+        _option("repetition_penalty", given.repetition_penalty, batch, np.float32, lambda x: x > 0, "above 0; 1 is off"),
+        _option("repetition_window", given.repetition_window, batch, np.int32, lambda x: x >= 0, "at least 0; 0 takes all tokens"))
+
+
+def _option(name: str, value: Any, batch: int, dtype: Any, fits: Callable[[np.ndarray], np.ndarray], rule: str) -> np.ndarray:
+    """One option for each row, [B] of `dtype`, out of one number or B numbers."""
+    values, whole = np.asarray(value), np.issubdtype(dtype, np.integer)
+    if values.dtype.kind not in ("iu" if whole else "iuf") or values.shape not in ((), (batch,)):
+        kind = "whole number" if whole else "number"
+        raise UserError(f"{name} {_brief(values)} must be one {kind}, or one for each of the {batch} rows")
+    if not (np.isfinite(values) & fits(values)).all() or (values > np.finfo(np.float32).max).any():
+        raise UserError(f"{name} {_brief(values)} must be finite and {rule}")
+    if whole and (values > np.iinfo(dtype).max).any():
+        raise UserError(f"{name} {_brief(values)} must be at most {np.iinfo(dtype).max}")
+    return np.broadcast_to(values.astype(dtype), (batch,))
 
 
 def _brief(values: np.ndarray | jax.Array) -> str:

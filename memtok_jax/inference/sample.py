@@ -27,7 +27,7 @@ def generate(model: Model, params: Tree, prompt_ids_BT: Any, n: int, key: jax.Ar
     prompt_ids_BT: int[B, T], at least one token in each row.
     n: tokens to sample.
     key: typed PRNG key.
-    temperature: float or float[B], at least 0; 0 takes the most likely token.
+    temperature: float or float[B], at least 0; 0 takes the most likely token; or a `Sampling` of options.
     length: int[B], the real tokens of each prompt, which stand first; all T if left out.
     stop: tokens that end a row.
     Returns i32[B, n]; where a row has ended, NO_TOKEN follows its stop token.
@@ -40,7 +40,7 @@ def generate(model: Model, params: Tree, prompt_ids_BT: Any, n: int, key: jax.Ar
     prompt, length = host.block(np.asarray(prompt_ids_BT), length, model.vocabulary)
     if length.min(initial=1) < 1:
         raise UserError(f"a prompt of {length.min()} tokens has no last token; each row needs at least 1")
-    temperature = host.temperatures(temperature, len(prompt))
+    options = host.sampling(temperature, len(prompt))
     if len(prompt) == 0:
         return np.zeros((0, n), np.int32)
     stream = new_stream(model, params, len(prompt), key)
@@ -50,24 +50,24 @@ def generate(model: Model, params: Tree, prompt_ids_BT: Any, n: int, key: jax.Ar
     # The last token of each prompt is not fed: the first decode step consumes it and samples what follows.
     stream = session.feed(params, stream, prompt, length - 1)
     last = prompt[np.arange(len(prompt)), length - 1]
-    return decode_many(session, params, stream, last, n, temperature)[0]
+    return decode_many(session, params, stream, last, n, options)[0]
 
 
 def decode_many(session: Session, params: Tree, stream: Stream, last_B: Any, n: int, temperature: Any,
                 show: Callable[[np.ndarray], None] = lambda ids_BT: None) -> tuple[np.ndarray, Any, Stream]:
     """Sample n tokens of each row, `session.k` at a time, and fewer if every row stops earlier.
 
-    last_B: int[B], each row's newest token, not yet consumed. temperature: float or float[B]. show: called with each
-    piece of tokens (i32[B, up to k]) as it reaches the host.
-    Returns (ids i32[B, n], padded with NO_TOKEN, last_B, stream). If n is not a multiple of k, the stream and last_B
-    are those after the next multiple; with n = 0 they are those that were given.
+    last_B: int[B], each row's newest token, not yet consumed. temperature: float or float[B], or a `Sampling`. show: called
+    with each piece of tokens (i32[B, up to k]) as it reaches the host.
+    Returns (ids i32[B, n], padded with NO_TOKEN, last_B, stream), the stream after exactly these tokens.
     """
     ids_Bn = np.full((session.batch, n), NO_TOKEN, np.int32)
     running = None
     # Each call is dispatched before the tokens of the one before are waited for, so the device never idles. Rows that
     # have stopped are seen one call late; that call leaves them alone.
     for first in range(0, n, session.k):
-        ids, last_B, stream = session.decode(params, stream, last_B, temperature)
+        most = np.full(session.batch, min(session.k, n - first))
+        ids, last_B, stream = session.decode(params, stream, last_B, temperature, most)
         if running is not None and _collect(ids_Bn, *running, show):
             return ids_Bn, last_B, stream
         running = (first, ids)

@@ -18,6 +18,7 @@ from memtok_jax.compiler import options
 from memtok_jax.config import UserError
 from memtok_jax.inference import host
 from memtok_jax.inference.blocks import blocks_for, cut_blocks
+from memtok_jax.inference.filters import DTYPES, Sampling
 from memtok_jax.inference.stream import (
     Stream,
     append,
@@ -28,6 +29,7 @@ from memtok_jax.inference.stream import (
     insert,
     restart,
     row_keys,
+    score,
     set_active,
     start,
     stream_specs,
@@ -44,10 +46,10 @@ class Session:
     afterwards (`fork` it first if it is still needed). Nothing compiles after `open_session`.
 
     Host values of any integer type are accepted. Everything given on the host is checked and raises UserError: tokens outside the
-    vocabulary, other dtypes, shapes, lengths, slots, masks, temperatures. Of arrays on the device only shape and dtype are
+    vocabulary, other dtypes, shapes, lengths, slots, masks, options. Of arrays on the device only shape and dtype are
     checked: an id outside the vocabulary is clamped or wraps there. A call without tokens returns the stream as it was.
 
-    model: the model. batch: B. feed_blocks, append_blocks: block lengths, ascending. k: tokens per `decode`.
+    model: the model. batch: B. feed_blocks, append_blocks, score_blocks: block lengths, ascending. k: tokens per `decode`.
     params_shapes: shapes and dtypes of the parameters that it was opened with. programs: compiled functions by name.
     """
 
@@ -55,6 +57,7 @@ class Session:
     batch: int
     feed_blocks: tuple[int, ...]
     append_blocks: tuple[int, ...]
+    score_blocks: tuple[int, ...]
     k: int
     params_shapes: Tree
     programs: Mapping[Any, Any]
@@ -72,6 +75,22 @@ class Session:
         ids_BT, length = host.block(np.asarray(ids_BT), length, self.vocabulary, self.batch)
         for ids, real in cut_blocks(ids_BT, length, self.feed_blocks):
             stream = self._run(("feed", ids.shape[1]), params, stream, ids, real)
+        return stream
+
+    def score(self, params: Tree, stream: Stream, ids_BT: Any, next_BT: Any, length: Any = None) -> Stream:
+        """`feed` in blocks of `score_blocks` that adds to `stream.read` how well each token was predicted.
+
+        next_BT: int[B, T], the token after each one of ids_BT. Returns the stream.
+        """
+        ids_BT, length = host.block(np.asarray(ids_BT), length, self.vocabulary, self.batch)
+        next_BT, _ = host.block(np.asarray(next_BT), length, self.vocabulary, self.batch)
+        if next_BT.shape != ids_BT.shape:
+            raise UserError(f"next tokens of shape {next_BT.shape} must be one for each of the tokens, {ids_BT.shape}")
+        if not self.score_blocks:
+            raise UserError("the session was opened without score_blocks; give `open_session` some to score tokens")
+        both = zip(cut_blocks(ids_BT, length, self.score_blocks), cut_blocks(next_BT, length, self.score_blocks), strict=True)
+        for (ids, real), (after, _) in both:
+            stream = self._run(("score", ids.shape[1]), params, stream, ids, after, real)
         return stream
 
     def append(self, params: Tree, stream: Stream, ids_BT: Any, length: Any = None) -> tuple[jax.Array, Stream]:
@@ -93,13 +112,16 @@ class Session:
         """Consume one token of each row, int[B]. Returns (logits f32[B, V], stream)."""
         return self._run("step", params, stream, host.one_each(ids_B, self.batch, self.vocabulary))
 
-    def decode(self, params: Tree, stream: Stream, last_B: Any, temperature: Any) -> tuple[jax.Array, jax.Array, Stream]:
-        """Sample `k` tokens for each row. last_B: int[B]. temperature: float or float[B], at least 0.
+    def decode(self, params: Tree, stream: Stream, last_B: Any, options: Any,
+               most: Any = None) -> tuple[jax.Array, jax.Array, Stream]:
+        """Sample up to `k` tokens for each row. last_B: int[B]. options: `Sampling`, or a temperature, float or float[B].
 
+        most: int[B], tokens that each row says at most; all k if left out.
         Returns (ids i32[B, k], last_B, stream), see the function `decode`. Feed last_B back: ids has NO_TOKEN where a row stopped.
         """
         last_B = host.one_each(last_B, self.batch, self.vocabulary)
-        return self._run("decode", params, stream, last_B, host.temperatures(temperature, self.batch))
+        most = host.lengths(most, self.batch, self.k)
+        return self._run("decode", params, stream, last_B, host.sampling(options, self.batch), most)
 
     def restart(self, params: Tree, stream: Stream, rows: Any, key: jax.Array) -> Stream:
         """Start the chosen rows (bool[B]) anew. key: one typed PRNG key, from which row b draws its own."""
@@ -158,30 +180,31 @@ def new_stream(model: Model, params: Tree, batch: int, key: jax.Array) -> Stream
 
 
 def open_session(model: Model, params: Tree, stream: Stream, *, feed_blocks: Sequence[int] | None = None,
-                 append_blocks: Sequence[int] = (), k: int, stop: Sequence[int] = ()) -> Session:
+                 append_blocks: Sequence[int] = (), score_blocks: Sequence[int] = (), k: int, stop: Sequence[int] = ()) -> Session:
     """Compile everything that the rows of `stream` will need.
 
     params, stream: only their shapes, dtypes and shardings are used.
     feed_blocks: block lengths for `feed`; `blocks_for` chooses them if left out. A multiple of `model.call_tokens` is faster.
-    append_blocks: block lengths for `append`.
+    append_blocks, score_blocks: block lengths for `append` and for `score`. With score_blocks, feed_blocks may be empty.
     k: tokens per `decode`.
     stop: tokens that end a row.
 
     Raises UserError for blocks below 1, stop tokens outside the vocabulary, no rows, or parameters and a stream of another model.
     """
     feed_blocks = blocks_for(model.call_tokens) if feed_blocks is None else tuple(sorted(set(feed_blocks)))
-    append_blocks, batch = tuple(sorted(set(append_blocks))), len(stream.t)
-    if not feed_blocks or min((*feed_blocks, *append_blocks, k)) < 1:
-        raise UserError(f"feed_blocks {feed_blocks} must not be empty, and these, append_blocks {append_blocks} and "
-                        f"k={k} must be at least 1")
+    append_blocks, score_blocks = (tuple(sorted(set(blocks))) for blocks in (append_blocks, score_blocks))
+    batch, blocks = len(stream.t), {"feed": feed_blocks, "append": append_blocks, "score": score_blocks}
+    if not (*feed_blocks, *score_blocks) or min((*feed_blocks, *append_blocks, *score_blocks, k)) < 1:
+        raise UserError(f"feed_blocks {feed_blocks} must not be empty, and these, append_blocks {append_blocks}, score_blocks "
+                        f"{score_blocks} and k={k} must be at least 1")
     if batch < 1:
         raise UserError("a session needs a stream of at least one row")
     stop = np.asarray(host.tokens(list(stop), model.vocabulary))
     checks.check_params(params, model.specs())
     checks.check_state(stream, stream_specs(model, batch), "stream")
     params, stream = jax.tree.map(_shape_of, (params, stream))
-    programs = _token_programs(model, params, stream, feed_blocks, append_blocks, k, stop) | _row_programs(model, params, stream)
-    return Session(model, batch, feed_blocks, append_blocks, k, params, programs)
+    programs = _token_programs(model, params, stream, blocks, k, stop) | _row_programs(model, params, stream)
+    return Session(model, batch, feed_blocks, append_blocks, score_blocks, k, params, programs)
 
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -197,9 +220,9 @@ def _pin(stream: Stream, like: Stream) -> Stream:
                         else jax.lax.with_sharding_constraint(leaf, spec.sharding), stream, like)
 
 
-def _token_programs(model: Model, params: Tree, stream: Stream, feed_blocks: tuple[int, ...], append_blocks: tuple[int, ...],
-                    k: int, stop: np.ndarray) -> dict:
-    """The programs that consume tokens, by name (and block length)."""
+def _token_programs(model: Model, params: Tree, stream: Stream, blocks: dict[str, tuple[int, ...]], k: int,
+                    stop: np.ndarray) -> dict:
+    """The programs that consume tokens, by name (and block length). blocks: block lengths of each."""
 
     def append_(params, stream, ids_BT, length):
         logits, new = append(model, params, stream, ids_BT, length)
@@ -208,20 +231,25 @@ def _token_programs(model: Model, params: Tree, stream: Stream, feed_blocks: tup
     def feed_(params, stream, ids_BT, length):
         return _pin(feed(model, params, stream, ids_BT, length), shapes)
 
+    def score_(params, stream, ids_BT, next_BT, length):
+        return _pin(score(model, params, stream, ids_BT, next_BT, length), shapes)
+
     def step(params, stream, ids_B):
         logits, stream = append_(params, stream, ids_B[:, None], jnp.ones_like(ids_B))
         return logits[:, 0], stream
 
-    def decode_(params, stream, last_B, temperature):
-        ids, last_B, new = decode(model, params, stream, last_B, k, temperature, jnp.asarray(stop))
+    def decode_(params, stream, last_B, options, most):
+        ids, last_B, new = decode(model, params, stream, last_B, k, options, jnp.asarray(stop), most)
         return ids, last_B, _pin(new, shapes)
 
     shapes, batch = stream, len(stream.t)
-    rows, temperature = (jax.ShapeDtypeStruct((batch,), dtype) for dtype in (jnp.int32, jnp.float32))
-    compiled = {"step": _compile(step, params, stream, rows), "decode": _compile(decode_, params, stream, rows, temperature)}
-    for name, function, blocks in (("feed", feed_, feed_blocks), ("append", append_, append_blocks)):
-        for n in blocks:
-            compiled[name, n] = _compile(function, params, stream, jax.ShapeDtypeStruct((batch, n), jnp.int32), rows)
+    rows = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    options = Sampling(*(jax.ShapeDtypeStruct((batch,), dtype) for dtype in DTYPES))
+    compiled = {"step": _compile(step, params, stream, rows), "decode": _compile(decode_, params, stream, rows, options, rows)}
+    for name, function in (("feed", feed_), ("append", append_), ("score", score_)):
+        for n in blocks[name]:
+            ids = jax.ShapeDtypeStruct((batch, n), jnp.int32)
+            compiled[name, n] = _compile(function, params, stream, *(ids,) * (1 + (name == "score")), rows)
     return compiled
 
 

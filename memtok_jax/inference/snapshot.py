@@ -34,10 +34,10 @@ FORMAT = 2
 _HEADER = "header.json"
 
 
-def save(path: str | os.PathLike, stream: Stream, model: Model) -> None:
+def save(path: str | os.PathLike, stream: Stream, model: Model, notes: dict[str, Any] | None = None) -> None:
     """Write the whole stream. It stays usable.
 
-    path: the file to write or to replace. model: the one that the stream belongs to.
+    path: the file to write or to replace. model: the one that the stream belongs to. notes: plain values to write beside it.
     Raises UserError if the stream does not fit the model, or if the file cannot be written (no folder, disk full); an older file
     there stays as it was.
     """
@@ -45,7 +45,8 @@ def save(path: str | os.PathLike, stream: Stream, model: Model) -> None:
     checks.check_state(stream, stream_specs(model, batch), "stream")
     leaves = {name: np.asarray(jax.device_get(leaf)) for name, leaf in _named(stream)}
     arrays = {name: [leaf.dtype.name, list(leaf.shape), zlib.crc32(leaf.tobytes())] for name, leaf in leaves.items()}
-    header = {"format": FORMAT, "batch": batch, "config": to_dict(model.cfg), "arrays": arrays}
+    header = {"format": FORMAT, "batch": batch, "config": to_dict(model.cfg), "arrays": arrays,
+              "notes": notes or {}}
     try:
         _write_aside(Path(path), header, list(leaves.values()))
     except OSError as error:
@@ -70,6 +71,11 @@ def restore(path: str | os.PathLike, model: Model) -> Stream:
             raise UserError(f"{path} holds {name} as {found.get(name, 'nothing')}, this model needs "
                             f"{wanted.get(name, 'nothing')} there")
     return jax.tree.unflatten(jax.tree.structure(expected), [jnp.array(arrays[name]) for name in wanted])
+
+
+def notes(path: str | os.PathLike) -> dict[str, Any]:
+    """The notes that `save` was given. Raises UserError as `restore` does."""
+    return _read(Path(path))[0].get("notes", {})
 
 
 def _named(stream: Stream) -> list[tuple[str, Any]]:

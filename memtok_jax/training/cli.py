@@ -1,8 +1,9 @@
-"""What the two commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
+"""What the three commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -38,6 +39,11 @@ def run(app: Any, argv: list[str], main: Callable[[list[str], tuple[str, ...]], 
             if debug.value:
                 raise
             return _fail(error)
+        except KeyboardInterrupt:
+            if debug.value:
+                raise
+            print("stopped by SIGINT before anything was done", file=sys.stderr)
+            return 130
         except Exception:
             traceback.print_exc()
             print(FAULT, file=sys.stderr)
@@ -123,3 +129,38 @@ def evaluate(workdir: Path, overrides: tuple[str, ...], suite: str) -> int:
 
     print(json.dumps(evaluate_run(Path(workdir), overrides, print, suite)))
     return 0
+
+
+def stream(workdir: Path, overrides: tuple[str, ...], options: dict[str, Any]) -> int:
+    """Read texts and write on. options: fields of `StreamConfig`, and of `Sampling`. Text goes to stdout, all else to stderr."""
+    from memtok_jax.evaluation.streaming import StreamConfig, stream_text
+    from memtok_jax.inference.filters import Sampling
+
+    sampling, column = Sampling(**{name: options.pop(name) for name in Sampling._fields}), ["\n"]
+
+    def write(text: str) -> None:
+        column[0] = text[-1:] or column[0]
+        write_text(text)
+
+    def say(line: str) -> None:
+        # On a terminal the text may have ended in the middle of a line.
+        begin = "\n" if sys.stdout.isatty() and column[0] != "\n" else ""
+        column[0] = "\n"
+        print(begin + line, file=sys.stderr, flush=True)
+
+    return stream_text(workdir, overrides, StreamConfig(sampling=sampling, **options), write, say)
+
+
+def write_text(text: str) -> None:
+    """Write to standard output in UTF-8, at once. On a terminal, control characters other than tab and line end are shown as signs.
+
+    When nobody reads it any more, later output goes nowhere, and BrokenPipeError is raised.
+    """
+    if sys.stdout.isatty():
+        text = "".join(c if c.isprintable() or c in "\t\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    try:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from memtok_jax.numerics import target_nats
+
 IGNORE = -100
 LOSSES = {"softmax": ("tokens", "classes", "shares"), "binary": ("classes", "shares"), "squared": ("values",)}
 
@@ -38,10 +40,9 @@ def token_scores(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Arra
     """
     scored = targets_BT != IGNORE
     logits = logits_BTV.astype(jnp.float32)
-    # A sum over a comparison, not an index: it stays local where the vocabulary is divided over devices.
     place, target = jnp.arange(logits.shape[-1])[None, None], targets_BT[..., None]
-    picked = jnp.where(place == target, logits, 0.0).sum(-1)
-    nats = jnp.where(scored, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
+    nats, picked = target_nats(logits, targets_BT)
+    nats = jnp.where(scored, nats, 0.0)
     # The same as logits.argmax(-1) == target, which needs a second pass over the vocabulary, with indices.
     first = (logits < picked[..., None]) | ((logits == picked[..., None]) & (place >= target))
     return nats, scored & first.all(-1), scored

@@ -1,4 +1,4 @@
-"""What a run prints while it goes: a bar that stays on its line in a terminal, plain lines elsewhere."""
+"""What a command prints while it goes: a bar that stays on its line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -76,3 +76,41 @@ class Progress:
         else:
             print(text, file=self._out, flush=True)
         self._printed = now
+
+
+class ReadingProgress:
+    """How far a text has been read, on standard error.
+
+    total: its bytes, None where they are not known. before: bytes that an earlier command has read.
+    """
+
+    def __init__(self, total: int | None, before: int, out: TextIO | None = None):
+        self._out = sys.stderr if out is None else out
+        self._total, self._before, self._begun, self._printed = total, before, time.monotonic(), time.monotonic()
+        self._terminal, self._open_line = self._out.isatty(), False
+
+    def show(self, amount: int, bits: float) -> None:
+        """Show the state after `amount` bytes. bits: mean bits of a byte so far."""
+        now = time.monotonic()
+        if not self._terminal and now - self._printed < PLAIN_SECONDS:
+            return
+        rate = (amount - self._before) / max(now - self._begun, 1e-9)
+        text = f"read {amount:,} bytes  {bits:.3f} bits per byte  {rate:,.0f} bytes/s"
+        bar = ""
+        if self._total:
+            left = duration(max(self._total - amount, 0) / max(rate, 1e-9))
+            text, full = f"{text}  {left} left", min(BAR * amount // self._total, BAR)
+            bar = f"[{'#' * full}{'.' * (BAR - full)}] "
+        if self._terminal:
+            self._out.write(f"\r\x1b[K{bar}{text}")
+            self._out.flush()
+            self._open_line = True
+        else:
+            print(text, file=self._out, flush=True)
+        self._printed = now
+
+    def done(self) -> None:
+        """End the line of the bar."""
+        if self._open_line:
+            print(file=self._out, flush=True)
+        self._open_line = False
