@@ -341,7 +341,7 @@ def test_files_of_something_else_are_refused(tmp_path):
     (lambda s: s.feed(np.zeros((3, 2), int), [1, 1, 1], np.ones((3, 2), bool)), "a mask or a length, not both"),
     (lambda s: s.take(3), "slot 3 is not one of the 3 slots"),
     (lambda s: s.reset(-1), "slot -1"), (lambda s: s.fork(0, 7), "slot 7"),
-], ids=str)
+], ids=lambda value: value if isinstance(value, str) else "call")
 def test_mistakes_are_named(call, words):
     with pytest.raises(UserError, match=words):
         call(fresh())
