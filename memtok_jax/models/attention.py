@@ -21,35 +21,36 @@ from memtok_jax.params import StateSpec
 class Prefix(NamedTuple):
     """Keys and values of the prefix tokens, without positions."""
 
-    k: jax.Array  # [B, M, H, K]
-    v: jax.Array  # [B, M, H, K]
+    k: jax.Array  # [B, M, G, K]
+    v: jax.Array  # [B, M, G, V]
 
 
 def specs(b: Backbone) -> dict:
-    """q, k, v [D, H, K], o [H K, D], with biases where the style has them, and relative positions."""
-    d, h, k = b.width, b.heads, b.head_dim
-    out = {name: layers.dense_specs(b, (d, h, k), ("embed", "heads", None), b.style.bias) for name in "qkv"}
-    out["o"] = layers.dense_specs(b, (h * k, d), ("heads", "embed"), b.style.bias, b.residual_scale)
+    """q [D, H, K], k [D, G, K], v [D, G, V], o [H V, D], with biases where the style has them, and relative positions."""
+    shapes = {"q": (b.heads, b.head_dim), "k": (b.kv_heads, b.head_dim), "v": (b.kv_heads, b.value_dim)}
+    out = {name: layers.dense_specs(b, (b.width, *shape), ("embed", "heads", None), b.style.bias) for name, shape in shapes.items()}
+    out["o"] = layers.dense_specs(b, (b.heads * b.value_dim, b.width), ("heads", "embed"), b.style.bias, b.residual_scale)
     return out | ({"position": positions.specs(b)} if b.style.positions == "relative" else {})
 
 
-def key_specs(b: Backbone, batch: int, slots: int, lives: str) -> StateSpec:
-    """Keys or values of this many tokens, in the dtype of activations."""
-    return StateSpec((batch, slots, b.heads, b.head_dim), ("batch", None, "heads", None), jnp.dtype(b.dtype), lives)
+def key_specs(b: Backbone, batch: int, slots: int, lives: str) -> tuple[StateSpec, StateSpec]:
+    """Keys [B, slots, G, K] and values [B, slots, G, V], in the dtype of activations."""
+    one = lambda size: StateSpec((batch, slots, b.kv_heads, size), ("batch", None, "heads", None), jnp.dtype(b.dtype), lives)
+    return one(b.head_dim), one(b.value_dim)
 
 
 def prefix_specs(b: Backbone, batch: int) -> Prefix:
     """The part of a carry that depends on the parameters alone."""
-    return Prefix(*(key_specs(b, batch, b.prefix, "derived") for _ in range(2)))
+    return Prefix(*key_specs(b, batch, b.prefix, "derived"))
 
 
 def heads(params, x: jax.Array, name: str, b: Backbone) -> jax.Array:
-    """x[..., D] -> [..., H, K] by the projection `name`."""
+    """x[..., D] -> queries [..., H, K], keys [..., G, K] or values [..., G, V] by the projection `name`."""
     return dense(x, params[name], b.dtype)
 
 
 def output(params, y: jax.Array, b: Backbone) -> jax.Array:
-    """The output projection [..., H K] -> [..., D]."""
+    """The output projection [..., H V] -> [..., D]."""
     return dense(y, params["o"], b.dtype)
 
 
@@ -57,9 +58,9 @@ def at_places(params, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Arr
               prefix: Prefix | None = None, places: Places | None = None, ahead: bool = False) -> tuple[jax.Array, jax.Array]:
     """Attention with the style's positions and the prefix.
 
-    q: [..., T, H, K]. k, v: [..., S, H, K]; none has positions yet. visible: bool[..., T, S]. places: where they stand; None: the
-    queries are the last T of the S columns. ahead: whether a query may see columns behind it. side: holds the biases that layers
-    share. Returns (y [..., T, H K], weight f32[..., H, T, S]).
+    q: [..., T, H, K]. k: [..., S, G, K]. v: [..., S, G, V]; none has positions yet. visible: bool[..., T, S]. places: where they
+    stand; None: the queries are the last T of the S columns. ahead: whether a query may see columns behind it. side: holds the
+    biases that layers share. Returns (y [..., T, H V], weight f32[..., H, T, S]).
     """
     where, bias, own = places or positions.last(q.shape[-3], k.shape[-3]), None, q
     if b.style.positions == "rope":
@@ -77,7 +78,7 @@ def at_places(params, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Arr
 def prefix_pass(params, u_MD: jax.Array, b: Backbone, side: dict) -> tuple[jax.Array, Prefix]:
     """The prefix tokens among themselves, without positions, each seeing those before it.
 
-    Returns (attention output [M, H K] before the output projection, keys and values [M, H, K]).
+    Returns (attention output [M, H V] before the output projection, keys [M, G, K] and values [M, G, V]).
     """
     q, k, v = (heads(params, u_MD, name, b) for name in "qkv")
     if b.style.positions == "relative":
@@ -87,6 +88,6 @@ def prefix_pass(params, u_MD: jax.Array, b: Backbone, side: dict) -> tuple[jax.A
 
 
 def for_batch(prefix: Prefix, b: Backbone, batch: int) -> Prefix:
-    """Keys and values [M, H, K] as the derived part of a carry: [B, M, H, K]."""
+    """Keys and values [M, G, ...] as the derived part of a carry: [B, M, G, ...]."""
     dtype = lambda x: x.dtype if x.dtype == jnp.float64 else jnp.dtype(b.dtype)
     return Prefix(*(jnp.broadcast_to(x[None].astype(dtype(x)), (batch, *x.shape)) for x in prefix))

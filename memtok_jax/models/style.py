@@ -77,11 +77,14 @@ COMPRESSIVE = replace(TRANSFORMER_XL, order="pre", shared_position=False)
 class Backbone:
     """A style with its sizes: what every mixer of a model is told beside its own options.
 
-    width: D. layers: L. heads: H. head_dim: K. hidden: F of the feed-forward.
+    width: D. layers: L. heads: H. head_dim: K of queries and keys. hidden: F of the feed-forward.
     segment: tokens between two borders, 0 where the model has none.
     prefix: learned tokens that every query sees.
     head, tail: memory tokens in front of and behind the tokens of a segment.
     dtype: of activations and matrix operands, "float32" or "bfloat16".
+    kv_heads: G, heads of keys and values, each read by H / G heads of queries (grouped-query attention, arXiv 2305.13245); 0
+        takes H.
+    value_dim: V, features of a head's values; 0 takes K.
     """
 
     style: Style
@@ -95,6 +98,12 @@ class Backbone:
     head: int = 0
     tail: int = 0
     dtype: str = "float32"
+    kv_heads: int = 0
+    value_dim: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        object.__setattr__(self, "value_dim", self.value_dim or self.head_dim)
 
     @property
     def slots(self) -> int:

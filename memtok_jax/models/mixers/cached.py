@@ -159,7 +159,7 @@ def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedCon
 # ------------------------------------------------------------------------------------------------------------------ writing
 
 def attend_by_content(params, u_BTD: jax.Array, rows_BSD: jax.Array, real_BS: jax.Array, b: Backbone) -> jax.Array:
-    """Attention to real rows without positions, mask or output projection: [B, T, H K].
+    """Attention to real rows without positions, mask or output projection: [B, T, H V].
 
     This is what the Compressive Transformer reconstructs (arXiv 1911.05507, algorithm 2), at the layer's usual scale.
     """

@@ -62,8 +62,8 @@ class MagConfig(MixerConfig):
 
 def check_heads(cfg: MixerConfig, b: Backbone) -> None:
     """Raise UserError where attention is not as wide as the memory's reads."""
-    if b.heads * b.head_dim != b.width:
-        raise UserError(f"{cfg.name} joins attention of {b.heads} heads of {b.head_dim} with a memory as wide as the "
+    if b.heads * b.value_dim != b.width:
+        raise UserError(f"{cfg.name} joins attention of {b.heads} heads of {b.value_dim} with a memory as wide as the "
                         f"model, {b.width}")
 
 

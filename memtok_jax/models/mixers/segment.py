@@ -40,8 +40,8 @@ class SegmentState(NamedTuple):
     """Prefix, keys and values of the open segment."""
 
     prefix: A.Prefix
-    k: jax.Array  # [B, slots, H, K] without positions
-    v: jax.Array  # [B, slots, H, K]
+    k: jax.Array  # [B, slots, G, K] without positions
+    v: jax.Array  # [B, slots, G, V]
 
 
 def specs(cfg: SegmentConfig, b: Backbone) -> dict:
@@ -51,8 +51,7 @@ def specs(cfg: SegmentConfig, b: Backbone) -> dict:
 
 def state_specs(cfg: SegmentConfig, b: Backbone, batch: int) -> SegmentState:
     """One place for each token of a segment and its memory tokens."""
-    key = lambda: A.key_specs(b, batch, b.slots, "segment")
-    return SegmentState(A.prefix_specs(b, batch), key(), key())
+    return SegmentState(A.prefix_specs(b, batch), *A.key_specs(b, batch, b.slots, "segment"))
 
 
 def begin(params, x_MD: jax.Array, cfg: SegmentConfig, b: Backbone, batch: int, side: dict):

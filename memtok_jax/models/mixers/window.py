@@ -41,8 +41,8 @@ class WindowConfig(MixerConfig):
 class Past(NamedTuple):
     """The past of a window attention."""
 
-    k: jax.Array      # [B, W, H, K] oldest first, without positions
-    v: jax.Array      # [B, W, H, K]
+    k: jax.Array      # [B, W, G, K] oldest first, without positions
+    v: jax.Array      # [B, W, G, V]
     count: jax.Array  # i32[B] real entries, at the end
 
 
@@ -60,8 +60,7 @@ def specs(cfg: WindowConfig, b: Backbone) -> dict:
 
 def past_specs(window: int, b: Backbone, batch: int) -> Past:
     """Keys and values in the dtype of activations."""
-    key = lambda: A.key_specs(b, batch, window, "stream")
-    return Past(key(), key(), P.StateSpec((batch,), ("batch",), jnp.int32))
+    return Past(*A.key_specs(b, batch, window, "stream"), P.StateSpec((batch,), ("batch",), jnp.int32))
 
 
 def state_specs(cfg: WindowConfig, b: Backbone, batch: int) -> WindowState:
