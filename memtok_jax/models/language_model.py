@@ -92,6 +92,9 @@ class LanguageModelConfig:
             mixer.check(b)
         if self.prefix and not any(m.attends for m in mixers):
             raise UserError(f"prefix={self.prefix} has no reader in model.pattern, where nothing attends; set prefix=0")
+        if (b.style.sink, b.style.gate) != ("none", "none") and not any(m.attends for m in mixers):
+            raise UserError(f"style.sink={b.style.sink!r} and style.gate={b.style.gate!r} belong to attention, and nothing in "
+                            "model.pattern attends; set both to 'none'")
         if b.style.positions == "table" and self.rows_of_positions(b) < b.slots:
             raise UserError(f"positions={self.positions} is less than the {b.slots} places of a segment and its memory tokens")
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from memtok_jax.config import check_numbers, choose
 
 CHOICES = {"norm": ("rms", "layer"), "order": ("pre", "post"), "feed_forward": ("swiglu", "gelu", "relu"),
-           "positions": ("rope", "relative", "table", "none"), "embedding": ("tied", "matrix", "adaptive")}
+           "positions": ("rope", "relative", "table", "alibi", "none"), "embedding": ("tied", "matrix", "adaptive"),
+           "sink": ("none", "zero", "logit", "kv"), "gate": ("none", "elementwise", "head")}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Style:
     order: "pre" norms the input of each branch, "post" the sum behind it.
     feed_forward: "swiglu" (no biases), "gelu" (tanh form) or "relu" (with biases).
     bias: whether the projections of attention have biases.
-    positions: "rope", "relative", "table" (learned, added to the input; needs segments) or "none".
+    positions: "rope", "relative", "table" (learned, added to the input; needs segments), "alibi" or "none".
     rope_base: of the rotary frequencies.
     clamp: largest distance that relative positions tell apart; 0 means no limit.
     shared_position: all layers share the two position biases (u and v of Transformer-XL).
@@ -39,6 +40,9 @@ class Style:
     scale_embedding: embeddings are multiplied by sqrt(D).
     final_norm: whether there is a norm before the output layer.
     std: standard deviation of the initial weights; 0 takes 1 / sqrt(fan-in), and small output projections.
+    sink: where attention may go instead of to a token, "none", "zero", "logit" (gpt-oss) or "kv"; see `sinks.py`. A learned sink
+        token is `model.prefix=1`.
+    gate: of the attention's output, "none", "elementwise" or "head" (Qwen3-Next); see `sinks.py`.
     """
 
     norm: str = "rms"
@@ -55,6 +59,8 @@ class Style:
     scale_embedding: bool = True
     final_norm: bool = True
     std: float = 0.0
+    sink: str = "none"
+    gate: str = "none"
 
     def __post_init__(self):
         for name, known in CHOICES.items():

@@ -186,7 +186,7 @@ def _attend(params, state: MacState, u: jax.Array, call: Call, cfg: MacConfig, b
     pairs = (now.retrieved_k, now.token_k), (now.retrieved_v, now.token_v)
     k, v = (jnp.concatenate(pair, axis=1).astype(u.dtype) for pair in pairs)
     twice = lambda x, axis: x if cfg.retrieved else jnp.concatenate([x, x], axis=axis)
-    y, _ = A.at_places(params, A.heads(params, u, "q", b), k, v, twice(visible, -1), b, side, prefix=front,
+    y, _ = A.at_places(params, u, k, v, twice(visible, -1), b, side, prefix=front,
                        places=Places(where.query, twice(where.key, -1)))
     return y, conv, keys
 

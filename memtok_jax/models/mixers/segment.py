@@ -69,14 +69,13 @@ def places(call: Call, tokens: int, slots: int) -> Places:
 
 def _step(params, state: SegmentState, u: jax.Array, call: Call, *, b: Backbone, side: dict):
     """Tokens of one segment, normed: (branch, state, no statistics)."""
-    q, k, v = (A.heads(params, u, name, b) for name in "qkv")
+    k, v = (A.heads(params, u, name, b) for name in "kv")
     if call.whole:
-        visible = borders.visible_tokens(call, u.shape[1])
-        visible = visible.reshape((1,) * (q.ndim - 3) + visible.shape)
-        y, _ = A.at_places(params, q, k, v, visible, b, side, prefix=state.prefix, ahead=call.sees != "past")
+        visible = borders.visible_tokens(call, u.shape[1])[None]
+        y, _ = A.at_places(params, u, k, v, visible, b, side, prefix=state.prefix, ahead=call.sees != "past")
         return A.output(params, y, b), state, {}
     state = state._replace(k=borders.store(state.k, k, call), v=borders.store(state.v, v, call))
-    y, _ = A.at_places(params, q, state.k, state.v, borders.visible_slots(call, u.shape[1], b.slots), b, side, prefix=state.prefix,
+    y, _ = A.at_places(params, u, state.k, state.v, borders.visible_slots(call, u.shape[1], b.slots), b, side, prefix=state.prefix,
                        places=places(call, u.shape[1], b.slots))
     return A.output(params, y, b), state, {}
 
