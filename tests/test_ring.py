@@ -48,17 +48,25 @@ def test_slots_hold_what_a_list_would(sinks, size):
 
 
 def test_a_block_is_written_like_its_tokens():
-    """Blocks shorter and much longer than the ring, padding and rows without tokens: the state of single tokens, bit for bit."""
-    cfg = RingConfig(5, 2, kv_heads=1, key_dim=2, value_dim=3)
-    rng = np.random.default_rng(0)
-    one, block = ring.init_state({}, cfg, 3), ring.init_state({}, cfg, 3)
+    """Blocks shorter and much longer than the ring, padding and rows without tokens: each slot holds its token, empty ones zero,
+    and single tokens leave the same bits."""
+    cfg, rng = RingConfig(5, 2, kv_heads=1, key_dim=2, value_dim=3), np.random.default_rng(0)
+    one, block, kept = ring.init_state({}, cfg, 3), ring.init_state({}, cfg, 3), [[], [], []]
     write = jit(partial(ring.write, cfg=cfg))
     for lengths in ([1, 0, 30], [3, 1, 0], [30, 7, 6], [2, 2, 2]):
         k, v = (jnp.asarray(rng.standard_normal((3, 30, 1, n)), jnp.float32) for n in (2, 3))
+        for row in np.asarray(ring.targets(block.count, jnp.array(lengths), 30, cfg)):
+            slots = row[row != cfg.slots]
+            assert len(set(slots)) == len(slots) and np.all((slots >= 0) & (slots < cfg.slots))
         block = write(block, k, v, jnp.array(lengths))
         for t in range(30):
             one = write(one, k[:, t:t + 1], v[:, t:t + 1], (jnp.array(lengths) > t).astype(jnp.int32))
         assert_equal(block, one)
+        for b, n in enumerate(lengths):
+            kept[b] += list(np.asarray(k[b, :n]))
+            tokens = np.asarray(ring.tokens_of(block.count, cfg))[b]
+            np.testing.assert_array_equal(block.k[b], [kept[b][t] if t >= 0 else np.zeros((1, 2)) for t in tokens])
+    assert block.count.tolist() == [len(row) for row in kept]
 
 
 def test_the_counter_never_overflows():

@@ -150,16 +150,21 @@ def advance(count: jax.Array, length: jax.Array, cfg: RingConfig) -> jax.Array:
 
 # ------------------------------------------------------------------------------------------------------------------ the ring
 
-def write(state: RingState, k: jax.Array, v: jax.Array, length: jax.Array, cfg: RingConfig) -> RingState:
-    """Put the first length[b] tokens of k[B, T, G, K] and v[B, T, G, V] into their slots; T may exceed the window.
+def targets(count: jax.Array, length: jax.Array, tokens: int, cfg: RingConfig) -> jax.Array:
+    """i32[B, T]: the slot into which each of T new tokens is written, N where it is not.
 
-    One scatter with no slot twice: of tokens that share a slot only the last is written. What is not written goes to slot N, which
-    does not exist (-1 would be the last slot).
+    No slot comes twice, because a scatter has no order: of tokens that share a slot only the last is written. Slot N does not
+    exist, so a scatter drops it; -1 would be the last slot.
     """
-    token = jnp.arange(k.shape[1])[None]
-    t = state.count[:, None] + token
+    token = jnp.arange(tokens)[None]
+    t = count[:, None] + token
     stays = (token < length[:, None]) & ((t < cfg.sinks) | (token >= length[:, None] - cfg.window))
-    slot = jnp.where(stays, slots_of(t, cfg), cfg.slots)
+    return jnp.where(stays, slots_of(t, cfg), cfg.slots)
+
+
+def write(state: RingState, k: jax.Array, v: jax.Array, length: jax.Array, cfg: RingConfig) -> RingState:
+    """Put the first length[b] tokens of k[B, T, G, K] and v[B, T, G, V] into their slots; T may exceed the window."""
+    slot = targets(state.count, length, k.shape[1], cfg)
     put = jax.vmap(lambda old, new, slot: old.at[slot].set(new.astype(old.dtype), mode="drop"))
     return RingState(put(state.k, k, slot), put(state.v, v, slot), advance(state.count, length, cfg))
 
