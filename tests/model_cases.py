@@ -24,7 +24,7 @@ from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.ssm import SsmConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.rmt import RmtConfig
-from memtok_jax.models.style import COMPRESSIVE, GPT2, GPT2_RELATIVE, TRANSFORMER_XL
+from memtok_jax.models.style import COMPRESSIVE, GPT2, GPT2_RELATIVE, TITANS, TRANSFORMER_XL
 
 V, SEGMENT = 16, 4
 MEMORY = NeuralMemoryConfig(head_dim=4, chunk=4, expansion=2, conv=2, step_max=0.1)
@@ -66,6 +66,10 @@ MODELS: dict[str, Any] = {
     "rmt_cached": rmt(CachedConfig(XlConfig(6), memory_tokens_see=True, keep_memory_tokens=True), PLAIN, form="paper"),
     "memory_transformer": rmt(PLAIN, form="prefix"),
     "armt": rmt(ArmtLayerConfig(ArmtConfig(key_dim=3)), ArmtLayerConfig(ArmtConfig(key_dim=3)), form="suffix"),
+    "sinks": model(WindowConfig(3, sinks=2), WINDOW, prefix=2, segment=0, kv_heads=1),
+    "sinks_alibi": model(WindowConfig(2, sinks=1, positions="absolute"), prefix=1, segment=0, value_dim=3,
+                         style=replace(TITANS, positions="alibi", sink="kv", gate="head")),
+    "logit_gate": model(WindowConfig(4, sinks=1), XL, style=replace(GPT2_RELATIVE, sink="logit", gate="elementwise"), kv_heads=1),
     # Two that no paper has.
     "xl_below_mag": model(XL, MAG, prefix=2),
     "rmt_around_mag": rmt(MAG, PLAIN, prefix=2),

@@ -13,7 +13,7 @@ from neural_cases import assert_close, jit
 from memtok_jax.models import positions
 from memtok_jax.models.attend import Front, Sink, attend, flat
 from memtok_jax.models.positions import Places
-from memtok_jax.models.style import TRANSFORMER_XL, Backbone
+from memtok_jax.models.style import TITANS, TRANSFORMER_XL, Backbone
 
 B, T, S, H, K, D = 2, 3, 4, 2, 6, 8
 
@@ -26,7 +26,9 @@ def numbers(seed: int, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
 # ------------------------------------------------------------------------------------------------------------- the softmax
 
 SHAPES = dict(q=(B, T, H, K), k=(B, S, H, K), v=(B, S, H, K), bias=(B, H, T, S), front_q=(B, T, H, K), front_k=(B, 2, H, K),
-              front_v=(B, 2, H, K), sink_score=(B, H, T, 2), sink_v=(2, H, K))
+              front_v=(B, 2, H, K), pinned_q=(B, T, H, K), pinned_k=(B, 3, H, K), pinned_v=(B, 3, H, K), pinned_bias=(B, H, T, 3),
+              sink_score=(B, H, T, 2), sink_v=(2, H, K))
+PINNED = np.random.default_rng(4).integers(2, size=(B, T, 3)).astype(bool)
 VISIBLE = np.random.default_rng(3).integers(2, size=(B, T, S)).astype(bool) | (np.arange(S) == 1)
 
 
@@ -38,6 +40,10 @@ def dense(a: dict, b: int, t: int, h: int) -> tuple[jax.Array, jax.Array]:
     if "front_q" in a:
         scores += [a["front_q"][b, t, h] @ row * scale for row in a["front_k"][b, :, h]]
         values += list(a["front_v"][b, :, h])
+    for s in range(3 if "pinned_q" in a else 0):
+        score = (a["pinned_q"][b, t, h] @ a["pinned_k"][b, s, h] + a["pinned_bias"][b, h, t, s]) * scale
+        scores.append(score if PINNED[b, t, s] else -jnp.inf)
+        values.append(a["pinned_v"][b, s, h])
     for s in range(S):
         score = (a["q"][b, t, h] @ a["k"][b, s, h] + (a["bias"][b, h, t, s] if "bias" in a else 0)) * scale
         scores.append(score if VISIBLE[b, t, s] else -jnp.inf)
@@ -46,7 +52,7 @@ def dense(a: dict, b: int, t: int, h: int) -> tuple[jax.Array, jax.Array]:
     return (e @ jnp.stack(values)) / e.sum(), (e / e.sum())[-S:]
 
 
-@pytest.mark.parametrize("parts", [(), ("bias", "sink"), ("front", "bias", "sink", "sink_v")], ids="+".join)
+@pytest.mark.parametrize("parts", [(), ("bias", "sink"), ("front", "pinned", "bias", "sink", "sink_v")], ids="+".join)
 def test_attend_equals_the_dense_softmax(parts):
     """Outputs, weights and all gradients, with and without each kind of column."""
     chosen = lambda name: name in "qkv" or name in parts or name.partition("_")[0] in parts and name != "sink_v"
@@ -56,9 +62,12 @@ def test_attend_equals_the_dense_softmax(parts):
         total = lambda y, weight: ((y * w["y"]).sum() + (weight * w["weight"]).sum(), (y, weight))
 
         def ours(a):
-            front = Front(a["front_q"], a["front_k"], a["front_v"]) if "front" in parts else None
+            fronts = (Front(a["front_q"], a["front_k"], a["front_v"]),) if "front" in parts else ()
+            if "pinned" in parts:
+                pinned = (a["pinned_q"], a["pinned_k"], a["pinned_v"], jnp.asarray(PINNED), a["pinned_bias"])
+                fronts += (Front(*pinned),)
             sink = Sink(a["sink_score"], a.get("sink_v")) if "sink" in parts else None
-            return total(*attend(a["q"], a["k"], a["v"], jnp.asarray(VISIBLE), bias=a.get("bias"), front=front, sink=sink))
+            return total(*attend(a["q"], a["k"], a["v"], jnp.asarray(VISIBLE), bias=a.get("bias"), fronts=fronts, sink=sink))
 
         def theirs(a):
             each = [[[dense(a, b, t, h) for h in range(H)] for t in range(T)] for b in range(B)]
@@ -147,3 +156,22 @@ def test_signed_distances_turn_the_sines():
     r = positions.sinusoids(jnp.array([3, -3, 7, -9, 5, -5]), 6, 5, jnp.float32)
     np.testing.assert_allclose(r[0], r[1] * jnp.array([-1, -1, -1, 1, 1, 1]), atol=1e-6)
     np.testing.assert_array_equal(r[2:4], r[4:6])
+
+
+# ------------------------------------------------------------------------------------------------------------------- ALiBi
+
+def test_slopes_of_heads():
+    """The geometric sequences of the paper for 8 heads; those of its released code for numbers that are no power of two."""
+    np.testing.assert_array_equal(positions.slopes(8), 2.0 ** -np.arange(1, 9))
+    np.testing.assert_allclose(positions.slopes(16), 2.0 ** (-np.arange(1, 17) / 2))
+    np.testing.assert_allclose(positions.slopes(6), 2.0 ** -np.array([2, 4, 6, 8, 1, 3.0]))
+    np.testing.assert_allclose(positions.slopes(3), 2.0 ** -np.array([4, 8, 2.0]))
+    assert [len(positions.slopes(n)) for n in range(1, 20)] == list(range(1, 20))
+
+
+def test_linear_biases_are_the_distance_times_the_slope():
+    """In the weights: behind the scale, a step back costs a head its slope."""
+    b = Backbone(replace(TITANS, positions="alibi"), width=D, layers=1, heads=H, head_dim=K, hidden=D)
+    places = Places(jnp.array([[3, 9]]), jnp.array([[0, 3, 10]]))
+    bias = np.asarray(positions.linear_bias(places, b, jnp.float32))[0] * K ** -0.5
+    np.testing.assert_allclose(bias, -np.array([2.0 ** -4, 2.0 ** -8])[:, None, None] * np.array([[3, 0, 7], [9, 6, 1]]), rtol=1e-6)

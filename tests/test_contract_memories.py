@@ -17,15 +17,17 @@ from neural_cases import assert_close, jit, random_params
 
 import memtok_jax
 from memtok_jax import sharding
-from memtok_jax.memory import armt, compressive, neural, rmt, ssm, tokens, xl
+from memtok_jax.memory import armt, compressive, neural, ring, rmt, ssm, tokens, xl
 from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.rmt import RmtConfig
 
+RING = ring.RingConfig(3, 2, kv_heads=2, key_dim=1, value_dim=3)
 NEURAL = neural.NeuralMemoryConfig(**{**vars(MEMORY), "width": 8})
 MAMBA, MAMBA2 = (replace(case.memory, width=8) for case in (model_cases.MAMBA, model_cases.MAMBA2))
 CASES = {
     "tokens": memory_case(tokens, tokens.TokensConfig(8, 3), head=3),
     "xl": memory_case(xl, xl.XlConfig(5, 8), head=5),
+    "ring": memory_case(ring, RING, head=5),
     "compressive": memory_case(compressive, compressive.CompressiveConfig(4, 3, 2, "conv", "bptt", width=8), head=8),
     "neural": memory_case(neural, NEURAL),
     "rmt": memory_case(rmt, rmt.RmtTokensConfig(8, 3), head=3, tail=3),

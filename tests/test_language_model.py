@@ -95,7 +95,8 @@ def test_no_prefix_tokens_is_the_model_without_prefix(monkeypatch):
     ids = some_ids(2, 9)
     run = lambda: jit(lambda p, s, ids: own.apply(p, s, ids)[0])(params, state, ids)
 
-    def attend(q, k, v, visible, *, bias, front):
+    def attend(q, k, v, visible, *, bias, fronts, sink):
+        assert bias is None and fronts == () and sink is None
         score = jnp.where(jnp.expand_dims(visible, -3), jnp.einsum("...thk,...shk->...hts", q, k), -1e30) * own.cfg.head_dim ** -0.5
         weight = jnp.exp(score - score.max(-1, keepdims=True))
         weight = weight / weight.sum(-1, keepdims=True)
@@ -103,7 +104,7 @@ def test_no_prefix_tokens_is_the_model_without_prefix(monkeypatch):
 
     y = run()
     monkeypatch.setattr(attention, "attend", attend)
-    assert_equal(run(), y)
+    assert_close(run(), y, 1e-5)
 
 
 def test_prefix_is_never_written_into_the_memory():
@@ -178,6 +179,7 @@ def test_an_output_layer_of_its_own():
     (dict(style=GPT2, pattern=(PLAIN, PLAIN), positions=3), "positions=3 is less than the 4 places of a segment"),
     (dict(style=GPT2, pattern=(WINDOW, WINDOW), segment=0), "set model.segment"),
     (dict(style=GPT2, pattern=(XL, PLAIN)), "no row for earlier segments; set 'relative' or 'rope'"),
+    (dict(style=replace(TITANS, gate="head"), pattern=(LMM, LMM)), "nothing in model.pattern attends"),
     (dict(cutoffs=(4,)), "cutoffs=(4,) need style.embedding='adaptive'"),
 ], ids=str)
 def test_config_names_the_mistake(options, message):
@@ -191,6 +193,8 @@ def test_config_names_the_mistake(options, message):
     (lambda: MacConfig(retrieved=-1), "mac.retrieved is -1"),
     (lambda: MagConfig(window=0), "mag.window is 0"),
     (lambda: replace(WINDOW, window=0), "window.window is 0"),
+    (lambda: MagConfig(sinks=-1), "mag.sinks is -1"),
+    (lambda: replace(TITANS, sink="logits"), "did you mean 'logit'"),
     (lambda: CachedConfig(MEMORY), "cached.memory is"),
     (lambda: replace(TITANS, norm="rsm"), "did you mean 'rms'"),
 ])

@@ -57,7 +57,7 @@ def test_the_search_finds_both_ways_to_write_it():
 
 # One feed-forward network, one attention over heads, one set of norms: their parts are built nowhere else.
 BUILT_ONCE = {"def feed_forward(": {"models/layers.py"}, "def attend(": {"models/attend.py", "models/mixers/window.py"},
-              "...hts,...shk->...thk": {"models/attend.py"}, "def shift(": {"models/positions.py"}}
+              "...grts,...sgv->...grtv": {"models/attend.py"}, "def shift(": {"models/positions.py"}}
 
 
 @pytest.mark.parametrize("text", BUILT_ONCE)

@@ -2,7 +2,7 @@
 
 Letters: A[B, H, T, T] attention of one layer after the softmax, queries before keys; counts: how many tokens of each kind there
 are (`models/vision/output.py`). The rate of sinks follows Gu et al. (arXiv 2410.10781), who fix the
-key to the first token of a text; in an image its place varies, so the largest over all patches is taken.
+key to the first token of a text (`sink_rate`); in an image its place varies, so the largest over all patches is taken.
 """
 
 from __future__ import annotations
@@ -50,3 +50,13 @@ def sink_rates(largest_BH: jax.Array, tokens: int) -> dict[str, float]:
     return {"sink_rate_0.3": float((largest_BH > SINK_SHARE).mean()),
             "sink_rate_10_over_T": float((largest_BH > SINK_RATIO / tokens).mean()),
             "most_attended_over_uniform": float(tokens * largest_BH.mean())}
+
+
+def sink_rate(attention_LHTT: jax.Array, eps: float = SINK_SHARE, key: int = 0) -> float:
+    """Share of layers and heads in which a text's token `key` is a sink, from 0 to 1 (Gu et al., section 3).
+
+    attention: after the softmax, queries before keys, of one text of T tokens (they take T = 64). A head has a sink at a token that
+    receives more than eps, as a mean over all queries that see it: alpha_k = mean over i >= k of A[i, k].
+    """
+    received_LH = jnp.asarray(attention_LHTT)[..., key:, key].astype(jnp.float32).mean(-1)
+    return float((received_LH > eps).mean())

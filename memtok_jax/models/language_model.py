@@ -35,6 +35,8 @@ class LanguageModelConfig:
     pattern: layers of one repeat, each the config of its mixer or a tuple of configs, one for each residual branch.
     head_dim: K of attention.
     heads: H of attention; 0 takes D / K.
+    kv_heads: G, heads of keys and values, which groups of H / G query heads share; 0 takes H.
+    value_dim: features of a head's values; 0 takes K.
     hidden: F of the feed-forward network; 0 takes 8/3 D rounded up to a multiple of 32 for SwiGLU, else 4 D.
     segment: tokens between two borders; 0 for a model without segments.
     prefix: M learned tokens that every query sees (persistent memory, meta tokens; Titans section 3.3).
@@ -63,10 +65,12 @@ class LanguageModelConfig:
     dtype: str = "float32"
     remat: str = "pointwise"
     unroll: int = 1
+    kv_heads: int = 0
+    value_dim: int = 0
 
     def __post_init__(self):
         check_numbers("model", self, at_least=dict(vocabulary=1, width=1, layers=1, head_dim=1, heads=0, hidden=0, segment=0,
-                                                   prefix=0, shrink=1, positions=0, unroll=1))
+                                                   prefix=0, shrink=1, positions=0, unroll=1, kv_heads=0, value_dim=0))
         choose("model.dtype", self.dtype, ("float32", "bfloat16"))
         choose("model.remat", self.remat, REMAT)
         if not self.pattern or self.layers % len(self.pattern):
@@ -74,6 +78,9 @@ class LanguageModelConfig:
         if not self.heads and self.width % self.head_dim:
             raise UserError(f"width={self.width} is not a multiple of head_dim={self.head_dim}; set model.heads, "
                             "or another head_dim")
+        if self.kv_heads and self.query_heads % self.kv_heads:
+            raise UserError(f"kv_heads={self.kv_heads} does not divide the {self.query_heads} heads of queries, which share them "
+                            "in groups of equal size")
         check_style(self)
         if not any(isinstance(layer, LayerConfig) for layer in self.pattern):
             self.check_pattern(self.backbone())
@@ -85,6 +92,9 @@ class LanguageModelConfig:
             mixer.check(b)
         if self.prefix and not any(m.reads_prefix for m in mixers):
             raise UserError(f"prefix={self.prefix} has no reader in model.pattern, where nothing attends or scans; set prefix=0")
+        if (b.style.sink, b.style.gate) != ("none", "none") and not any(m.attends for m in mixers):
+            raise UserError(f"style.sink={b.style.sink!r} and style.gate={b.style.gate!r} belong to attention, and nothing in "
+                            "model.pattern attends; set both to 'none'")
         if b.style.positions == "table" and self.rows_of_positions(b) < b.slots:
             raise UserError(f"positions={self.positions} is less than the {b.slots} places of a segment and its memory tokens")
 
@@ -92,9 +102,13 @@ class LanguageModelConfig:
         """What the layers are told. head, tail: memory tokens that a wrapper puts around each segment."""
         wide = self.style.feed_forward != "swiglu"
         hidden = self.hidden or (4 * self.width if wide else -(-self.width * 8 // 3 // 32) * 32)
-        heads = self.heads or self.width // self.head_dim
-        return Backbone(self.style, self.width, self.layers, heads, self.head_dim, hidden, self.segment, self.prefix, head, tail,
-                        self.dtype)
+        return Backbone(self.style, self.width, self.layers, self.query_heads, self.head_dim, hidden, self.segment, self.prefix,
+                        head, tail, self.dtype, self.kv_heads, self.value_dim)
+
+    @property
+    def query_heads(self) -> int:
+        """H."""
+        return self.heads or self.width // self.head_dim
 
     def stack(self, head: int = 0, tail: int = 0) -> Stack:
         """The layers."""

@@ -1,4 +1,4 @@
-"""Positions of attention: rotary, and relative with one score by content and one by distance.
+"""Positions of attention: rotary, relative with one score by content and one by distance, and linear biases (ALiBi).
 
 Rotary (RoFormer, arXiv 2104.09864): pairs of features are turned by position times frequency. Positions count in a local frame,
 from the oldest key at hand, so that angles stay exact after millions of tokens.
@@ -15,6 +15,12 @@ Relative (Transformer-XL, arXiv 1901.02860, section 3.3):
 | R       | `sinusoids` |
 
 Sines are odd and cosines even in p, so distances are signed: a key behind its query is told from one in front of it.
+
+ALiBi (Press et al., arXiv 2108.12409): each head h takes m_h times the distance from its scores.
+
+Far from the start of a stream a float32 angle is wrong: at token 4,000,000 its cosine is off by 0.15. `looked_up` therefore
+composes a rotation from those of the digits of the position, which are computed on the host in float64: it is as exact at two
+thousand million tokens as at two.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from memtok_jax import params as P
 from memtok_jax.models import layers
@@ -53,6 +60,34 @@ def rotate(x: jax.Array, position: jax.Array, base: float) -> jax.Array:
     angle = angle * lift(jnp.asarray(base, angle.dtype) ** (-jnp.arange(half, dtype=angle.dtype) / half), angle)
     cos, sin = (lift(f(angle)[..., None, :], x) for f in (jnp.cos, jnp.sin))
     return turn(x, cos, sin)
+
+
+FAR = 2 ** 31  # positions are i32, from 0
+
+
+def looked_up(position: jax.Array, frequency: np.ndarray, dtype, below: int = FAR) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [..., F] of position i32[...] times frequency f64[F], right to the last digits of dtype.
+
+    below: a bound of the positions, which are at least 0. Up to 2,048 there is one table, looked up once; beyond, one for each
+    digit to the base 256, whose rotations are multiplied.
+    """
+    base = below if below <= 2048 else 256
+    cos = sin = None
+    unit = 1
+    while unit < below:
+        angle = np.arange(min(base, -(-below // unit)))[:, None] * float(unit) * frequency
+        c, s = (jnp.asarray(f(angle), dtype)[position // unit % base] for f in (np.cos, np.sin))
+        cos, sin = (c, s) if cos is None else (cos * c - sin * s, sin * c + cos * s)
+        unit *= base
+    return cos, sin
+
+
+def rotate_at(x: jax.Array, position: jax.Array, base: float, below: int = FAR) -> jax.Array:
+    """`rotate` for positions of rows of their own, from 0 and below a bound: by tables, without a cosine to compute, and exact at
+    millions of tokens."""
+    half = x.shape[-1] // 2
+    cos, sin = looked_up(position, base ** (-np.arange(half) / half), wide(x), max(below, 2))
+    return turn(x, cos[..., None, :], sin[..., None, :])
 
 
 def turn(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -118,6 +153,18 @@ def scores_at(params, q: jax.Array, places: Places, b: Backbone) -> jax.Array:
     return jnp.take_along_axis(by_distance, index, axis=-1)
 
 
+def scores_far(params, q: jax.Array, distance: jax.Array, b: Backbone) -> jax.Array:
+    """Scores by distance for any distances i32[..., T, S] from 0, however large: [..., H, T, S]. For a few columns: every pair gets
+    a vector of D sinusoids.
+
+    q[..., T, H, K] has its distance bias already.
+    """
+    distance = jnp.minimum(distance, b.style.clamp) if b.style.clamp else distance
+    cos, sin = looked_up(distance, RELATIVE_BASE ** (-np.arange(0, b.width, 2) / b.width), wide(q))
+    turned = jnp.einsum("...thk,dhk->...htd", q, params["w"].astype(q.dtype), preferred_element_type=wide(q))
+    return jnp.einsum("...htd,...tsd->...hts", turned, jnp.concatenate([sin, cos], axis=-1))
+
+
 def shift(scores: jax.Array) -> jax.Array:
     """Row i of [..., T, S], ordered by distance S-1 ... 0, shifted left by T-1-i: entry (i, j) then holds the distance of query i
     to column j (appendix B of the paper). Entries of columns behind the query have no meaning."""
@@ -132,3 +179,19 @@ def shift_ahead(scores: jax.Array, columns: int) -> jax.Array:
     padded = jnp.pad(scores, [(0, 0)] * (len(lead) + 1) + [(0, 1)])
     flat = padded.reshape(*lead, t * (columns + t))[..., t - 1:t - 1 + t * (columns + t - 1)]
     return flat.reshape(*lead, t, columns + t - 1)[..., :columns]
+
+
+# ------------------------------------------------------------------------------------------------------------------ ALiBi
+
+def slopes(heads: int) -> np.ndarray:
+    """m_h for n heads: 2^(-8/n), 2^(-16/n), ...; if n is no power of two, those of the power p below it, then every other of 2p."""
+    power = 1 << (heads.bit_length() - 1)
+    ladder = lambda n: 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
+    return np.concatenate([ladder(power), ladder(2 * power)[::2]])[:heads]
+
+
+def linear_bias(places: Places, b: Backbone, dtype) -> jax.Array:
+    """-m_h |i - j| for all pairs, times sqrt(K), because `attend` scales its bias together with the scores: [..., H, T, S]."""
+    distance = jnp.abs(places.query[..., :, None] - places.key[..., None, :]).astype(dtype)
+    slope = jnp.asarray(-slopes(b.heads) * b.head_dim ** 0.5, dtype)
+    return distance[..., None, :, :] * slope.reshape((1,) * (distance.ndim - 2) + (-1, 1, 1))

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from memtok_jax.config import check_numbers, choose
 
 CHOICES = {"norm": ("rms", "layer"), "order": ("pre", "post"), "feed_forward": ("swiglu", "gelu", "relu"),
-           "positions": ("rope", "relative", "table", "none"), "embedding": ("tied", "matrix", "adaptive")}
+           "positions": ("rope", "relative", "table", "alibi", "none"), "embedding": ("tied", "matrix", "adaptive"),
+           "sink": ("none", "zero", "logit", "kv"), "gate": ("none", "elementwise", "head")}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Style:
     order: "pre" norms the input of each branch, "post" the sum behind it.
     feed_forward: "swiglu" (no biases), "gelu" (tanh form) or "relu" (with biases).
     bias: whether the projections of attention have biases.
-    positions: "rope", "relative", "table" (learned, added to the input; needs segments) or "none".
+    positions: "rope", "relative", "table" (learned, added to the input; needs segments), "alibi" or "none".
     rope_base: of the rotary frequencies.
     clamp: largest distance that relative positions tell apart; 0 means no limit.
     shared_position: all layers share the two position biases (u and v of Transformer-XL).
@@ -39,6 +40,9 @@ class Style:
     scale_embedding: embeddings are multiplied by sqrt(D).
     final_norm: whether there is a norm before the output layer.
     std: standard deviation of the initial weights; 0 takes 1 / sqrt(fan-in), and small output projections.
+    sink: where attention may go instead of to a token, "none", "zero", "logit" (gpt-oss) or "kv"; see `sinks.py`. A learned sink
+        token is `model.prefix=1`.
+    gate: of the attention's output, "none", "elementwise" or "head" (Qwen3-Next); see `sinks.py`.
     """
 
     norm: str = "rms"
@@ -55,6 +59,8 @@ class Style:
     scale_embedding: bool = True
     final_norm: bool = True
     std: float = 0.0
+    sink: str = "none"
+    gate: str = "none"
 
     def __post_init__(self):
         for name, known in CHOICES.items():
@@ -77,11 +83,14 @@ COMPRESSIVE = replace(TRANSFORMER_XL, order="pre", shared_position=False)
 class Backbone:
     """A style with its sizes: what every mixer of a model is told beside its own options.
 
-    width: D. layers: L. heads: H. head_dim: K. hidden: F of the feed-forward.
+    width: D. layers: L. heads: H. head_dim: K of queries and keys. hidden: F of the feed-forward.
     segment: tokens between two borders, 0 where the model has none.
     prefix: learned tokens that every query sees.
     head, tail: memory tokens in front of and behind the tokens of a segment.
     dtype: of activations and matrix operands, "float32" or "bfloat16".
+    kv_heads: G, heads of keys and values, each read by H / G heads of queries (grouped-query attention, arXiv 2305.13245); 0
+        takes H.
+    value_dim: V, features of a head's values; 0 takes K.
     """
 
     style: Style
@@ -95,6 +104,12 @@ class Backbone:
     head: int = 0
     tail: int = 0
     dtype: str = "float32"
+    kv_heads: int = 0
+    value_dim: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        object.__setattr__(self, "value_dim", self.value_dim or self.head_dim)
 
     @property
     def slots(self) -> int:

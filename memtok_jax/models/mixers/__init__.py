@@ -48,9 +48,14 @@ class MixerConfig:
         return 0
 
     @property
+    def attends(self) -> bool:
+        """Whether there is attention in it."""
+        return True
+
+    @property
     def reads_prefix(self) -> bool:
         """Whether it reads the prefix."""
-        return True
+        return self.attends
 
     @property
     def by_segment(self) -> bool:

@@ -26,7 +26,7 @@ from memtok_jax.memory import compressive, xl
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models import attention as A
-from memtok_jax.models import borders
+from memtok_jax.models import borders, sinks
 from memtok_jax.models.attend import attend, flat
 from memtok_jax.models.call import Call
 from memtok_jax.models.layers import enter
@@ -149,22 +149,22 @@ def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedCon
         where = Places(c + place, jnp.broadcast_to(jnp.arange(c + b.slots)[None], (x.shape[0], c + b.slots)))
         inside = borders.visible_slots(call, tokens, b.slots)
     columns = enter(params, jnp.concatenate([rows.astype(x.dtype), own.astype(x.dtype)], axis=1), b)
-    q = A.heads(params, enter(params, x, b), "q", b)
     k, v = (A.heads(params, columns, name, b) for name in "kv")
-    y, weight = A.at_places(params, q, k, v, _visible(real, inside, where, call, cfg), b, side, prefix=state.prefix,
-                            places=None if call.whole else where, ahead=call.sees != "past")
+    y, weight = A.at_places(params, enter(params, x, b), k, v, _visible(real, inside, where, call, cfg), b, side,
+                            prefix=state.prefix, places=None if call.whole else where, ahead=call.sees != "past")
     return A.output(params, y, b), weight, inputs
 
 
 # ------------------------------------------------------------------------------------------------------------------ writing
 
 def attend_by_content(params, u_BTD: jax.Array, rows_BSD: jax.Array, real_BS: jax.Array, b: Backbone) -> jax.Array:
-    """Attention to real rows without positions, mask or output projection: [B, T, H K].
+    """Attention to real rows without positions, mask, gate or output projection: [B, T, H V].
 
     This is what the Compressive Transformer reconstructs (arXiv 1911.05507, algorithm 2), at the layer's usual scale.
     """
     q, k, v = A.heads(params, u_BTD, "q", b), A.heads(params, rows_BSD, "k", b), A.heads(params, rows_BSD, "v", b)
-    return flat(attend(q, k, v, jnp.broadcast_to(real_BS[:, None], (*q.shape[:2], k.shape[1])))[0])
+    visible = jnp.broadcast_to(real_BS[:, None], (*q.shape[:2], k.shape[1]))
+    return flat(attend(q, k, v, visible, sink=sinks.column(params, q, b.style.sink))[0])
 
 
 def _kept(inputs: jax.Array, filled: jax.Array, cfg: CachedConfig, b: Backbone) -> tuple[jax.Array, jax.Array]:

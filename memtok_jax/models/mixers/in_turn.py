@@ -36,6 +36,11 @@ class InTurnConfig(MixerConfig):
         return sum(mixer.reach(b) for mixer in self.mixers)
 
     @property
+    def attends(self) -> bool:
+        """Whether one of them attends."""
+        return any(mixer.attends for mixer in self.mixers)
+
+    @property
     def reads_prefix(self) -> bool:
         """Whether one of them reads the prefix."""
         return any(mixer.reads_prefix for mixer in self.mixers)

@@ -37,8 +37,8 @@ class LmmConfig(MixerConfig):
         return self.memory.chunk
 
     @property
-    def reads_prefix(self) -> bool:
-        """Nothing here reads the prefix."""
+    def attends(self) -> bool:
+        """The memory alone, which does not read the prefix."""
         return False
 
 

@@ -77,8 +77,8 @@ class MacConfig(MixerConfig):
 
 
 class SegmentKeys(NamedTuple):
-    """Keys and values of the open segment, for retrieved vectors and for tokens, without positions: [B, slots, H, K] each. Learned
-    questions leave the first two empty."""
+    """Keys and values of the open segment, for retrieved vectors and for tokens, without positions: [B, slots, G, K] or
+    [B, slots, G, V]. Learned questions leave the first two empty."""
 
     retrieved_k: jax.Array
     retrieved_v: jax.Array
@@ -96,11 +96,15 @@ class MacState(NamedTuple):
     keys: SegmentKeys
 
 
-def _own_slice(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
-    """Head h starts with features h K to (h+1) K as they are, and a little noise: [D, H, K]."""
-    width, heads, head_dim = shape
-    eye = jnp.eye(width, heads * head_dim, dtype=dtype).reshape(shape)
-    return eye + 0.02 * jax.random.normal(key, shape, dtype)
+def _own_slice(kv_heads: int) -> P.Initializer:
+    """Key head g, and every query head that reads it, starts with features g K to (g+1) K as they are, and a little noise."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+        width, heads, head_dim = shape
+        eye = jnp.eye(width, kv_heads * head_dim, dtype=dtype).reshape(width, kv_heads, head_dim)
+        return jnp.repeat(eye, heads // kv_heads, axis=1) + 0.02 * jax.random.normal(key, shape, dtype)
+
+    return init
 
 
 def specs(cfg: MacConfig, b: Backbone) -> dict:
@@ -109,7 +113,7 @@ def specs(cfg: MacConfig, b: Backbone) -> dict:
     # Queries and keys that start alike make a token attend to itself first. The memory is written with what attention
     # returns (24); started at random, that is a blur of the whole segment, and recall is learnt several times slower.
     for name in "qk":
-        attention[name] = attention[name] | {"w": replace(attention[name]["w"], init=_own_slice)}
+        attention[name] = attention[name] | {"w": replace(attention[name]["w"], init=_own_slice(b.kv_heads))}
     shape = (cfg.retrieved, m.heads, m.head_dim)
     questions = {"questions": P.ParamSpec(shape, (None, "heads", None), P.normal(1.0), decayed=False)}
     return {
@@ -124,10 +128,9 @@ def state_specs(cfg: MacConfig, b: Backbone, batch: int) -> MacState:
     """The memory, a second set of weights (`start`), and one segment of keys and values."""
     m = options(cfg.memory, b)
     memory = neural.state_specs(m, batch)
-    key = lambda slots: A.key_specs(b, batch, slots, "segment")
     retrieved = 0 if cfg.retrieved else b.slots
     conv = P.StateSpec((batch, m.conv - 1, m.heads, m.head_dim), ("batch", None, "heads", None))
-    keys = SegmentKeys(key(retrieved), key(retrieved), key(b.slots), key(b.slots))
+    keys = SegmentKeys(*(spec for slots in (retrieved, b.slots) for spec in A.key_specs(b, batch, slots, "segment")))
     return MacState(A.prefix_specs(b, batch), memory, dict(memory.weights), conv, keys)
 
 
@@ -163,8 +166,8 @@ def _by_question(params, state: MacState, u: jax.Array, memory: NeuralMemoryConf
     q = jnp.broadcast_to(q[None], (u.shape[0], *q.shape))
     answers = _keys(params, retrieve(params, state.start, q, memory, b).astype(u.dtype), b)
     front = A.Prefix(*(jnp.concatenate([p.astype(u.dtype), a], axis=1) for p, a in zip(state.prefix, answers, strict=True)))
-    none = jnp.zeros((u.shape[0], 0, b.heads, b.head_dim), u.dtype)
-    return none, none, front, state.conv
+    none = (x[:, :0] for x in answers)
+    return *none, front, state.conv
 
 
 def _attend(params, state: MacState, u: jax.Array, call: Call, cfg: MacConfig, b: Backbone, side: dict):
@@ -183,7 +186,7 @@ def _attend(params, state: MacState, u: jax.Array, call: Call, cfg: MacConfig, b
     pairs = (now.retrieved_k, now.token_k), (now.retrieved_v, now.token_v)
     k, v = (jnp.concatenate(pair, axis=1).astype(u.dtype) for pair in pairs)
     twice = lambda x, axis: x if cfg.retrieved else jnp.concatenate([x, x], axis=axis)
-    y, _ = A.at_places(params, A.heads(params, u, "q", b), k, v, twice(visible, -1), b, side, prefix=front,
+    y, _ = A.at_places(params, u, k, v, twice(visible, -1), b, side, prefix=front,
                        places=Places(where.query, twice(where.key, -1)))
     return y, conv, keys
 

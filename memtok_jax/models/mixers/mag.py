@@ -15,9 +15,10 @@ from typing import NamedTuple
 import jax
 
 from memtok_jax import params as P
-from memtok_jax.config import UserError, check_numbers, choose
-from memtok_jax.memory import neural
+from memtok_jax.config import UserError, choose
+from memtok_jax.memory import neural, ring
 from memtok_jax.memory.neural import NeuralMemoryConfig
+from memtok_jax.memory.ring import RingState
 from memtok_jax.models import attention as A
 from memtok_jax.models.call import Call
 from memtok_jax.models.layers import enter
@@ -36,14 +37,17 @@ class MagConfig(MixerConfig):
     window: W, keys that a query may see, itself included.
     combine: "gate" (below equation 28 of the paper) or "sum".
     memory: of the neural memory; its width and dtype are filled in by the model.
+    sinks, positions: of first tokens that stay in the window, as in `window.WindowConfig`.
     """
 
     window: int = 128
     combine: str = "gate"
     memory: NeuralMemoryConfig = field(default_factory=NeuralMemoryConfig)
+    sinks: int = 0
+    positions: str = "cache"
 
     def __post_init__(self):
-        check_numbers("mag", self, at_least=dict(window=1))
+        window.check_ring("mag", self)
         choose("mag.combine", self.combine, COMBINE)
 
     def check(self, b: Backbone) -> None:
@@ -62,8 +66,8 @@ class MagConfig(MixerConfig):
 
 def check_heads(cfg: MixerConfig, b: Backbone) -> None:
     """Raise UserError where attention is not as wide as the memory's reads."""
-    if b.heads * b.head_dim != b.width:
-        raise UserError(f"{cfg.name} joins attention of {b.heads} heads of {b.head_dim} with a memory as wide as the "
+    if b.heads * b.value_dim != b.width:
+        raise UserError(f"{cfg.name} joins attention of {b.heads} heads of {b.value_dim} with a memory as wide as the "
                         f"model, {b.width}")
 
 
@@ -71,7 +75,7 @@ class MagState(NamedTuple):
     """Prefix, window and memory side by side."""
 
     prefix: A.Prefix
-    past: window.Past
+    past: RingState
     memory: neural.NeuralMemoryState
 
 
@@ -94,7 +98,7 @@ def specs(cfg: MagConfig, b: Backbone) -> dict:
 
 def state_specs(cfg: MagConfig, b: Backbone, batch: int) -> MagState:
     """Those of the window and of the memory."""
-    return MagState(A.prefix_specs(b, batch), window.past_specs(cfg.window, b, batch),
+    return MagState(A.prefix_specs(b, batch), ring.state_specs(window.ring_of(cfg, b), batch),
                     neural.state_specs(options(cfg.memory, b), batch))
 
 
@@ -103,13 +107,13 @@ def begin(params, x_MD: jax.Array, cfg: MagConfig, b: Backbone, batch: int, side
     u, m = enter(params, x_MD, b), options(cfg.memory, b)
     y, prefix = A.prefix_pass(params, u, b, side)
     out = combine(params, y, initial_reads(params["memory"], u, m), cfg.combine, b)
-    return out, MagState(A.for_batch(prefix, b, batch), P.zero_state(window.past_specs(cfg.window, b, batch)),
+    return out, MagState(A.for_batch(prefix, b, batch), ring.init_state({}, window.ring_of(cfg, b), batch),
                          neural.init_state(params["memory"], m, batch))
 
 
 def run(params, state: MagState, x: jax.Array, cfg: MagConfig, b: Backbone, call: Call, side: dict):
     """x[B, T, D] -> (branch [B, T, D], state, statistics of the memory, side)."""
     u = enter(params, x, b)
-    y, past = window.attend(params, state.prefix, state.past, u, b, call.length, side)
+    y, past = window.attend(params, state.prefix, state.past, u, b, call.length, side, window.ring_of(cfg, b))
     r, memory, stats = run_memory(params["memory"], state.memory, u, options(cfg.memory, b), call)
     return combine(params, y, r, cfg.combine, b), state._replace(past=past, memory=memory), stats, side

@@ -40,8 +40,8 @@ class SegmentState(NamedTuple):
     """Prefix, keys and values of the open segment."""
 
     prefix: A.Prefix
-    k: jax.Array  # [B, slots, H, K] without positions
-    v: jax.Array  # [B, slots, H, K]
+    k: jax.Array  # [B, slots, G, K] without positions
+    v: jax.Array  # [B, slots, G, V]
 
 
 def specs(cfg: SegmentConfig, b: Backbone) -> dict:
@@ -51,8 +51,7 @@ def specs(cfg: SegmentConfig, b: Backbone) -> dict:
 
 def state_specs(cfg: SegmentConfig, b: Backbone, batch: int) -> SegmentState:
     """One place for each token of a segment and its memory tokens."""
-    key = lambda: A.key_specs(b, batch, b.slots, "segment")
-    return SegmentState(A.prefix_specs(b, batch), key(), key())
+    return SegmentState(A.prefix_specs(b, batch), *A.key_specs(b, batch, b.slots, "segment"))
 
 
 def begin(params, x_MD: jax.Array, cfg: SegmentConfig, b: Backbone, batch: int, side: dict):
@@ -70,14 +69,13 @@ def places(call: Call, tokens: int, slots: int) -> Places:
 
 def _step(params, state: SegmentState, u: jax.Array, call: Call, *, b: Backbone, side: dict):
     """Tokens of one segment, normed: (branch, state, no statistics)."""
-    q, k, v = (A.heads(params, u, name, b) for name in "qkv")
+    k, v = (A.heads(params, u, name, b) for name in "kv")
     if call.whole:
-        visible = borders.visible_tokens(call, u.shape[1])
-        visible = visible.reshape((1,) * (q.ndim - 3) + visible.shape)
-        y, _ = A.at_places(params, q, k, v, visible, b, side, prefix=state.prefix, ahead=call.sees != "past")
+        visible = borders.visible_tokens(call, u.shape[1])[None]
+        y, _ = A.at_places(params, u, k, v, visible, b, side, prefix=state.prefix, ahead=call.sees != "past")
         return A.output(params, y, b), state, {}
     state = state._replace(k=borders.store(state.k, k, call), v=borders.store(state.v, v, call))
-    y, _ = A.at_places(params, q, state.k, state.v, borders.visible_slots(call, u.shape[1], b.slots), b, side, prefix=state.prefix,
+    y, _ = A.at_places(params, u, state.k, state.v, borders.visible_slots(call, u.shape[1], b.slots), b, side, prefix=state.prefix,
                        places=places(call, u.shape[1], b.slots))
     return A.output(params, y, b), state, {}
 

@@ -43,6 +43,16 @@ class SsmConfig(MixerConfig):
         """Whole heads."""
         options(self.memory, b)
 
+    @property
+    def attends(self) -> bool:
+        """A scan, not attention."""
+        return False
+
+    @property
+    def reads_prefix(self) -> bool:
+        """The prefix goes through the scan before the first token."""
+        return True
+
 
 def _memory(cfg: SsmConfig, b: Backbone) -> tuple[ModuleType, Any]:
     """The memory's module and its options."""

@@ -8,21 +8,21 @@
 | "kv"      | one more key and value per head, the same for all  | sink_k, sink_v [H, K] | Massive Activations, arXiv 2402.17762 |
 | "gate"    | softmax; each head's output times sigmoid(W u)     | gate [D, H, K]       | Gated Attention, arXiv 2505.06708 |
 
-"zero", "logit" and "kv" are one softmax over one more column, so gradients are right by themselves. u is the normalised input of
-the layer. Captured weights are without that column, so their rows sum to less than one.
+The alternatives are those of `models/sinks.py`, here for heads that all have keys of their own. u is the normalised input of the
+layer. Captured weights are without that column, so their rows sum to less than one.
 """
 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from memtok_jax import params as P
-from memtok_jax.models.attend import Sink, attend, flat
+from memtok_jax.models import sinks
+from memtok_jax.models.attend import attend, flat
 from memtok_jax.models.layers import layer_norm_specs
 from memtok_jax.models.vision import rope
 from memtok_jax.models.vision.config import VitConfig
-from memtok_jax.numerics import affine_norm, dense, wide
+from memtok_jax.numerics import affine_norm, dense
 
 
 def specs(cfg: VitConfig) -> dict:
@@ -39,26 +39,14 @@ def specs(cfg: VitConfig) -> dict:
     return out | _alternative_specs(cfg)
 
 
+def _sink(cfg: VitConfig) -> str:
+    return cfg.attention if cfg.attention in sinks.SINKS else "none"
+
+
 def _alternative_specs(cfg: VitConfig) -> dict:
-    d, h, k = cfg.width, cfg.heads, cfg.head_dim
-    sink = lambda: P.ParamSpec((h, k), ("heads", None), P.normal(0.02), decayed=False)
-    return {
-        "softmax": {}, "zero": {},
-        "logit": {"sink": P.ParamSpec((h,), ("heads",), P.zeros, decayed=False)},
-        "kv": {"sink_k": sink(), "sink_v": sink()},
-        "gate": {"gate": {"w": P.ParamSpec((d, h, k), ("embed", "heads", None), P.truncated_normal(cfg.std))}},
-    }[cfg.attention]
-
-
-def sink_of(params, q: jax.Array, cfg: VitConfig) -> Sink | None:
-    """The columns that stand for no token, for queries q[B, T, H, K]; None without them."""
-    b, t, h, k = q.shape
-    if cfg.attention == "kv":
-        score = jnp.einsum("bthk,hk->bht", q, params["sink_k"].astype(q.dtype), preferred_element_type=wide(q))[..., None]
-        return Sink(score * k ** -0.5, params["sink_v"][None])
-    if cfg.attention == "logit":
-        return Sink(jnp.broadcast_to(params["sink"].astype(wide(q))[None, :, None, None], (b, h, t, 1)), None)
-    return Sink(jnp.zeros((b, h, t, 1), wide(q)), None) if cfg.attention == "zero" else None
+    gate = "elementwise" if cfg.attention == "gate" else "none"
+    return sinks.specs(_sink(cfg), cfg.heads, cfg.heads, cfg.head_dim, cfg.head_dim) | sinks.gate_specs(
+        gate, cfg.width, cfg.heads, cfg.head_dim, P.truncated_normal(cfg.std))
 
 
 def run(params, u: jax.Array, turn: rope.Rotation, cfg: VitConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -73,7 +61,6 @@ def run(params, u: jax.Array, turn: rope.Rotation, cfg: VitConfig) -> tuple[jax.
     if cfg.positions == "rope":
         q, k = rope.rotate(q, turn), rope.rotate(k, turn)
         captured |= {"q_rotated": q, "k_rotated": k}
-    y, weight = attend(q, k, v, sink=sink_of(params, q, cfg))
-    if cfg.attention == "gate":
-        y = y * jax.nn.sigmoid(dense(u, params["gate"], cfg.dtype).astype(y.dtype))
+    y, weight = attend(q, k, v, sink=sinks.column(params, q, _sink(cfg)))
+    y = sinks.gated(params, y, u, cfg.dtype)
     return dense(flat(y).astype(u.dtype), params["o"], cfg.dtype), captured | {"attention": weight}
