@@ -16,6 +16,7 @@ from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.armt import ArmtLayerConfig
 from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.mixers.hymba import HymbaConfig
 from memtok_jax.models.mixers.in_turn import InTurnConfig
 from memtok_jax.models.mixers.lmm import LmmConfig
 from memtok_jax.models.mixers.mac import MacConfig
@@ -44,6 +45,7 @@ def rmt(*pattern, tokens: int = 2, form: str = "causal", style=GPT2_RELATIVE, **
 MAC, MAG, LMM, WINDOW = MacConfig(memory=MEMORY), MagConfig(window=3, memory=MEMORY), LmmConfig(MEMORY), WindowConfig(3)
 XL, PLAIN = CachedConfig(XlConfig(5)), SegmentConfig()
 MAMBA = SsmConfig(MambaConfig(state=3, conv=3, rank=2, norms=True, block=4))
+HYMBA = HymbaConfig(window=3, memory=MAMBA.memory)
 MAMBA2 = SsmConfig(Mamba2Config(head_dim=4, groups=2, state=3, conv=3, block=4))
 
 MODELS: dict[str, Any] = {
@@ -61,6 +63,7 @@ MODELS: dict[str, Any] = {
     "mamba": model(MAMBA, MAMBA, segment=0),
     "mamba_prefix": model(MAMBA, WINDOW, prefix=2, segment=0),
     "mamba2": model(MAMBA2, segment=0),
+    "hymba": model(HYMBA, replace(HYMBA, keys="before"), prefix=2, segment=0, kv_heads=1, value_dim=8),
     "rmt": rmt(PLAIN, PLAIN),
     "rmt_paper": rmt(PLAIN, PLAIN, form="paper", style=GPT2),
     "rmt_cached": rmt(CachedConfig(XlConfig(6), memory_tokens_see=True, keep_memory_tokens=True), PLAIN, form="paper"),

@@ -48,7 +48,7 @@ def test_groups_equal_repeated_keys(mixer, positions):
         x, prefix, weight = (jnp.asarray(rng.standard_normal(shape)) for shape in ((2, 2 * T, D), (2, D), (2, 2 * T, D)))
 
         def loss(params, b):
-            y0, state = mixer.module.begin(params, prefix, mixer, b, 2, {})
+            y0, state, _ = mixer.module.begin(params, prefix, mixer, b, 2, {})
             state, ys = cast(state, np.float64), []
             for part in (x[:, :T], x[:, T:]):
                 slot = jnp.full((2,), T * len(ys) % 4, jnp.int32)

@@ -38,7 +38,7 @@ def inputs(b: Backbone):
 
 def ours(params, prefix, u, b: Backbone):
     """Prefix and tokens through the mixer: (branch of the prefix [M, D], of the tokens [1, T, D])."""
-    y, state = window.begin(params, prefix, CFG, b, 1, {})
+    y, state, _ = window.begin(params, prefix, CFG, b, 1, {})
     return y, window.run(params, cast(state, u.dtype), u, CFG, b, Call(P.full_length(u)), {})[0]
 
 

@@ -119,16 +119,18 @@ def _pinned_front(params, q: jax.Array, pinned: Pinned, b: Backbone, side: dict)
     return Front(q, k, v, pinned.visible, bias)
 
 
-def prefix_pass(params, u_MD: jax.Array, b: Backbone, side: dict) -> tuple[jax.Array, Prefix]:
+def prefix_pass(params, u_MD: jax.Array, b: Backbone, side: dict, shared: Prefix | None = None) -> tuple[jax.Array, Prefix]:
     """The prefix tokens among themselves, without positions, each seeing those before it.
 
-    Returns (attention output [M, H V] before the output projection, keys [M, G, K] and values [M, G, V]).
+    shared: keys and values of another layer, in the place of this layer's own. Returns (attention output [M, H V] before the output
+    projection, keys [M, G, K] and values [M, G, V]).
     """
-    q, k, v = (heads(params, u_MD, name, b) for name in "qkv")
+    q = heads(params, u_MD, "q", b)
+    prefix = Prefix(*(heads(params, u_MD, name, b) for name in "kv")) if shared is None else shared
     if b.style.positions == "relative":
         q = positions.with_bias(q, _biases(params, side)["content"])
-    y, _ = attend(q, k, v, jnp.tri(len(u_MD), dtype=bool), sink=sinks.column(params, q, b.style.sink))
-    return flat(sinks.gated(params, y, u_MD, b.dtype)), Prefix(k, v)
+    y, _ = attend(q, *prefix, jnp.tri(len(u_MD), dtype=bool), sink=sinks.column(params, q, b.style.sink))
+    return flat(sinks.gated(params, y, u_MD, b.dtype)), prefix
 
 
 def for_batch(prefix: Prefix, b: Backbone, batch: int) -> Prefix:

@@ -51,13 +51,13 @@ def _feed_forward(params, x: jax.Array, b: Backbone) -> jax.Array:
     return layers.feed_forward(params, layers.enter(params, x, b), b.style.feed_forward, b.dtype)
 
 
-def begin(params, x_MD: jax.Array, layer: Layer, b: Backbone, batch: int, side: dict) -> tuple[jax.Array, dict]:
-    """The prefix tokens [M, D] through the layer: (x, the carry before the first token)."""
+def begin(params, x_MD: jax.Array, layer: Layer, b: Backbone, batch: int, side: dict) -> tuple[jax.Array, dict, dict]:
+    """The prefix tokens [M, D] through the layer: (x, the carry before the first token, side)."""
     state = {}
     for name, m in zip(names(layer), branches(layer), strict=True):
-        y, state[name] = m.module.begin(params[name], x_MD, m, b, batch, side)
+        y, state[name], side = m.module.begin(params[name], x_MD, m, b, batch, side)
         x_MD = layers.add(params[name], x_MD, y, b)
-    return layers.add(params["feed_forward"], x_MD, _feed_forward(params["feed_forward"], x_MD, b), b), state
+    return layers.add(params["feed_forward"], x_MD, _feed_forward(params["feed_forward"], x_MD, b), b), state, side
 
 
 def run(params, state: dict, x: jax.Array, layer: Layer, b: Backbone, call: Call, side: dict) -> tuple[jax.Array, dict, dict, dict]:

@@ -77,9 +77,8 @@ def _scan(body: Callable, x: jax.Array, trees: tuple, s: Stack):
 def init_state(params: tuple, x_MD: jax.Array, s: Stack, batch: int, side: dict) -> StackState:
     """The carry before the first token, after the prefix tokens x_MD have gone through the layers. side: what all layers share."""
 
-    def body(x, tree, layer, _):
-        x, state = _module(layer).begin(tree, x, layer, s.b, batch, side)
-        return x, state, {}
+    def body(x, tree, layer, own):
+        return _module(layer).begin(tree, x, layer, s.b, batch, side | own)
 
     _, layers = _scan(body, x_MD, params, s)
     return StackState(layers, jnp.zeros((batch,), jnp.int32))

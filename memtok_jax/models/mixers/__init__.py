@@ -4,7 +4,7 @@ The module that defines a config has, for that config `cfg` and the model's `Bac
 
     specs(cfg, b)                                       tree of ParamSpec
     state_specs(cfg, b, batch)                          tree of StateSpec
-    begin(params, x_MD, cfg, b, batch, side)            (y_MD, the carry before the first token): the prefix tokens go through
+    begin(params, x_MD, cfg, b, batch, side)            (y_MD, the carry before the first token, side): the prefix tokens go through
     run(params, state, x, cfg, b, call, side)           (y [B, T, D], state, stats, side)
 
 x is the input of the layer; a mixer norms it itself (`layers.enter`) and returns the residual branch. `side` is a dict that goes

@@ -80,8 +80,8 @@ def state_specs(cfg: ArmtLayerConfig, b: Backbone, batch: int) -> ArmtLayerState
 
 def begin(params, x_MD: jax.Array, cfg: ArmtLayerConfig, b: Backbone, batch: int, side: dict):
     """The prefix through the layer inside; an empty matrix says nothing to it."""
-    x_MD, layer = block.begin(params, x_MD, cfg.layer, b, batch, side)
-    return x_MD, ArmtLayerState(armt.init_state(params["memory"], options(cfg.memory, b), batch), layer)
+    x_MD, layer, side = block.begin(params, x_MD, cfg.layer, b, batch, side)
+    return x_MD, ArmtLayerState(armt.init_state(params["memory"], options(cfg.memory, b), batch), layer), side
 
 
 def run(params, state: ArmtLayerState, x: jax.Array, cfg: ArmtLayerConfig, b: Backbone, call: Call, side: dict):

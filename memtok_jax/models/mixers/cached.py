@@ -113,7 +113,7 @@ def begin(params, x_MD: jax.Array, cfg: CachedConfig, b: Backbone, batch: int, s
     """The prefix through this layer, and an empty memory."""
     y, prefix = A.prefix_pass(params, enter(params, x_MD, b), b, side)
     empty = P.zero_state(state_specs(cfg, b, batch))
-    return A.output(params, y, b), empty._replace(prefix=A.for_batch(prefix, b, batch))
+    return A.output(params, y, b), empty._replace(prefix=A.for_batch(prefix, b, batch)), side
 
 
 # --------------------------------------------------------------------------------------------------------------- attention

@@ -70,9 +70,9 @@ def begin(params, x_MD: jax.Array, cfg: InTurnConfig, b: Backbone, batch: int, s
     """The prefix through all mixers."""
     states = []
     for n, mixer in enumerate(cfg.mixers):
-        x_MD, state = mixer.module.begin(_own(params, n), x_MD, mixer, b, batch, side)
+        x_MD, state, side = mixer.module.begin(_own(params, n), x_MD, mixer, b, batch, side)
         states.append(state)
-    return x_MD, tuple(states)
+    return x_MD, tuple(states), side
 
 
 def run(params, state: tuple, x: jax.Array, cfg: InTurnConfig, b: Backbone, call: Call, side: dict):

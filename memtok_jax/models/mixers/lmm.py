@@ -77,7 +77,7 @@ def begin(params, x_MD: jax.Array, cfg: LmmConfig, b: Backbone, batch: int, side
     """Prefix tokens read the initial weights and write nothing; an untouched memory."""
     u, m = enter(params, x_MD, b), options(cfg.memory, b)
     y = _branch(params, u, initial_reads(params["memory"], u, m), b)
-    return y, neural.init_state(params["memory"], m, batch)
+    return y, neural.init_state(params["memory"], m, batch), side
 
 
 def run_memory(params, state: NeuralMemoryState, u: jax.Array, memory: NeuralMemoryConfig, call: Call):

@@ -140,7 +140,7 @@ def begin(params, x_MD: jax.Array, cfg: MacConfig, b: Backbone, batch: int, side
     y, prefix = A.prefix_pass(params, enter(params, x_MD, b), b, side)
     r = initial_reads(params["memory"], rms_norm(y, params["norm_written"]), m)
     empty = P.zero_state(state_specs(cfg, b, batch))
-    return combine(params, y, r, cfg.combine, b), empty._replace(prefix=A.for_batch(prefix, b, batch))
+    return combine(params, y, r, cfg.combine, b), empty._replace(prefix=A.for_batch(prefix, b, batch)), side
 
 
 def retrieve(params, start: dict, q: jax.Array, memory: NeuralMemoryConfig, b: Backbone) -> jax.Array:

@@ -108,7 +108,7 @@ def begin(params, x_MD: jax.Array, cfg: MagConfig, b: Backbone, batch: int, side
     y, prefix = A.prefix_pass(params, u, b, side)
     out = combine(params, y, initial_reads(params["memory"], u, m), cfg.combine, b)
     return out, MagState(A.for_batch(prefix, b, batch), ring.init_state({}, window.ring_of(cfg, b), batch),
-                         neural.init_state(params["memory"], m, batch))
+                         neural.init_state(params["memory"], m, batch)), side
 
 
 def run(params, state: MagState, x: jax.Array, cfg: MagConfig, b: Backbone, call: Call, side: dict):

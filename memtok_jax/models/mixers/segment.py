@@ -58,7 +58,7 @@ def begin(params, x_MD: jax.Array, cfg: SegmentConfig, b: Backbone, batch: int, 
     """The prefix through this layer, and an empty segment."""
     y, prefix = A.prefix_pass(params, enter(params, x_MD, b), b, side)
     empty = P.zero_state(state_specs(cfg, b, batch))
-    return A.output(params, y, b), empty._replace(prefix=A.for_batch(prefix, b, batch))
+    return A.output(params, y, b), empty._replace(prefix=A.for_batch(prefix, b, batch)), side
 
 
 def places(call: Call, tokens: int, slots: int) -> Places:

@@ -77,11 +77,11 @@ def begin(params, x_MD: jax.Array, cfg: SsmConfig, b: Backbone, batch: int, side
     """The prefix through the scan, once for all rows, and the state that it leaves."""
     module, m = _memory(cfg, b)
     if not len(x_MD):
-        return x_MD, module.init_state(params["memory"], m, batch)
+        return x_MD, module.init_state(params["memory"], m, batch), side
     u = enter(params, x_MD, b)[None]
     start = jax.tree.map(lambda leaf: leaf.astype(wide(u)), module.init_state(params["memory"], m, 1))
     y, state = module.apply(params["memory"], start, u, m)
-    return y[0], P.map_rows(lambda leaf, axis: jnp.repeat(leaf, batch, axis), module.state_specs(m, 1), state)
+    return y[0], P.map_rows(lambda leaf, axis: jnp.repeat(leaf, batch, axis), module.state_specs(m, 1), state), side
 
 
 def run(params, state: Any, x: jax.Array, cfg: SsmConfig, b: Backbone, call: Call, side: dict):

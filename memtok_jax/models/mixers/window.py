@@ -87,7 +87,7 @@ def state_specs(cfg: WindowConfig, b: Backbone, batch: int) -> WindowState:
 def begin(params, x_MD: jax.Array, cfg: WindowConfig, b: Backbone, batch: int, side: dict):
     """The prefix through this layer, and an empty ring."""
     y, prefix = A.prefix_pass(params, enter(params, x_MD, b), b, side)
-    return A.output(params, y, b), WindowState(A.for_batch(prefix, b, batch), ring.init_state({}, ring_of(cfg, b), batch))
+    return A.output(params, y, b), WindowState(A.for_batch(prefix, b, batch), ring.init_state({}, ring_of(cfg, b), batch)), side
 
 
 def _pinned(after: RingState, t: jax.Array, r: RingConfig) -> A.Pinned:
@@ -140,13 +140,32 @@ def _blocks(params, prefix: A.Prefix, past: RingState, after: RingState, new: tu
     return y.reshape(batch, n * size, -1)[:, :tokens]
 
 
+class Keys(NamedTuple):
+    """All that the queries of a call may see, made by one layer; layers behind it may use it too."""
+
+    prefix: A.Prefix
+    past: RingState    # before the call
+    after: RingState   # with the tokens of the call
+    new: tuple         # keys [B, T, G, K] and values [B, T, G, V] of the call
+
+
+def keys_of(params, prefix: A.Prefix, past: RingState, u: jax.Array, b: Backbone, length: jax.Array, r: RingConfig) -> Keys:
+    """Keys and values of normed tokens u[B, T, D], the first length[b] of them real, and the ring that holds them."""
+    new = tuple(A.heads(params, u, name, b) for name in "kv")
+    return Keys(prefix, past, ring.write(past, *new, length, r), new)
+
+
+def attend_to(params, keys: Keys, u: jax.Array, b: Backbone, side: dict, r: RingConfig) -> jax.Array:
+    """Attention of normed tokens u[B, T, D] before the output projection: [B, T, H V]."""
+    if u.shape[1] == 1:
+        return _one_token(params, keys.prefix, keys.after, u, b, side, r)
+    return _blocks(params, *keys, u, b, side, r)
+
+
 def attend(params, prefix: A.Prefix, past: RingState, u: jax.Array, b: Backbone, length: jax.Array, side: dict, r: RingConfig):
     """Attention of normed tokens u[B, T, D] before the output projection, and the new past."""
-    k, v = (A.heads(params, u, name, b) for name in "kv")
-    after = ring.write(past, k, v, length, r)
-    if u.shape[1] == 1:
-        return _one_token(params, prefix, after, u, b, side, r), after
-    return _blocks(params, prefix, past, after, (k, v), u, b, side, r), after
+    keys = keys_of(params, prefix, past, u, b, length, r)
+    return attend_to(params, keys, u, b, side, r), keys.after
 
 
 def run(params, state: WindowState, x: jax.Array, cfg: WindowConfig, b: Backbone, call: Call, side: dict):
