@@ -36,8 +36,8 @@ def repeated(params):
     return params | {name: {"w": jnp.repeat(params[name]["w"], H // G, axis=1)} for name in "kv"}
 
 
-@pytest.mark.parametrize("mixer, positions", [(WINDOW, "rope"), (WINDOW, "relative"), (CACHED, "relative"), (CACHED, "none")],
-                         ids=["window-rope", "window-relative", "cached-relative", "cached-none"])
+@pytest.mark.parametrize("mixer, positions", [(WINDOW, "rope"), (WINDOW, "relative"), (CACHED, "relative"), (CACHED, "alibi"),
+                                               (CACHED, "none")], ids=lambda x: x if isinstance(x, str) else x.name)
 def test_groups_equal_repeated_keys(mixer, positions):
     """Two calls, the second with a past; every parameter's gradient, keys and values summed over their group."""
     with jax.enable_x64(True):
