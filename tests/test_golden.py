@@ -26,7 +26,7 @@ from memtok_jax.training import step
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FILE = Path(__file__).with_name("golden.json")
 # The default preset of every config that reads tokens.
-CONFIGS = ("armt", "compressive", "recall", "rmt", "streaming_llm", "titans_lmm", "titans_mac", "titans_mag", "titans_mal",
+CONFIGS = ("armt", "compressive", "hymba", "recall", "rmt", "streaming_llm", "titans_lmm", "titans_mac", "titans_mag", "titans_mal",
            "transformer", "transformer_xl")
 
 

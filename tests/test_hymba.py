@@ -11,6 +11,7 @@ import pytest
 from model_cases import HYMBA, WINDOW, model, some_ids
 from neural_cases import assert_close, cast, jit, random_params
 
+from memtok_jax import config
 from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.models.call import Call
@@ -37,11 +38,11 @@ def turned(x, place):
 def scan_loop(p, u):
     """The scan of u[n, D] from nothing, one token after the other: [n, E]."""
     inner, z, conv = u @ p["x"]["w"], u @ p["z"]["w"], p["scan"]["conv"]
-    size = conv["kernel"].shape[0]
+    size = conv["w"].shape[0]
     h, out = 0.0, []
     for t in range(len(u)):
-        taps = [inner[t - size + 1 + j] * conv["kernel"][j] for j in range(size) if t - size + 1 + j >= 0]
-        c = jax.nn.silu(sum(taps) + conv["bias"])
+        taps = [inner[t - size + 1 + j] * conv["w"][j] for j in range(size) if t - size + 1 + j >= 0]
+        c = jax.nn.silu(sum(taps) + conv["b"])
         s = p["scan"]
         parts = c @ s["selection"]
         r, write, read = (rms(parts[a:b], s["norms"][name]) for (a, b), name in
@@ -149,9 +150,9 @@ def test_every_meta_token_gets_a_gradient_through_each_branch():
 
 
 @pytest.mark.parametrize("pattern, options_, words", [
-    ((FOLLOWS, HYMBA), {}, "needs a hymba layer before it"),
-    ((HYMBA, replace(FOLLOWS, window=4)), {}, "give both the same"),
-    ((WINDOW, FOLLOWS), {}, "needs a hymba layer before it"),
+    ((FOLLOWS, HYMBA), {}, "before it, in the same repeat"),
+    ((HYMBA, replace(FOLLOWS, window=4)), {}, "needs a hymba layer with window=4"),
+    ((WINDOW, FOLLOWS), {}, "before it, in the same repeat"),
     ((HYMBA,), {"value_dim": 4}, "set model.value_dim=8, or memory.inner=8")])
 def test_what_does_not_fit_is_refused(pattern, options_, words):
     with pytest.raises(UserError, match=words):
@@ -161,3 +162,19 @@ def test_what_does_not_fit_is_refused(pattern, options_, words):
 
 def test_options_reach_the_scan():
     assert options(HYMBA.memory, BACKBONE).channels == 2 * D
+
+
+@pytest.mark.parametrize("preset, millions", [("125m", 130.3), ("350m", 353.7), ("1.5b", 1522.8)])
+def test_paper_sizes(preset, millions):
+    """Parameters as derived from table 11 of the paper, whose largest model is named 1.52 B."""
+    assert P.count(bind(config.load(f"hymba:{preset}").model).specs()) / 1e6 == pytest.approx(millions, rel=0.004)
+
+
+def test_a_stream_of_the_largest_size_takes_what_the_paper_says():
+    """79 MiB at 8,192 tokens (tables 1 and 2), with all of it in two bytes as in the paper; here the scan's state is float32."""
+    model = config.load("hymba:1.5b").model
+    whole = replace(model, pattern=tuple(replace(layer, window=8192) if layer.window == 2048 else layer for layer in model.pattern))
+    state = bind(whole).state_specs(1)
+    floats = [spec for spec in jax.tree.leaves(state, is_leaf=P.is_spec) if jnp.issubdtype(spec.dtype, jnp.floating)]
+    assert 2 * sum(np.prod(spec.shape) for spec in floats) / 2 ** 20 == pytest.approx(79, rel=0.01)
+    assert P.size_bytes(state) / 2 ** 20 == pytest.approx(83.1, rel=0.01)

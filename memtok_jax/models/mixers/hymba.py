@@ -44,7 +44,6 @@ from memtok_jax.models.style import Backbone
 from memtok_jax.numerics import dense, rms_norm, wide
 
 KEYS = ("own", "before")
-SHARED = "hymba.keys"  # in `side`: window and keys of the layer before
 
 
 @dataclass(frozen=True)
@@ -111,19 +110,17 @@ def state_specs(cfg: HymbaConfig, b: Backbone, batch: int) -> HymbaState:
     return HymbaState(window.state_specs(cfg, b, batch) if cfg.keys == "own" else (), module.state_specs(m, batch))
 
 
+def _place(cfg: HymbaConfig) -> str:
+    """Where in `side` the keys of layers with these options are. Keys that were made for another window are not found."""
+    return f"hymba.keys of window={cfg.window}, sinks={cfg.sinks}, positions={cfg.positions}"
+
+
 def _before(cfg: HymbaConfig, side: dict) -> Any:
-    """What the layer before left in `side`. Raises UserError where it left nothing, or has another window."""
-    found = side.get(SHARED)
-    if found is None:
-        raise UserError("hymba.keys='before' needs a hymba layer before it in the same repeat of model.pattern")
-    if found[0] != (cfg.window, cfg.sinks, cfg.positions):
-        raise UserError(f"hymba.keys='before' takes the keys of a layer with window, sinks and positions {found[0]}; this one has "
-                        f"{(cfg.window, cfg.sinks, cfg.positions)}; give both the same")
-    return found[1]
-
-
-def _hand_on(cfg: HymbaConfig, side: dict, keys: Any) -> dict:
-    return side | {SHARED: ((cfg.window, cfg.sinks, cfg.positions), keys)}
+    """What the layer before left in `side`. Raises UserError if it left nothing that fits."""
+    if _place(cfg) not in side:
+        raise UserError(f"hymba.keys='before' needs a hymba layer with window={cfg.window}, sinks={cfg.sinks} and positions="
+                        f"{cfg.positions!r} before it, in the same repeat of model.pattern")
+    return side[_place(cfg)]
 
 
 def _join(params, y: jax.Array, s: jax.Array, b: Backbone) -> jax.Array:
@@ -148,7 +145,7 @@ def begin(params, x_MD: jax.Array, cfg: HymbaConfig, b: Backbone, batch: int, si
     scan = P.map_rows(lambda leaf, axis: jnp.repeat(leaf, batch, axis), module.state_specs(m, 1), scan)
     own = () if cfg.keys == "before" else window.WindowState(A.for_batch(prefix, b, batch),
                                                              ring.init_state({}, window.ring_of(cfg, b), batch))
-    return _join(params, y, s[0], b), HymbaState(own, scan), _hand_on(cfg, side, prefix)
+    return _join(params, y, s[0], b), HymbaState(own, scan), side | {_place(cfg): prefix}
 
 
 def run(params, state: HymbaState, x: jax.Array, cfg: HymbaConfig, b: Backbone, call: Call, side: dict):
@@ -161,4 +158,4 @@ def run(params, state: HymbaState, x: jax.Array, cfg: HymbaConfig, b: Backbone, 
         own = state.attention._replace(past=keys.after)
     y = window.attend_to(params, keys, u, b, side, r)
     s, scan, stats = _scanned(params, state.scan, u, cfg, b, None if call.whole else call.length)
-    return _join(params, y, s, b), HymbaState(own, scan), stats, _hand_on(cfg, side, keys)
+    return _join(params, y, s, b), HymbaState(own, scan), stats, side | {_place(cfg): keys}
