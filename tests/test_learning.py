@@ -21,6 +21,8 @@ from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.lmm import LmmConfig
 from memtok_jax.models.protocol import Model, bind
 
+# Here the program runs for longer than the compiler: the flags of conftest.py would cost minutes.
+FAST = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, "xla_cpu_use_fusion_emitters": True}
 TASK = recall.RecallConfig()
 TOKENS, BATCH, BLOCK = 32, 32, 50  # BLOCK: optimizer steps in one call
 
@@ -62,7 +64,7 @@ def train(own: Model, steps: int) -> float:
         updates, moments = optimizer.update(gradient, moments, params)
         return (optax.apply_updates(params, updates), moments), None
 
-    block = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches)[0], donate_argnums=0)
+    block = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches)[0], donate_argnums=0, compiler_options=FAST)
     carry = (params, optimizer.init(params))
     for first in range(0, steps, BLOCK):
         ids, labels = draw(BLOCK * BATCH, seed=first)
