@@ -27,6 +27,7 @@ flags.FLAGS.mark_as_parsed()
 
 def pytest_addoption(parser):
     parser.addoption("--run_slow", action="store_true", default=False, help="also run the tests marked slow")
+    parser.addoption("--run_exhaustive", action="store_true", default=False, help="also run the tests marked exhaustive")
 
 
 def pytest_configure(config):
@@ -50,19 +51,23 @@ def _missing(*modules: str) -> str:
     return ", ".join(absent)
 
 
-def _mark_slow(items) -> None:
-    """The marker of those that `slow_tests.txt` lists."""
-    listed = {line for line in Path(__file__).with_name("slow_tests.txt").read_text().splitlines() if not line.startswith("#")}
+def _mark_listed(items, marker: str) -> None:
+    """Give this marker to the tests that `MARKER_tests.txt` lists."""
+    lines = Path(__file__).with_name(f"{marker}_tests.txt").read_text().splitlines()
+    listed = {line for line in lines if not line.startswith("#")}
     for item in items:
         if item.nodeid.rpartition("/")[2] in listed:
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(getattr(pytest.mark, marker))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Skip what this machine cannot run, and say why."""
-    _mark_slow(items)
+    _mark_listed(items, "slow")
+    _mark_listed(items, "exhaustive")
     reasons = {}
+    if not config.getoption("--run_exhaustive"):
+        reasons["exhaustive"] = "the longest variants; run with --run_exhaustive"
     if not config.getoption("--run_slow"):
         reasons["slow"] = "takes minutes; run with --run_slow"
     if (absent := _missing("torch", "titans_pytorch")) and not os.environ.get("MEMTOK_PEER_PYTHON"):
