@@ -17,8 +17,8 @@ the released model. Its single input projection is kept as separate matrices her
 Meta tokens are the prefix (`model.prefix`): every window sees them, and they go through the scan before the first token, so they
 set its initial state, as in `ssm.py`. Here they have no positions; the released model counts positions from the first of them.
 
-A layer with keys="before" makes no keys and values: it attends to those of the layer before it (section 2.3), through `side`, and
-carries none. Both layers must stand in one repeat of the pattern and have the same window. A layer with full attention is one whose
+A layer with keys="before" makes no keys and values: it attends to those of the nearest layer before it that has the same window and
+sinks (section 2.3), through `side`, and carries none. Both must stand in one repeat of the pattern. A layer with full attention is one whose
 window is as long as the text: the state of a stream stays constant, and known.
 """
 
@@ -52,7 +52,7 @@ class HymbaConfig(MixerConfig):
 
     window: W, keys that a query may see, itself included, beside prefix and pinned tokens.
     sinks, positions: as in `WindowConfig`.
-    keys: "own", or "before": the keys and values of the layer before.
+    keys: "own", or "before": the keys and values of the nearest layer before with the same window, sinks and positions.
     memory: of the scan, a `MambaConfig` or `Mamba2Config`; its width and dtype are filled in by the model.
     """
 
