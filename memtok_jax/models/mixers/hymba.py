@@ -17,9 +17,9 @@ the released model. Its single input projection is kept as separate matrices her
 Meta tokens are the prefix (`model.prefix`): every window sees them, and they go through the scan before the first token, so they
 set its initial state, as in `ssm.py`. Here they have no positions; the released model counts positions from the first of them.
 
-A layer with keys="before" makes no keys and values: it attends to those of the nearest layer before it that has the same window and
-sinks (section 2.3), through `side`, and carries none. Both must stand in one repeat of the pattern. A layer with full attention is one whose
-window is as long as the text: the state of a stream stays constant, and known.
+A layer with keys="before" makes no keys and values: it attends to those of the nearest layer before it that has the same window
+and sinks (section 2.3), through `side`, and carries none. Both must stand in one repeat of the pattern. A layer with full attention
+is one whose window is as long as the text: the state of a stream stays constant, and known.
 """
 
 from __future__ import annotations
