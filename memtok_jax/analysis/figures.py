@@ -70,17 +70,22 @@ def by_length(path: Path, lengths: Sequence[int], accuracy: Sequence[float], lev
 
 
 def panels(path: Path, parts: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str,
-           title: str) -> None:
-    """Draw several small figures of accuracies side by side. parts: name of the panel -> name of the line -> (x, y)."""
+           title: str, accuracies: bool = True) -> None:
+    """Draw several small figures side by side. parts: name of the panel -> name of the line -> (x, y).
+
+    accuracies: y goes from 0 to 1, with a dot and a mark at each of a few x.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3 + 3 * len(parts), 3.8), layout="constrained")
     axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     for ax, (name, lines) in zip(axes, parts.items(), strict=True):
         for line, (x, y) in lines.items():
-            ax.plot(x, y, marker="o", markersize=4, label=line)
-        ax.set(title=name, xlabel=xlabel, ylim=(-0.02, 1.02))
-        ax.set_xticks(sorted({n for x, _ in lines.values() for n in x}))
+            ax.plot(x, y, marker="o" if accuracies else None, markersize=4, label=line)
+        ax.set(title=name, xlabel=xlabel)
+        if accuracies:
+            ax.set_ylim(-0.02, 1.02)
+            ax.set_xticks(sorted({n for x, _ in lines.values() for n in x}))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(ylabel)
     # Below all panels: inside one it would cover lines.
