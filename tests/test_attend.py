@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from neural_cases import assert_close, jit
 
+from memtok_jax.models import attend as attend_module
 from memtok_jax.models import positions
 from memtok_jax.models.attend import Front, Sink, attend, flat
 from memtok_jax.models.positions import Places
@@ -94,6 +95,24 @@ def test_half_precision_scores_are_float32():
     assert y.dtype == jnp.bfloat16 and weight.dtype == jnp.float32
     scores = np.einsum("bthk,bshk->bhts", *(np.asarray(a[n], np.float32) for n in "qk")) * K ** -0.5
     np.testing.assert_allclose(weight, jax.nn.softmax(scores), rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_one_query_to_many_keys_equals_the_general_form(monkeypatch, groups):
+    """The product of all heads with all groups: outputs, weights and gradients, whatever the sizes of groups and values."""
+    with jax.enable_x64(True):
+        a = numbers(5, q=(B, 3, 1, 4, K), k=(B, 3, 9, groups, K), v=(B, 3, 9, groups, 5), y=(B, 3, 1, 4, 5), w=(B, 3, 4, 1, 9))
+        visible = jnp.arange(9) != 4
+
+        def loss(q, k, v):
+            y, weight = attend(q, k, v, visible[None, None, None])
+            return (y * a["y"]).sum() + (weight * a["w"]).sum(), (y, weight)
+
+        found = []
+        for many in (10, 9):
+            monkeypatch.setattr(attend_module, "MANY", many)
+            found.append(jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(a["q"], a["k"], a["v"]))
+        assert_close(*found, 1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------------------ rotary

@@ -165,6 +165,10 @@ def targets(count: jax.Array, length: jax.Array, tokens: int, cfg: RingConfig) -
 def write(state: RingState, k: jax.Array, v: jax.Array, length: jax.Array, cfg: RingConfig) -> RingState:
     """Put the first length[b] tokens of k[B, T, G, K] and v[B, T, G, V] into their slots; T may exceed the window."""
     slot = targets(state.count, length, k.shape[1], cfg)
+    if slot.size == 1:
+        # XLA turns a scatter of one entry into an update that it computes anew for each reader, with a copy of the ring each time.
+        # So there are two entries, the second without a place.
+        k, v, slot = jnp.repeat(k, 2, 1), jnp.repeat(v, 2, 1), jnp.pad(slot, ((0, 0), (0, 1)), constant_values=cfg.slots)
     put = jax.vmap(lambda old, new, slot: old.at[slot].set(new.astype(old.dtype), mode="drop"))
     return RingState(put(state.k, k, slot), put(state.v, v, slot), advance(state.count, length, cfg))
 

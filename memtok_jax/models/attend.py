@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from memtok_jax.numerics import HIDDEN, lift, wide
 
+MANY = 2048  # keys of one query from which on a copy of them costs more than G times the operations (docs/log.md, 2026-11-29)
+
 
 class Front(NamedTuple):
     """Columns in front of the keys, scored with queries of their own: those of a prefix have no positions, those of pinned tokens
@@ -67,6 +69,11 @@ def products(q: jax.Array, k: jax.Array, dtype) -> jax.Array:
     """q[..., T, H, K] . k[..., S, G, K] -> [..., H, T, S]."""
     *lead, tokens, heads, size = q.shape
     groups = k.shape[-2]
+    if tokens == 1 and k.shape[-3] >= MANY:
+        q = q.reshape(*lead, groups, heads // groups, size)
+        apart = jnp.einsum("...grk,gh->...gkhr", q, jnp.eye(groups, dtype=q.dtype))
+        score = jnp.einsum("...sc,...ch->...hs", _rows(k), apart.reshape(*lead, groups * size, heads), preferred_element_type=dtype)
+        return score[..., None, :]
     q = jnp.moveaxis(q.reshape(*lead, tokens, groups, heads // groups, size), -4, -2)
     score = jnp.einsum("...grtk,...sgk->...grts", q, k, preferred_element_type=dtype)
     return score.reshape(*score.shape[:-4], heads, tokens, k.shape[-3])
@@ -75,10 +82,23 @@ def products(q: jax.Array, k: jax.Array, dtype) -> jax.Array:
 def _weighed(weight: jax.Array, v: jax.Array, dtype) -> jax.Array:
     """weight[..., H, T, S] on v[..., S, G, V] -> [..., T, H, V]."""
     *lead, heads, tokens, columns = weight.shape
-    groups = v.shape[-2]
+    groups, size = v.shape[-2:]
+    if tokens == 1 and columns >= MANY:
+        y = jnp.einsum("...hs,...sc->...hc", weight[..., 0, :].astype(v.dtype), _rows(v), preferred_element_type=dtype)
+        y = y.reshape(*y.shape[:-2], groups, heads // groups, groups, size)
+        return jnp.einsum("...grgv->...grv", y).reshape(*y.shape[:-4], 1, heads, size)
     weight = weight.reshape(*lead, groups, heads // groups, tokens, columns).astype(v.dtype)
     y = jnp.moveaxis(jnp.einsum("...grts,...sgv->...grtv", weight, v, preferred_element_type=dtype), -2, -4)
-    return y.reshape(*y.shape[:-3], heads, v.shape[-1])
+    return y.reshape(*y.shape[:-3], heads, size)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """x[..., S, G, K] as it lies in memory: [..., S, G K].
+
+    One query to many keys takes a product of all heads with all groups, most of it zeros or unused. That is G times the operations,
+    and none of the copies that a product for each group needs, because the keys of a group do not lie side by side.
+    """
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
 def flat(y: jax.Array) -> jax.Array:

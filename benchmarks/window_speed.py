@@ -1,0 +1,117 @@
+"""Time of one token of an endless stream: the ring, the window computed anew, and a cache of everything.
+
+    python -m benchmarks.window_speed --output=docs/results/window_speed
+
+For each number of slots S, with 4 pinned tokens:
+
+    ring        the last S - 4 keys and the first 4 stay where they are; a token is one query (StreamingLLM, arXiv 2309.17453)
+    recomputed  the last S tokens go through the model anew, logits of the last: what gives the same quality without pinned tokens
+    full cache  keys of all of --full tokens are kept: one query to all of them, and memory that grows with the stream
+
+All are one call from Python for one token, one row, float32, parameters random; weights and carry are arguments, the carry is
+donated. The paper measures up to 22.2 times against recomputation; that baseline is a weak one, hence the full cache beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure, report, sweep
+from memtok_jax.compiler import options
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.window import WindowConfig
+from memtok_jax.models.protocol import bind
+
+SINKS = 4
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--slots", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
+    parser.add_argument("--full", type=int, default=16_384, help="tokens in the full cache")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5, help="times that every case is run; the median counts")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time to repeat a case in a round")
+    parser.add_argument("--output", default="", help="write OUTPUT.md and OUTPUT.json")
+    return parser.parse_args(arguments)
+
+
+def model_of(args: argparse.Namespace, window: int, sinks: int):
+    """The model, all layers compiled side by side, as decoding wants it."""
+    return bind(LanguageModelConfig(width=args.width, layers=args.layers, pattern=(WindowConfig(window, sinks),), head_dim=32,
+                                    unroll=args.layers))
+
+
+def streaming(model, params, fill: int):
+    """A function without arguments that consumes one token; the carry has `fill` tokens already."""
+    state = model.init_state(params, 1)
+    own, weights, state = model.unstack(params, state)
+    step = jax.jit(lambda p, s, ids: own.run(p, s, ids)[:2], donate_argnums=1, compiler_options=options(jax.default_backend()))
+    feed = jax.jit(lambda p, s, ids: own.run(p, s, ids)[1], donate_argnums=1, compiler_options=options(jax.default_backend()))
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 256)), jnp.int32)
+    for _ in range(fill // 256):
+        state = feed(weights, state, ids)
+    held = [state]
+
+    def one():
+        logits, held[0] = step(weights, held[0], ids[:, :1])
+        return logits.block_until_ready()
+
+    return one, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def recomputing(model, params, slots: int):
+    """A function without arguments that computes the logits behind a window of tokens."""
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, slots)), jnp.int32)
+
+    @partial(jax.jit, compiler_options=options(jax.default_backend()))
+    def last(params, ids):
+        return model.run(params, model.init_state(params, 1), ids)[0][:, -1]
+
+    return lambda: last(params, ids).block_until_ready(), ids.nbytes
+
+
+def run_all(args: argparse.Namespace) -> list[dict]:
+    """A record for each way and size; rounds in which all take turns."""
+    params = model_of(args, 256, SINKS).init(jax.random.key(0))
+    ways = {("full cache", args.full): streaming(model_of(args, args.full, 0), params, args.full)}
+    for slots in args.slots:
+        report.progress(f"compiling {slots} slots")
+        ways["ring", slots] = streaming(model_of(args, slots - SINKS, SINKS), params, 2 * slots)
+        ways["recomputed", slots] = recomputing(model_of(args, slots, 0), params, slots)
+    times: dict[tuple, list[float]] = {key: [] for key in ways}
+    for turn in range(args.rounds):
+        for key, (work, _) in ways.items():
+            report.progress(f"round {turn + 1}/{args.rounds}: {key[0]}, {key[1]} slots")
+            times[key].append(measure.measure(work, args.seconds)["seconds"])
+    report.progress("")
+    return [{"way": way, "slots": slots, "seconds": statistics.median(times[way, slots]), "rounds": times[way, slots],
+             "carry_bytes": ways[way, slots][1], **sweep.software()} for way, slots in ways]
+
+
+def summary(records: list[dict], args: argparse.Namespace, command: str, load: float) -> str:
+    """The table: one line for each number of slots."""
+    found = {(r["way"], r["slots"]): r for r in records}
+    full = found["full cache", args.full]
+    rows = []
+    for slots in args.slots:
+        ring, anew = found["ring", slots], found["recomputed", slots]
+        ms, times = (lambda r: f"{1e3 * r['seconds']:.2f}"), (lambda r, ring=ring: f"{r['seconds'] / ring['seconds']:.1f}x")
+        rows.append([str(slots), ms(ring), ms(anew), times(anew), times(full), f"{ring['carry_bytes'] / 1e6:.2f}"])
+    header = ["slots", "ring, ms a token", "recomputed, ms", "ring is faster by", "than the full cache by", "carry of the ring, MB"]
+    about = (f"{args.layers} layers of width {args.width}, float32, one row. The full cache of {args.full:,} tokens takes "
+             f"{1e3 * full['seconds']:.2f} ms a token and {full['carry_bytes'] / 1e6:.1f} MB.")
+    return "\n\n".join(["# Time of a token of a stream", f"`{command}`", report.machine(records, load), about,
+                        report.table(header, rows)])
+
+
+if __name__ == "__main__":
+    report.main("benchmarks.window_speed", sys.argv[1:], parse, run_all, summary)
