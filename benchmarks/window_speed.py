@@ -5,7 +5,8 @@
 For each number of slots S, with 4 pinned tokens:
 
     ring        the last S - 4 keys and the first 4 stay where they are; a token is one query (StreamingLLM, arXiv 2309.17453)
-    recomputed  the last S tokens go through the model anew, logits of the last: what gives the same quality without pinned tokens
+    recomputed  the last S tokens go through the model anew, as one segment of plain causal attention, and the last one's logits
+                are taken: what gives the same quality without pinned tokens
     full cache  keys of all of --full tokens are kept: one query to all of them, and memory that grows with the stream
 
 All are one call from Python for one token, one row, float32, parameters random; weights and carry are arguments, the carry is
@@ -25,7 +26,10 @@ import numpy as np
 
 from benchmarks import measure, report, sweep
 from memtok_jax.compiler import options
+from memtok_jax.memory.xl import XlConfig
+from memtok_jax.models.call import Call
 from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.cached import CachedConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.protocol import bind
 
@@ -44,14 +48,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def model_of(args: argparse.Namespace, window: int, sinks: int):
+def model_of(args: argparse.Namespace, mixer, segment: int = 0):
     """The model, all layers compiled side by side, as decoding wants it."""
-    return bind(LanguageModelConfig(width=args.width, layers=args.layers, pattern=(WindowConfig(window, sinks),), head_dim=32,
+    return bind(LanguageModelConfig(width=args.width, layers=args.layers, pattern=(mixer,), head_dim=32, segment=segment,
                                     unroll=args.layers))
 
 
-def streaming(model, params, fill: int):
-    """A function without arguments that consumes one token; the carry has `fill` tokens already."""
+def streaming(model, fill: int):
+    """A function without arguments that consumes one token; the carry has `fill` tokens already. And the size of the carry."""
+    params = model.init(jax.random.key(0))
     state = model.init_state(params, 1)
     own, weights, state = model.unstack(params, state)
     step = jax.jit(lambda p, s, ids: own.run(p, s, ids)[:2], donate_argnums=1, compiler_options=options(jax.default_backend()))
@@ -68,25 +73,25 @@ def streaming(model, params, fill: int):
     return one, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
-def recomputing(model, params, slots: int):
-    """A function without arguments that computes the logits behind a window of tokens."""
+def recomputing(model, slots: int):
+    """A function without arguments that computes the logits behind a window of tokens. And the size of what it keeps."""
+    params = model.init(jax.random.key(0))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, slots)), jnp.int32)
 
     @partial(jax.jit, compiler_options=options(jax.default_backend()))
     def last(params, ids):
-        return model.run(params, model.init_state(params, 1), ids)[0][:, -1]
+        return model.run(params, model.init_state(params, 1), ids, Call(whole=True))[0][:, -1]
 
     return lambda: last(params, ids).block_until_ready(), ids.nbytes
 
 
 def run_all(args: argparse.Namespace) -> list[dict]:
     """A record for each way and size; rounds in which all take turns."""
-    params = model_of(args, 256, SINKS).init(jax.random.key(0))
-    ways = {("full cache", args.full): streaming(model_of(args, args.full, 0), params, args.full)}
+    ways = {("full cache", args.full): streaming(model_of(args, WindowConfig(args.full)), args.full)}
     for slots in args.slots:
         report.progress(f"compiling {slots} slots")
-        ways["ring", slots] = streaming(model_of(args, slots - SINKS, SINKS), params, 2 * slots)
-        ways["recomputed", slots] = recomputing(model_of(args, slots, 0), params, slots)
+        ways["ring", slots] = streaming(model_of(args, WindowConfig(slots - SINKS, SINKS)), 2 * slots)
+        ways["recomputed", slots] = recomputing(model_of(args, CachedConfig(XlConfig(0)), slots), slots)
     times: dict[tuple, list[float]] = {key: [] for key in ways}
     for turn in range(args.rounds):
         for key, (work, _) in ways.items():

@@ -7,7 +7,7 @@ import pytest
 from task_checks import samples_are_pure
 
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks import associative, copy, mqar, passkey, recall, retrieval, reverse
+from memtok_jax.data.tasks import associative, copy, lines, mqar, passkey, recall, retrieval, reverse
 from memtok_jax.data.tasks.scoring import IGNORED, Sample, accuracy, exact_match, majority, table_accuracy
 
 CASES = {
@@ -15,6 +15,8 @@ CASES = {
     "recall_small": (recall, recall.RecallConfig(keys=4, values=3, noise=2, pairs=3), (12, 45)),
     "passkey": (passkey, passkey.PasskeyConfig(), (11, 64)),
     "passkey_tail": (passkey, passkey.PasskeyConfig(digits=1, noise=1, tail=9), (12, 40)),
+    "lines": (lines, lines.LinesConfig(), (72, 200)),
+    "lines_small": (lines, lines.LinesConfig(tokens=3, every=1, farthest=3, keys=3, values=2, noise=1), (18, 31)),
     "mqar": (mqar, mqar.MqarConfig(tokens=64, pairs=4), (16, 48)),
     "mqar_random": (mqar, mqar.MqarConfig(tokens=64, pairs=4, random_fill=True), (16, 48)),
 }
@@ -48,6 +50,41 @@ def test_recall_layout_and_extrapolation():
         for row in ids:
             assert dict(zip(row[0:8:2], row[1:8:2], strict=True)) == dict(zip(row[-8::2], row[-7::2], strict=True))
             assert len(set(row[0:8:2])) == 4
+
+
+def test_lines_ask_for_what_stands_so_many_lines_back():
+    cfg = lines.LinesConfig(tokens=4, every=2, nearest=2, farthest=5, keys=6, values=50, noise=3)
+    ids, labels = lines.sample(cfg, 100, 300, 0)
+    counts = np.zeros(6, int)
+    for row, label in zip(ids, labels, strict=True):
+        written = []
+        for begin in range(0, 100, 4):
+            kind, key, value = row[begin:begin + 3]
+            if kind != 6 + 50 + 3:
+                assert kind < 6 and 6 <= key < 56 and value >= 56 and not (label[begin:begin + 4] != IGNORED).any()
+                written.append((kind, key))
+                continue
+            distance = next(d for d in range(1, 7) if written[-d][0] == key)
+            assert written[-distance][1] == value, "the answer is that of the nearest line with this key"
+            if len(written) < 5:
+                assert distance == 1 and not (label[begin:begin + 4] != IGNORED).any()
+            else:
+                counts[distance] += 1
+                assert label[begin + 1] == value and (label[begin:begin + 4] != IGNORED).sum() == 1
+    assert counts[:2].sum() == 0 and (np.abs(counts[2:] - counts.sum() / 4) < 4 * counts.sum() ** 0.5).all()
+
+
+@pytest.mark.parametrize("sight", [3, 9, 17, 40])
+def test_the_reader_of_lines_is_right_as_often_as_one_who_looks(sight):
+    """A reader who looks for the key in what it sees and else guesses."""
+    cfg = lines.LinesConfig(tokens=3, every=2, nearest=1, farthest=6, keys=40, values=5, noise=2)
+    ids, labels = lines.sample(cfg, 90, 400, 0)
+    first, right = np.maximum(np.arange(90) - sight + 1, 0), []
+    for row, label in zip(ids, labels, strict=True):
+        for t in np.flatnonzero(label != IGNORED):
+            seen = (row[first[t]:t - 1] == row[t]).any()
+            right.append(1.0 if seen else 1 / 5)
+    assert lines.reader(cfg, 90, first) == pytest.approx(np.mean(right), abs=5 * 0.5 / len(right) ** 0.5)
 
 
 def test_passkey_depth_covers_every_place_evenly():

@@ -1,0 +1,40 @@
+"""Questions about a line so many lines back in a stream: a window with pinned tokens beside one with a neural memory.
+
+Paper: StreamEval of Efficient Streaming Language Models with Attention Sinks, https://arxiv.org/abs/2309.17453, section 4.4
+Task: memtok_jax/data/tasks/lines.py; lines of 4 tokens, a question after every 2, up to 12 lines back
+Command: python train.py --config=stream_eval           (StreamingLLM: 4 pinned tokens and 28 more)
+         python train.py --config=stream_eval:mag       (the same window, and a neural memory beside it)
+         python -m benchmarks.stream_eval               (both, and accuracy by distance, 16 times as long as in training)
+Hardware, time: 2 CPU cores, minutes each
+Expected: see docs/results/stream_eval.md
+
+A question is 4 tokens and a line 6 on average, so 32 keys hold the five nearest lines. A second layer could hand farther ones on;
+training decides whether it does.
+Neighbours: recall (all pairs first, all questions last), streaming_llm (text).
+"""
+
+from __future__ import annotations
+
+from memtok_jax.data.task import TaskConfig
+from memtok_jax.data.tasks.lines import LinesConfig
+from memtok_jax.memory.neural.config import NeuralMemoryConfig
+from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.mixers.mag import MagConfig
+from memtok_jax.models.mixers.window import WindowConfig
+from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+
+LAYERS = {"streaming_llm": WindowConfig(28, sinks=4),
+          "mag": MagConfig(28, sinks=4, memory=NeuralMemoryConfig(head_dim=32, chunk=8))}
+PRESETS = tuple(LAYERS)
+
+
+def config(preset: str) -> Experiment:
+    """The experiment of one preset."""
+    task = LinesConfig()
+    model = LanguageModelConfig(vocabulary=task.keys + task.values + task.noise + 1, width=64, layers=2, pattern=(LAYERS[preset],),
+                                head_dim=32, hidden=128)
+    return Experiment(
+        model=model, data=TaskConfig(task, sequence=192),
+        optimizer=OptimizerConfig(learning_rate=3e-3, steps=2000, warmup_steps=100, weight_decay=0.01),
+        training=TrainingConfig(batch=16, log_every=20, eval_every=500, checkpoint_every=500),
+        evaluation=EvaluationConfig(batch=32, lengths=(1, 4, 16)))
