@@ -235,6 +235,17 @@ def test_bad_headers_stop_the_run_before_it_begins_or_are_left_out(photos):
     assert next(data.open_train(skipping, 9))["inputs"].shape[0] == 9
 
 
+def test_a_photo_that_was_cut_off_is_found_before_the_run(tmp_path):
+    """JPEG: headers say nothing about it. One with bytes of a camera behind its end is whole."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    bytes_of = picture_of(tmp_path, noise, "x.jpg").read_bytes()
+    whole, cut = {"a": bytes_of, "b": bytes_of + b"camera" * 99}, {"c": bytes_of[:len(bytes_of) // 2]}
+    for name, content in (whole | cut).items():
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+    found = folder._unreadable_files([tmp_path / f"{name}.jpg" for name in (*whole, *cut)])
+    assert list(found) == [tmp_path / "c.jpg"] and "c.jpg is not an image that can be read (OSError: " in found[tmp_path / "c.jpg"]
+
+
 def picture_of(tmp_path, array, name, **options):
     Image = pytest.importorskip("PIL.Image")
     Image.fromarray(array).save(tmp_path / name, **options)

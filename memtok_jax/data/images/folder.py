@@ -23,6 +23,7 @@ from memtok_jax.data.images.pictures import NO_BOXES, Picture, Pictures, pillow,
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")     # pillow's modes of 16-bit grey
 WIDE = ("PNG", "PPM")                          # formats in which its mode "I" holds 16 bits too
+JPEG_END, TAIL = b"\xff\xd9", 65_536
 BITS, PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1    # tags of TIFF, and a value
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 
@@ -111,14 +112,29 @@ def _unreadable_files(paths: list[Path]) -> dict[Path, str]:
 
 
 def _fault(path: Path) -> str:
-    """What is wrong with the header of an image file, or with the checksums that its format has; empty if nothing is."""
+    """What is wrong with the header of an image file, or with the checksums that its format has; empty if nothing is.
+
+    JPEG has no checksums: a file without its end mark near the end is decoded, to see whether it was cut off.
+    """
     image = pillow(f"reading {path}")
     try:
         with image.open(path) as opened:
+            cut_off = opened.format == "JPEG" and JPEG_END not in _tail(path)
             opened.verify()
+        if cut_off:
+            decode(path)
+    except DataError as error:
+        return str(error)
     except _errors(image) as error:
         return _unreadable(path, error)
     return ""
+
+
+def _tail(path: Path) -> bytes:
+    """The last bytes of a file; cameras write some of their own behind the end mark."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        return file.read()
 
 
 def _array(opened, name) -> np.ndarray:
