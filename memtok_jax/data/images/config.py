@@ -82,8 +82,8 @@ class ImagesConfig:
     held_out: fraction kept for evaluation if the source has no split of its own.
     eval_split: "valid", or "test" if the source has it.
     eval_samples: at most this many held-out images are scored (0 = all).
-    on_bad_file: what happens if an image file in a folder cannot be read: "stop" names the file; "skip" leaves such files out and says
-        how many they are. Headers, checksums and photos that were cut off are found before the run; other damage stops it when
+    on_bad_file: what happens if an image file in a folder cannot be read: "stop" names the file; "skip" leaves such files out and
+        says how many they are. Headers, checksums and photos that were cut off are found before the run; other damage stops it when
         the file is drawn.
     composites: settings of the generator.
     augment: of the training images.
