@@ -88,8 +88,9 @@ class LanguageModelConfig:
     def check_pattern(self, b: Backbone) -> None:
         """Raise UserError where layers do not suit the backbone; with memory tokens around the model, that of the wrapper."""
         mixers = [m for layer in self.pattern for m in block.branches(layer)]
-        for mixer in mixers:
+        for place, mixer in enumerate(mixers):
             mixer.check(b)
+            mixer.check_after(tuple(mixers[:place]))
         if self.prefix and not any(m.reads_prefix for m in mixers):
             raise UserError(f"prefix={self.prefix} has no reader in model.pattern, where nothing attends or scans; set prefix=0")
         if (b.style.sink, b.style.gate) != ("none", "none") and not any(m.attends for m in mixers):

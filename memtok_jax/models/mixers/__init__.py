@@ -39,6 +39,9 @@ class MixerConfig:
     def check(self, b: Backbone) -> None:
         """Raise UserError where the options do not suit the backbone."""
 
+    def check_after(self, before: tuple[MixerConfig, ...]) -> None:
+        """Raise UserError where the mixer needs another one before it. before: mixers of the same repeat of the pattern."""
+
     def unit(self, b: Backbone) -> int:
         """A whole call is a multiple of this many tokens."""
         return 1

@@ -75,6 +75,12 @@ class HymbaConfig(MixerConfig):
             raise UserError(f"hymba adds {b.heads} heads with values of {b.value_dim} to a scan of {channels} channels; set "
                             f"model.value_dim={channels // b.heads}, or memory.inner={b.heads * b.value_dim}")
 
+    def check_after(self, before: tuple[MixerConfig, ...]) -> None:
+        """A layer whose keys are shared."""
+        if self.keys == "before" and _place(self) not in {_place(m) for m in before if isinstance(m, HymbaConfig)}:
+            raise UserError(f"hymba.keys='before' needs a hymba layer with window={self.window}, sinks={self.sinks} and positions="
+                            f"{self.positions!r} before it, in the same repeat of model.pattern")
+
     def reach(self, b: Backbone) -> int:
         """W - 1 tokens before itself."""
         return self.window - 1
@@ -115,14 +121,6 @@ def _place(cfg: HymbaConfig) -> str:
     return f"hymba.keys of window={cfg.window}, sinks={cfg.sinks}, positions={cfg.positions}"
 
 
-def _before(cfg: HymbaConfig, side: dict) -> Any:
-    """What the layer before left in `side`. Raises UserError if it left nothing that fits."""
-    if _place(cfg) not in side:
-        raise UserError(f"hymba.keys='before' needs a hymba layer with window={cfg.window}, sinks={cfg.sinks} and positions="
-                        f"{cfg.positions!r} before it, in the same repeat of model.pattern")
-    return side[_place(cfg)]
-
-
 def _join(params, y: jax.Array, s: jax.Array, b: Backbone) -> jax.Array:
     """The mean of both branches after their norms, projected: [..., E] twice -> [..., D]."""
     mean = (rms_norm(y, params["norm_attention"], b.style.eps) + rms_norm(s, params["norm_scan"], b.style.eps)) / 2
@@ -140,7 +138,7 @@ def begin(params, x_MD: jax.Array, cfg: HymbaConfig, b: Backbone, batch: int, si
     module, m = _scan(cfg, b)
     u, start = enter(params, x_MD, b), module.init_state(params["scan"], m, 1)
     start = jax.tree.map(lambda leaf: leaf.astype(wide(u)), start)
-    y, prefix = A.prefix_pass(params, u, b, side, _before(cfg, side) if cfg.keys == "before" else None)
+    y, prefix = A.prefix_pass(params, u, b, side, side[_place(cfg)] if cfg.keys == "before" else None)
     s, scan, _ = _scanned(params, start, u[None], cfg, b)
     scan = P.map_rows(lambda leaf, axis: jnp.repeat(leaf, batch, axis), module.state_specs(m, 1), scan)
     own = () if cfg.keys == "before" else window.WindowState(A.for_batch(prefix, b, batch),
@@ -152,7 +150,7 @@ def run(params, state: HymbaState, x: jax.Array, cfg: HymbaConfig, b: Backbone, 
     """x[B, T, D] -> (branch [B, T, D], state, statistics of the scan, side)."""
     u, r = enter(params, x, b), window.ring_of(cfg, b)
     if cfg.keys == "before":
-        keys, own = _before(cfg, side), ()
+        keys, own = side[_place(cfg)], ()
     else:
         keys = window.keys_of(params, *state.attention, u, b, call.length, r)
         own = state.attention._replace(past=keys.after)
