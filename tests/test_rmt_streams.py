@@ -65,7 +65,7 @@ def _weighed(logits, state) -> jax.Array:
 def ran(name: str) -> Ran:
     """Two programs for each case: with lengths, and whole; each with the gradient of all parameters.
 
-    Neural memories go without the gradient, which takes minutes to compile.
+    Neural memories go without the gradient, which has a test of its own.
     """
     cfg = CASES[name]
 
@@ -94,6 +94,30 @@ def test_whole_segments_equal_the_general_computation(name):
     cut = lambda stats: {key: value for key, value in stats.items() if name != "mag" or "stability" not in key}
     assert stats.keys() == stats_whole.keys() and (name == "prefix" or stats)
     assert_close(cut(stats), cut(stats_whole), 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEURAL)
+def test_gradients_through_a_neural_memory(name):
+    """Of every parameter, over two segments: whole segments equal the general computation, and the slope along a line."""
+    cfg, tokens = CASES[name], 2 * T
+
+    def scalar(params, ids, call):
+        logits, state, _ = rmt.run(params, rmt.init_state(params, cfg, B), ids, cfg, call)
+        return _weighed(logits, state)
+
+    with jax.enable_x64(True):
+        params, _ = setup(cfg, B, np.float64)
+        ids = some_ids(B, tokens)
+        whole = jit(jax.value_and_grad(lambda p: scalar(p, ids, Call(whole=True))))
+        general = jit(jax.grad(lambda p, n: scalar(p, ids, Call(length=n))))
+        (_, gradient), other = whole(params), general(params, jnp.full((B,), tokens, jnp.int32))
+        assert_close(gradient, other, 1e-9)
+        rng = np.random.default_rng(6)
+        line = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), params)
+        at = lambda step: float(whole(jax.tree.map(lambda p, d: p + step * d, params, line))[0])
+        slope = sum(float((g * d).sum()) for g, d in zip(*map(jax.tree.leaves, (gradient, line)), strict=True))
+        assert (at(1e-7) - at(-1e-7)) / 2e-7 == pytest.approx(slope, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
