@@ -3,15 +3,15 @@
     python -m benchmarks.hymba --output=docs/results/hymba        7 models x 2 seeds
 
 Four pairs, 48 tokens of noise, the four keys again (`configs/recall.py`); a window holds 8 tokens, so only layers that see
-everything, and states, can carry a pair. Six layers of width 64, the same training for all. Each row changes one thing of the row
-before it:
+everything, and states, can carry a pair. Four layers of width 64, 8 numbers of state a channel, the same training for all. Each
+row changes one thing of the row before it:
 
     mamba        scans alone
     attention    attention to everything, alone
     parallel     both side by side in each layer, attention to everything
     windows      the same, attention to windows only
-    global       three layers that see everything: first, middle, last
-    sharing      neighbouring windows share keys and values
+    global       two layers that see everything, the first and the last
+    sharing      the two windows between them share keys and values
     meta         16 meta tokens: all of Hymba
 
 The paper's recall: mamba 19.2, parallel 49.9, windows 29.8, global 48.8, sharing 48.0, meta 51.8 (and Llama 40.0).
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks import report, sweep
 
-LAYERS, WIDTH, HEADS, WINDOW, SEQUENCE, PAIRS, META = 6, 64, 4, 8, 64, 4, 16
+LAYERS, WIDTH, HEADS, WINDOW, SEQUENCE, PAIRS, META, STATE = 4, 64, 4, 8, 64, 4, 16, 8
 MODELS = ("mamba", "attention", "parallel", "windows", "global", "sharing", "meta")
 
 
@@ -47,11 +47,11 @@ def layers_of(name: str) -> tuple:
     from memtok_jax.models.mixers.ssm import SsmConfig
     from memtok_jax.models.mixers.window import WindowConfig
 
-    memory = MambaConfig(norms=True)
+    memory = MambaConfig(norms=True, state=STATE)
     whole, window = HymbaConfig(SEQUENCE, memory=memory), HymbaConfig(WINDOW, memory=memory)
     shared = replace(window, keys="before")
     return {"mamba": (SsmConfig(memory),), "attention": (WindowConfig(SEQUENCE),), "parallel": (whole,), "windows": (window,),
-            "global": (whole, window, whole, window, window, whole)}.get(name, (whole, window, whole, window, shared, whole))
+            "global": (whole, window, window, whole)}.get(name, (whole, window, shared, whole))
 
 
 def experiment(name: str, seed: int, args: argparse.Namespace):

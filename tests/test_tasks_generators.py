@@ -7,7 +7,7 @@ import pytest
 from task_checks import samples_are_pure
 
 from memtok_jax.data.errors import DataError
-from memtok_jax.data.tasks import associative, copy, lines, mqar, passkey, recall, retrieval, reverse
+from memtok_jax.data.tasks import associative, backcopy, copy, lines, mqar, passkey, recall, retrieval, reverse
 from memtok_jax.data.tasks.scoring import IGNORED, Sample, accuracy, exact_match, majority, table_accuracy
 
 CASES = {
@@ -15,6 +15,7 @@ CASES = {
     "recall_small": (recall, recall.RecallConfig(keys=4, values=3, noise=2, pairs=3), (12, 45)),
     "passkey": (passkey, passkey.PasskeyConfig(), (11, 64)),
     "passkey_tail": (passkey, passkey.PasskeyConfig(digits=1, noise=1, tail=9), (12, 40)),
+    "backcopy": (backcopy, backcopy.BackcopyConfig(), (4, 70)),
     "lines": (lines, lines.LinesConfig(), (72, 200)),
     "lines_small": (lines, lines.LinesConfig(tokens=3, every=1, farthest=3, keys=3, values=2, noise=1), (18, 31)),
     "mqar": (mqar, mqar.MqarConfig(tokens=64, pairs=4), (16, 48)),
@@ -50,6 +51,19 @@ def test_recall_layout_and_extrapolation():
         for row in ids:
             assert dict(zip(row[0:8:2], row[1:8:2], strict=True)) == dict(zip(row[-8::2], row[-7::2], strict=True))
             assert len(set(row[0:8:2])) == 4
+
+
+def test_backcopy_follows_its_table_and_copies_behind_triggers():
+    cfg = backcopy.BackcopyConfig(triggers=2, others=9, successors=3)
+    ids, labels = backcopy.sample(cfg, 400, 50, 0)
+    table = backcopy.followers(cfg)
+    np.testing.assert_array_equal(labels[:, :-1], ids[:, 1:])
+    assert (ids[:, 0] == backcopy.FIRST).all() and (ids[:, 1:] != backcopy.FIRST).all() and (ids[:, 1] > cfg.triggers).all()
+    trigger = (ids >= 1) & (ids <= cfg.triggers)
+    for row, asks in zip(ids, trigger, strict=True):
+        for t in range(1, 399):
+            assert row[t + 1] == row[t - 1] if asks[t] else row[t + 1] in table[row[t]]
+    assert trigger.mean() == pytest.approx(1 / (cfg.successors + 1), abs=0.01), "the share that `chance` counts as missed"
 
 
 def test_lines_ask_for_what_stands_so_many_lines_back():
