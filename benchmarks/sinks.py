@@ -10,9 +10,9 @@ token behind the first two windows of each stream. "recomputed" is the model on 
 the last of a training context; on a sample of the tokens, as the difference to four kept ones. On books that is the best to be
 hoped for; on the task, whose contexts all begin with the same token, a window cut out of the middle has none.
 
-Beside it, on the first 64 tokens of contexts: the sink rate (arXiv 2410.10781: the share of heads in which the first token gets more
-than 0.3 of the attention), the attention that goes to no token, and the largest activation over the median one (arXiv 2402.17762).
-The learning rate was chosen on validation data, for "none"; scores are of test data.
+Beside it, on the first 64 tokens of contexts: the sink rate (arXiv 2410.10781: the share of heads in which the first token gets
+more than 0.3 of the attention), the attention that goes to no token, and the largest activation over the median one (arXiv
+2402.17762). The learning rate was chosen on validation data, for "none"; scores are of test data.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def measured(place: Path, test: np.ndarray, contexts: np.ndarray) -> dict[str, A
     gain = bits_recomputed(params, cfg, test, at) - bits[4][at[:, 0], at[:, 1]]
     return {"bits": {str(pinned): float(one[:, skip:].mean()) for pinned, one in bits.items()},
             "recomputed": float(gain.mean()), "recomputed_error": float(gain.std() / len(gain) ** 0.5),
-            "curve": {str(pinned): one[:, :8 * skip // 2].reshape(len(one), -1, 16).mean((0, 2)).tolist() for pinned, one in bits.items()},
+            "curve": {str(pinned): one[:, :4 * skip].reshape(len(one), -1, 16).mean((0, 2)).tolist()
+                      for pinned, one in bits.items()},
             **looked(params, cfg, contexts)}
 
 
@@ -206,8 +207,8 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
              f"{r['massive']:.0f} x (token {r['massive_token']}, state {r['massive_state']})"] for r in records]
     if args.output and figures.available():
         draw(args.output, records, own.slots)
-    about = (f"{args.data}: {own.layers} layers of width {own.width}, {own.steps} updates of {own.batch} contexts of {own.slots} tokens, "
-             f"learning rate {own.learning_rate:g}; {ROWS} test streams of {args.test_tokens // ROWS:,} tokens.")
+    about = (f"{args.data}: {own.layers} layers of width {own.width}, {own.steps} updates of {own.batch} contexts of {own.slots} "
+             f"tokens, learning rate {own.learning_rate:g}; {ROWS} test streams of {args.test_tokens // ROWS:,} tokens.")
     return "\n\n".join(["# Attention sinks", f"`{command}`", about, report.machine(records, load), report.table(header, rows)])
 
 

@@ -1,15 +1,15 @@
 """Questions about a line so many lines back in a stream: a window with pinned tokens beside one with a neural memory.
 
 Paper: StreamEval of Efficient Streaming Language Models with Attention Sinks, https://arxiv.org/abs/2309.17453, section 4.4
-Task: memtok_jax/data/tasks/lines.py; lines of 4 tokens, a question after every 2, up to 12 lines back
+Task: memtok_jax/data/tasks/lines.py; lines of 3 tokens, a question after each, up to 8 lines back
 Command: python train.py --config=stream_eval           (StreamingLLM: 4 pinned tokens and 28 more)
          python train.py --config=stream_eval:mag       (the same window, and a neural memory beside it)
          python -m benchmarks.stream_eval               (both, and accuracy by distance, 16 times as long as in training)
 Hardware, time: 2 CPU cores, minutes each
-Expected: see docs/results/stream_eval.md
+Expected: not measured yet; in first tries the window alone had not learned to look keys up after 2,000 updates (docs/log.md)
 
-A question is 4 tokens and a line 6 on average, so 32 keys hold the five nearest lines. A second layer could hand farther ones on;
-training decides whether it does.
+A line and its question are 6 tokens, so 28 of them hold the four nearest lines. A second layer could hand farther ones on; training
+decides whether it does.
 Neighbours: recall (all pairs first, all questions last), streaming_llm (text).
 """
 
@@ -30,7 +30,7 @@ PRESETS = tuple(LAYERS)
 
 def config(preset: str) -> Experiment:
     """The experiment of one preset."""
-    task = LinesConfig()
+    task = LinesConfig(tokens=3, every=1, farthest=8, keys=16, values=16, noise=4)
     model = LanguageModelConfig(vocabulary=task.keys + task.values + task.noise + 1, width=64, layers=2, pattern=(LAYERS[preset],),
                                 head_dim=32, hidden=128)
     return Experiment(

@@ -3,7 +3,7 @@
 A failure says that a change reached the mathematics: an initialiser, the name of a parameter (its key comes from its path), a size
 in a preset, or the forward pass. If that is what the change is for, write the new numbers with
 
-    python -m tests.test_golden
+    python -m tests.test_golden [CONFIG ...]
 
 and say in the log what changed; otherwise the change has a fault.
 """
@@ -11,6 +11,7 @@ and say in the log what changed; otherwise the change has a fault.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -26,8 +27,8 @@ from memtok_jax.training import step
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FILE = Path(__file__).with_name("golden.json")
 # The default preset of every config that reads tokens.
-CONFIGS = ("armt", "compressive", "hymba", "recall", "rmt", "streaming_llm", "titans_lmm", "titans_mac", "titans_mag", "titans_mal",
-           "transformer", "transformer_xl")
+CONFIGS = ("armt", "compressive", "hymba", "mamba", "recall", "rmt", "stream_eval", "streaming_llm", "titans_lmm", "titans_mac",
+           "titans_mag", "titans_mal", "transformer", "transformer_xl")
 
 
 def groups(params) -> dict:
@@ -89,8 +90,8 @@ def test_one_training_call(name):
 
 
 if __name__ == "__main__":
-    numbers = {}
-    for name in CONFIGS:
+    numbers = json.loads(FILE.read_text())
+    for name in sys.argv[1:] or CONFIGS:
         update, params = initial(name)
         numbers[name] = norms(params) | training_call(update, params)
         print(name, numbers[name], flush=True)
