@@ -1,6 +1,7 @@
 """The models that the tests of `memtok_jax/inference` run over: name -> Model, all tiny.
 
-A new model is one line of MODELS. "titans" has a layer of each use of the neural memory, and prefix tokens; "toy" is the smallest
+A new model is one line of MODELS. "titans" has a layer of each use of the neural memory, and prefix tokens; "hymba" a scan, a
+window with pinned tokens whose keys two layers share, meta tokens, grouped keys and a sink; "toy" is the smallest
 model there is: what needs a program of its own for each case is tested over it alone.
 """
 
@@ -19,17 +20,19 @@ from memtok_jax.inference import stream as F
 from memtok_jax.memory.armt import ArmtConfig
 from memtok_jax.memory.compressive import CompressiveConfig
 from memtok_jax.memory.neural import NeuralMemoryConfig
+from memtok_jax.memory.ssm import MambaConfig
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.armt import ArmtLayerConfig
 from memtok_jax.models.mixers.cached import CachedConfig
+from memtok_jax.models.mixers.hymba import HymbaConfig
 from memtok_jax.models.mixers.lmm import LmmConfig
 from memtok_jax.models.mixers.mac import MacConfig
 from memtok_jax.models.mixers.mag import MagConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.protocol import Model, bind
 from memtok_jax.models.rmt import RmtConfig
-from memtok_jax.models.style import COMPRESSIVE, GPT2, GPT2_RELATIVE, TRANSFORMER_XL
+from memtok_jax.models.style import COMPRESSIVE, GPT2, GPT2_RELATIVE, TITANS, TRANSFORMER_XL
 
 SEGMENT = 4
 
@@ -41,9 +44,12 @@ def model_of(*pattern, **options):
 
 
 NEURAL = NeuralMemoryConfig(head_dim=8, chunk=2, expansion=1)
+HYMBA = HymbaConfig(window=5, sinks=2, memory=MambaConfig(state=3, conv=3, rank=2, norms=True))
 MODELS = {
     "toy": Model(toys.language_model, toys.LanguageModelConfig()),
     "titans": bind(model_of(MacConfig(memory=NEURAL), MagConfig(window=5, memory=NEURAL), LmmConfig(NEURAL), prefix=2)),
+    "hymba": bind(model_of(HYMBA, replace(HYMBA, keys="before"), segment=0, prefix=2, kv_heads=1, value_dim=8,
+                           style=replace(TITANS, sink="logit"))),
     "transformer_xl": bind(model_of(CachedConfig(XlConfig(6)), style=TRANSFORMER_XL)),
     "compressive": bind(model_of(CachedConfig(CompressiveConfig(length=4, compressed=4, rate=2)), style=COMPRESSIVE)),
     "rmt": bind(RmtConfig(model_of(SegmentConfig(), style=GPT2_RELATIVE), tokens=2)),
