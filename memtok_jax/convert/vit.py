@@ -96,7 +96,7 @@ def to_layout(checkpoint: VitCheckpoint, layout: str) -> dict[str, np.ndarray]:
     """Their names -> arrays.
 
     A class token's row in the table of positions, which timm lacks, is added to the class token there, and the mask token is left
-    out: the same function of images. Raises UserError where a layout cannot say what the model is.
+    out: the same function of images. Raises UserError if a layout cannot say what the model is.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
@@ -136,7 +136,7 @@ def unpack(given: Mapping[str, np.ndarray], layout: str) -> tuple[Plain, dict[st
 
 
 def pack(plain: Plain, cfg: VitConfig, layout: str) -> dict[str, np.ndarray]:
-    """Their names -> arrays. Raises UserError where the layout has no name for one."""
+    """Their names -> arrays. Raises UserError if the layout has no name for one."""
     out, used = {}, set()
     ranks = {"class": 3, "registers": 3, "mask": LAYOUTS[layout].mask_rank, "positions": 3}
     for theirs, parts in names(layout, cfg.feed_forward, cfg.layers).items():

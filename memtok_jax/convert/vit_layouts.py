@@ -123,7 +123,7 @@ def usual_name(name: str) -> str:
 
 
 def detect(given: Iterable[str]) -> str:
-    """The layout that has these (usual) names. Raises UserError where none does."""
+    """The layout that has these (usual) names. Raises UserError if none does."""
     given = set(given)
     if "storage_tokens" in given:
         raise UserError("these are names of facebookresearch/dinov3, which are not read: convert the file with transformers first")

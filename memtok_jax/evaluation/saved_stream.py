@@ -84,7 +84,7 @@ class SavedStream:
 
 
 def notes(folder: Path) -> dict[str, Any]:
-    """The notes of the snapshot in a folder. Raises UserError where there is none, or one of something else."""
+    """The notes of the snapshot in a folder. Raises UserError if there is none, or one of something else."""
     found = snapshot.notes(folder / SNAPSHOT).get("notes", {})
     if not {"arguments", "parameters", "inputs", "said"} <= found.keys():
         raise UserError(f"{folder / SNAPSHOT} was not saved by stream.py")
@@ -92,7 +92,7 @@ def notes(folder: Path) -> dict[str, Any]:
 
 
 def refuse_other(folder: Path, found: dict[str, Any], arguments: dict[str, Any], parameters: int) -> None:
-    """Raise UserError where a saved stream belongs to another command, naming the first argument that differs."""
+    """Raise UserError if a saved stream belongs to another command, naming the first argument that differs."""
     refuse_other_parameters(folder, found, parameters)
     for name, value in arguments.items():
         if found["arguments"].get(name) != value:
@@ -101,7 +101,7 @@ def refuse_other(folder: Path, found: dict[str, Any], arguments: dict[str, Any],
 
 
 def refuse_other_parameters(folder: Path, found: dict[str, Any], parameters: int) -> None:
-    """Raise UserError where a saved stream was made by other parameters."""
+    """Raise UserError if a saved stream was made by other parameters."""
     if found["parameters"] != parameters:
         raise UserError(f"the stream in {folder} was made by another model, or by this one after {found['step']} steps; "
                         "a stream and its model belong together")

@@ -65,7 +65,7 @@ def baselines(cfg: ImagesConfig, reach: int, segment: int) -> dict[str, float]:
 
 
 def training(cfg: ImagesConfig) -> Pictures:
-    """The split that is trained on. Raises DataError where the source has none."""
+    """The split that is trained on. Raises DataError if the source has none."""
     splits = _splits(cfg)
     if "train" not in splits:
         raise DataError(f"{cfg.source} has no images to train on, only {', '.join(splits)} to look at")

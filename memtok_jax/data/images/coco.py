@@ -21,7 +21,7 @@ from memtok_jax.data.images.pictures import Picture, Pictures
 
 
 def load(name: str, data_dir: str) -> dict[str, Pictures]:
-    """One split to look at, none to train on: the photographs have no class. Raises DataNotFoundError where it is absent."""
+    """One split to look at, none to train on: the photographs have no class. Raises DataNotFoundError if it is absent."""
     folder = files.real_folder(name, data_dir)
     for file in ("images.tar", "annotations.json.gz"):
         if not (folder / file).is_file():

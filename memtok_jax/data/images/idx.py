@@ -18,7 +18,7 @@ NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "
 
 
 def load(name: str, data_dir: str) -> dict[str, Pictures]:
-    """The splits "train", "valid" (the last 5,000 training images) and "test". Raises DataNotFoundError where it is absent."""
+    """The splits "train", "valid" (the last 5,000 training images) and "test". Raises DataNotFoundError if it is absent."""
     folder = files.real_folder(name, data_dir)
     train, test = (tuple(read(_file(folder, f"{part}-{kind}-ubyte"), magic) for kind, magic in
                          (("images-idx3", IMAGES), ("labels-idx1", LABELS))) for part in ("train", "t10k"))

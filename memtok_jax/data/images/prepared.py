@@ -28,7 +28,7 @@ def load(name: str, data_dir: str, held_out: float) -> dict[str, Pictures]:
 
 
 def _keys(builder) -> tuple[str, str]:
-    """Keys of the image and of the label. Raises DataError where there is none."""
+    """Keys of the image and of the label. Raises DataError if there is none."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
