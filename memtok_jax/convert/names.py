@@ -18,7 +18,7 @@ from memtok_jax.config import UserError
 
 PARTS = ("teacher", "target_encoder", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema",
          "model", "model_state_dict", "state_dict", "module", "network", "net", "backbone", "encoder", "visual", "student")
-NEUTRAL = PARTS.index("model")    # the rank of parts that are not listed, and of no part at all
+NEUTRAL = PARTS.index("model")    # the rank of parts that are not listed, and of no part
 # Parts that wrappers of torch (compilation, data parallelism, recomputation) put anywhere into a name.
 TRANSPARENT = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 # What only training needs: projection heads of DINO, iBOT, SimCLR and I-JEPA, centres of losses, the counter of an average.
