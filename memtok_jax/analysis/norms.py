@@ -1,4 +1,4 @@
-"""Norms of patch tokens: where the outliers begin, how many there are, and where they stand.
+"""Norms of patch tokens: where the outliers begin, how many there are, and in which cells they are.
 
 Vision Transformers Need Registers (arXiv 2309.16588), section 2.1: an artifact is a patch token whose norm at the output of the
 network is an outlier. The paper's cut-off of 150 was chosen by hand for one model; `valley` finds one, or says that there is none,

@@ -1,4 +1,4 @@
-"""Where attention goes in a language model, and how large its hidden states are: one text at a time, layer by layer.
+"""Where attention goes in a language model, and how large its hidden states are, layer by layer.
 
 Letters: B texts of T tokens, L layers, H heads, D width. Only for models whose layers are all window attention, and for texts that
 fit into the window. The numbers are those that the model computes, with its sinks, gates and prefix.

@@ -29,7 +29,7 @@ LEFT_OUT = ("dino_head.", "ibot_head.", "head.mlp.", "head.last_layer.", "projec
 def pick(tensors: Mapping[str, Any], anchors: Collection[str]) -> dict[str, np.ndarray]:
     """The arrays of the wanted model under its own names: without prefixes, second copies and heads of training.
 
-    anchors: names of which each model of the kind has exactly one; what stands before it in the file is the prefix. With several
+    anchors: names of which each model of the kind has exactly one; what comes before it in the file is the prefix. With several
     models in the file, the order of `PARTS` decides. Raises UserError if it does not, and if two arrays get the same name.
     """
     bare = renamed({name: ".".join(part for part in name.split(".") if part not in TRANSPARENT) for name in tensors})
@@ -78,7 +78,7 @@ def _belongs(name: str, other: str, front: str) -> bool:
 
 
 def _without(name: str, front: str) -> str:
-    """The name without the longest beginning that it shares with `front`, in whole parts: heads stand beside a backbone."""
+    """The name without the longest beginning that it shares with `front`, in whole parts, because heads lie beside a backbone."""
     parts = front.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         if name.startswith(outer := ".".join(parts[:count]) + "."):

@@ -336,7 +336,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _array(path: Path, archive: zipfile.ZipFile, folder: str, name: str, tensor: _Tensor) -> np.ndarray:
-    """A tensor as an array with memory of its own. Raises UserError if it is not entirely inside its storage."""
+    """A tensor as an array that owns its memory. Raises UserError if it is not entirely inside its storage."""
     storage, offset, shape, stride = tensor
     if not isinstance(storage, _Storage):
         raise UserError(f"{path}: {name} has numbers of a type that is not read; known are {', '.join(STORAGES)}")

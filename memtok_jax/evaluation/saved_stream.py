@@ -1,6 +1,6 @@
-"""The folder of a stream that `stream.py` saves: a snapshot, and what each row has said as a file of its own.
+"""The folder of a stream that `stream.py` saves: a snapshot, and a file for each row with what it has said.
 
-    stream        snapshot of all rows, with notes: where reading and writing stand, and what command it belongs to
+    stream        snapshot of all rows, with notes: how far rows have read and written, and the command that made it
     said_0, ...   the bytes that each row has said; bytes beyond the length in the notes were written after the snapshot
 
 The files are written first and the snapshot last, in one move, so a kill at any moment leaves the old snapshot or the new one.
@@ -62,7 +62,7 @@ class SavedStream:
         except OSError as error:
             raise UserError(f"{self.folder} is damaged: {error}") from None
         if [zlib.crc32(text) for text in texts] != self.notes["said_checksums"]:
-            raise UserError(f"{self.folder} is damaged: said_0 and its like are not what was written; give a new --save")
+            raise UserError(f"{self.folder} is damaged: a file said_ROW does not hold what was written; give a new --save")
         return texts
 
     def save(self, streams: Streams, said: list[bytearray], noted: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ class StreamConfig:
         if not self.save_every >= 0:
             raise UserError(f"--save_every={self.save_every} must be at least 0 seconds")
         if self.save and self.load and Path(self.save).resolve() == Path(self.load).resolve():
-            raise UserError(f"--load and --save name the same folder {self.save}; what is loaded stays as it is: save to another")
+            raise UserError(f"--load and --save name the same folder {self.save}; save to another, so that the loaded one stays")
         host.sampling(self.sampling, 1)
 
     def arguments(self) -> dict[str, Any]:

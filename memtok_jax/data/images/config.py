@@ -81,7 +81,7 @@ class ImagesConfig:
     channels: 3 (red, green, blue), or 1 (grey).
     seed: of the order of the training images and of their augmentation; held-out images do not depend on it.
     data_dir: folder of the local data sets ("" = environment variable MEMTOK_DATA_DIR, or for "tfds:NAME" the default of TFDS).
-    held_out: fraction kept for evaluation if the source has no split of its own.
+    held_out: fraction kept for evaluation if the source has no held-out split.
     eval_split: "valid", or "test" if the source has it.
     eval_samples: at most this many held-out images are scored (0 = all).
     on_bad_file: what happens if an image file in a folder cannot be read: "stop" names the file; "skip" leaves such files out and
