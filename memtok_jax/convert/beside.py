@@ -18,7 +18,7 @@ MEAN, STD = ("image_mean", "mean"), ("image_std", "std")
 
 
 class Beside(NamedTuple):
-    """What the files say; None: nothing.
+    """What the files say; None for what no file says.
 
     fields: of VitConfig. size: (rows, columns) of the images in pixels. mean, std: of each channel, for pixels in 0 .. 1.
     """
