@@ -1,1 +1,1 @@
-"""Analysis: figures of what a run did, and what the tokens of a vision model do (`registers`, one command)."""
+"""Analysis: figures of a run, the tokens of a vision model (`registers` is a command), attention in a language model (`text`)."""

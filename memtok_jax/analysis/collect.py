@@ -1,6 +1,6 @@
 """Run a vision transformer over images and keep what the measures need, as host arrays.
 
-Big things (attention, hidden states, keys) are reduced on the device, batch by batch; tokens and norms are kept.
+Large arrays (attention, hidden states, keys) are reduced on the device, batch by batch; tokens and norms are kept.
 Letters: N images, n patches on a grid (h, w), L layers, H heads, M registers, c class tokens, T tokens, D width.
 """
 
@@ -24,20 +24,20 @@ CAPTURE = ("hidden", "norms", "attention", "qkv")
 
 
 class Collected(NamedTuple):
-    """Of N images; all but the last two fields have one row an image on the axis that is called N."""
+    """Results for N images. Each array has one entry per image on its axis N; grid and counts hold for all images."""
 
     norms: np.ndarray          # f32[L+1, N, T] of all tokens before the final norm
-    moments: np.ndarray        # f32[L+1, N, 4] of the residual stream's patch entries: means of x, x^2, x^3, x^4
-    largest: np.ndarray        # f32[L+1, N] the largest |x| of them
+    moments: np.ndarray        # f32[L+1, N, 4] means of x, x^2, x^3, x^4 over the patches' entries of the residual stream
+    largest: np.ndarray        # f32[L+1, N] the largest |x| among these entries
     top_patch: np.ndarray      # f32[L, N, H] attention received by the patch that receives most
-    mass: np.ndarray           # f32[L, N, c + M + added] attention received by each token that is no patch
-    maps: np.ndarray           # f32[N, c + M + 1, h, w] last layer, mean of heads: of class token, registers, one patch
-    cls: np.ndarray            # f32[N, c, D] after the final norm, like the next two
+    mass: np.ndarray           # f32[L, N, c + M + added] attention received by class token, registers and added tokens
+    maps: np.ndarray           # f32[N, c + M + 1, h, w] from `query_maps`
+    cls: np.ndarray            # f32[N, c, D] after the final norm, like registers and patches
     registers: np.ndarray      # f32[N, M, D]
     patches: np.ndarray        # f32[N, n, D]
     embeddings: np.ndarray     # f32[N, n, D] projected patches before positions
-    boxes: np.ndarray          # i32[N, 4] LOST, in patches
-    attention_boxes: np.ndarray  # i32[N, 4] of the mean attention of the class token (of the one patch without one)
+    boxes: np.ndarray          # i32[N, 4] of LOST, in patches, as in `discovery.Found`
+    attention_boxes: np.ndarray  # i32[N, 4] from the map of the class token, or of the patch if there is none
     valid: np.ndarray          # bool[N] LOST found an object
     grid: tuple[int, int]
     counts: Counts
@@ -55,11 +55,12 @@ class Collected(NamedTuple):
 
 def collect(params, batches: Iterable[np.ndarray], cfg: VitConfig, edits: Edits = (), features: str = "k",
             bias: float = 0.0, patch: tuple[int, int] | None = None) -> Collected:
-    """Everything about the images of all batches.
+    """`Collected` over the images of all batches.
 
-    params: of `vit.py`. batches: normalised f32[B, rows, columns, C], all but the last of equal size. features: what LOST reads
-    of the last layer, "k" or "v" (the registers paper: keys of DINOv2, values of DeiT III and OpenCLIP); bias: of its Gram matrix.
-    patch: (row, column) of the patch whose attention is mapped, None for the one in the middle.
+    params: of `vit.py`. batches: normalised f32[B, rows, columns, C] of one image size; each B is compiled once. edits: of
+    `edits.py`. features: what LOST reads of the last layer, "k" or "v" (the registers paper: keys of DINOv2, values of DeiT III and
+    OpenCLIP). bias: of LOST's Gram matrix. patch: (row, column) of the patch whose attention is mapped, None for the middle one.
+    Raises ValueError if the grid has no such patch.
     """
     parts = [jax.device_get(one_batch(params, jnp.asarray(images), cfg, edits, features, bias, patch)) for images in batches]
     axes = Collected(1, 1, 1, 1, 1, *[0] * 8, None, None)
@@ -92,9 +93,9 @@ def one_batch(params, images: jax.Array, cfg: VitConfig, edits: Edits, features:
 
 
 def query_maps(out: VitOutput, patch: tuple[int, int] | None = None) -> jax.Array:
-    """Attention of the last layer to the patches, mean of heads: of class token, registers, and one patch (the middle one).
+    """Attention of class token, registers and one patch to the patches: f32[B, c + M + 1, h, w], last layer, mean over heads.
 
-    Raises ValueError where the grid has no such patch.
+    patch: (row, column), None for the middle one. Raises ValueError if the grid has no such patch.
     """
     rows = out.captured["attention"][-1].mean(1)
     one = query_index(patch or (out.grid[0] // 2, out.grid[1] // 2), out.grid, out.counts)
@@ -103,11 +104,11 @@ def query_maps(out: VitOutput, patch: tuple[int, int] | None = None) -> jax.Arra
 
 
 def query_names(counts: Counts, patch: tuple[int, int] | None = None) -> list[str]:
-    """Names of the maps of `query_maps`."""
+    """Names of the maps of `query_maps`, in their order."""
     one = f"patch {patch[0]}, {patch[1]}" if patch else "middle patch"
     return ["class token"] * counts.cls + [f"register {m}" for m in range(counts.registers)] + [one]
 
 
 def other_names(counts: Counts) -> list[str]:
-    """Names of the tokens of `Collected.mass`."""
+    """Names of the tokens of `Collected.mass`, in their order."""
     return ["cls"] * counts.cls + [f"register {m}" for m in range(counts.registers)] + [f"added {a}" for a in range(counts.added)]

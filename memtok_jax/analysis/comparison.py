@@ -1,13 +1,14 @@
-"""Everything that can be done about artifacts, beside the model as it is, in one table.
+"""Compare the unchanged model with every option against artifacts, in one table.
 
 | option                               | what it needs                                                   |
 |--------------------------------------|-----------------------------------------------------------------|
-| test-time registers                  | nothing but the model (arXiv 2506.08010)                        |
+| test-time registers                  | only the model (arXiv 2506.08010)                               |
 | registers zero, mean, noise, shuffle | a model with registers; controls, no repair (`models/vision/edits.py`) |
-| softmax-off-by-one, gated attention  | a model trained so, given beside                                |
-| trained registers                    | a model trained so, given beside                                |
+| softmax-off-by-one, gated attention  | a model trained with it, given by --beside                      |
+| trained registers                    | a model trained with them, given by --beside                    |
 
-What an option lacks stands in its row instead of numbers. "Worst" is the layer with the largest value, the embedding left out.
+An option that cannot be measured is listed below the table with the reason. "worst" is the largest value of any layer; the
+embedding does not count.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from memtok_jax.models.vision import edits as E
 PLAIN, REPAIRED = "as it is", "test-time registers"
 ATTENTION = {"softmax": "softmax", "zero": "softmax-off-by-one", "logit": "sink logits", "kv": "sink keys and values",
              "gate": "gated attention"}
-TRAINED = ("zero", "gate")    # alternatives that every whole comparison names, measured or not
+TRAINED = ("zero", "gate")    # alternatives that --repair=all always names, measured or not
 
-# field: (heading, form). Of the patches' norms before the final norm; accuracy is that of the model's own head.
+# field: (heading, format). Norms are those of patches before the final norm; accuracy is that of the model's own head.
 COLUMNS = {
     "outlier_share": ("outliers, last", "{:.2%}"), "worst_outlier_share": ("worst", "{:.2%}"),
     "share_above_5_medians": (">5 medians, worst", "{:.2%}"),
@@ -38,7 +39,11 @@ COLUMNS = {
 
 
 class Arm(NamedTuple):
-    """One way to run a model. drawn: whether it has figures and a table by layer of its own."""
+    """One way to run a model.
+
+    edits: changes of the forward pass. neurons: (layer, unit) of the register neurons that are moved. note: a line for the log.
+    drawn: whether the arm gets its own figures and table by layer.
+    """
 
     name: str
     model: Model
@@ -50,11 +55,11 @@ class Arm(NamedTuple):
 
 def arms(model: Model, batches: Callable[[], Iterable[np.ndarray]], layers: Sequence[dict[str, Any]], wanted: str, cutoff: float,
          top_k: int, beside: Sequence[Model]) -> tuple[list[Arm], dict[str, str]]:
-    """What to measure besides the model as it is, and of what cannot be measured: name -> reason.
+    """The arms to measure beside the unchanged model, and name -> reason for each option that cannot be measured.
 
-    batches: a fresh pass over the normalised images. layers: of `measures.by_layer` for the model as it is. wanted: "none",
-    "test_time", "replace" or "all". beside: other models for the same images. Raises UserError where the one thing that is
-    wanted cannot be done; of "all" it becomes a reason.
+    batches: starts a new pass over the normalised images. layers: from `measures.by_layer` for the unchanged model. wanted: "none",
+    "test_time", "replace" or "all". cutoff, top_k: as in `repair.test_time_registers`. beside: other models for the same images.
+    Raises UserError if the one option that is wanted cannot be done; with "all" the message becomes a reason instead.
     """
     makers = {REPAIRED: (("test_time", "all"), lambda: [moved(model, batches(), layers, cutoff, top_k)]),
               "replaced registers": (("replace", "all"), lambda: replaced(model, batches()))}
@@ -73,7 +78,7 @@ def arms(model: Model, batches: Callable[[], Iterable[np.ndarray]], layers: Sequ
 
 
 def moved(model: Model, batches: Iterable[np.ndarray], layers: Sequence[dict[str, Any]], cutoff: float, top_k: int) -> Arm:
-    """Test-time registers."""
+    """The arm with test-time registers; arguments and errors are those of `repair.test_time_registers`."""
     found = repair.test_time_registers(model.params, batches, model.cfg, layers, cutoff, top_k)
     note = (f"{len(found.neurons)} register neurons (layer, unit) from patches with a norm above {found.cutoff:.4g} after layer "
             f"{found.state}: {', '.join(map(str, found.neurons[:5]))}{', ...' if len(found.neurons) > 5 else ''}")
@@ -81,7 +86,10 @@ def moved(model: Model, batches: Iterable[np.ndarray], layers: Sequence[dict[str
 
 
 def replaced(model: Model, batches: Iterable[np.ndarray]) -> list[Arm]:
-    """The replacement controls, each at every hidden state; means and deviations are those of the same images."""
+    """The replacement controls, each at every hidden state, with means and deviations of the same images.
+
+    Raises UserError if the model has no registers.
+    """
     if not model.cfg.registers:
         raise UserError("the model has no registers to replace")
     statistics = register_neurons.register_statistics(model.params, batches, model.cfg)
@@ -90,7 +98,7 @@ def replaced(model: Model, batches: Iterable[np.ndarray]) -> list[Arm]:
 
 
 def described(model: Model) -> str:
-    """What kind of model it is, in words."""
+    """A few words about the model: its attention and its number of registers."""
     return f"{ATTENTION[model.cfg.attention]}, {model.cfg.registers} registers"
 
 
@@ -104,7 +112,7 @@ def untrained(models: Sequence[Model]) -> dict[str, str]:
 
 
 def row(result: dict[str, Any]) -> dict[str, float]:
-    """One line of the table from all numbers of one arm; what is not known is left out."""
+    """One line of the table from all numbers of one arm; numbers that are not known are left out."""
     layers, last = result["layers"][1:], result["layers"][-1]
     worst = {name: max(layer[name] for layer in layers) for name in ("outlier_share", "share_above_5_medians", "max_over_median")}
     known = {"outlier_share": last["outlier_share"], "worst_outlier_share": worst["outlier_share"],
@@ -116,7 +124,7 @@ def row(result: dict[str, Any]) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, float]], missing: dict[str, str]) -> list[str]:
-    """The table in Markdown, aligned; a column that no row has is left out. Below it what could not be measured, and why."""
+    """The table in Markdown, aligned, without empty columns; below it each option that could not be measured, with the reason."""
     shown = {field: column for field, column in COLUMNS.items() if any(field in one for one in rows.values())}
     cells = [["option", *(heading for heading, _ in shown.values())]]
     cells += [[name, *(form.format(one[field]) if field in one else "-" for field, (_, form) in shown.items())]

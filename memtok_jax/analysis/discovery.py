@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 @partial(jax.jit, static_argnames=("grid", "k"))
 def lost(features_nd: jax.Array, grid: tuple[int, int], bias: float = 0.0, k: int = 100) -> Found:
-    """The object of one image. grid: (h, w) with h w = n. bias: b. k: size of D_k at most."""
+    """The object of one image. features: f[n, d]. grid: (h, w) with h w = n. bias: b. k: size of D_k, at most n."""
     n = features_nd.shape[0]
     gram = jnp.matmul(features_nd, features_nd.T, precision="highest") + bias
     positive = gram > 0
@@ -51,7 +51,8 @@ def lost(features_nd: jax.Array, grid: tuple[int, int], bias: float = 0.0, k: in
 def attention_object(attention_n: jax.Array, grid: tuple[int, int], share: float = 0.6) -> Found:
     """The baseline "DINO-seg": the largest component of the patches that hold the top `share` of one head's attention.
 
-    attention: of one query (CLS) to the patches, not negative. A patch counts while the sum of those above it is below the share.
+    attention: f[n] of one query (CLS) to the patches, not negative. grid: (h, w) with h w = n. A patch is kept if the patches with
+    more attention sum to less than the share.
     """
     order = jnp.argsort(-attention_n, stable=True)
     before = jnp.cumsum(attention_n[order]) - attention_n[order]
@@ -63,7 +64,7 @@ def attention_object(attention_n: jax.Array, grid: tuple[int, int], share: float
 
 
 def components(mask_hw: jax.Array) -> jax.Array:
-    """Labels of the 4-connected components: the lowest index of each component in its cells, h w outside the mask."""
+    """Labels i32[h, w] of the 4-connected components of mask bool[h, w]: their lowest index; h w outside the mask."""
     n = mask_hw.size
     outside = jnp.int32(n)
     first = jnp.where(mask_hw, jnp.arange(n, dtype=jnp.int32).reshape(mask_hw.shape), outside)
@@ -81,7 +82,7 @@ def components(mask_hw: jax.Array) -> jax.Array:
 
 
 def _found(inside_hw: jax.Array, seed: jax.Array) -> Found:
-    """The box around the cells that are True."""
+    """`Found` with the box around the cells that are True."""
 
     def ends(line):
         return line.argmax(), line.size - line[::-1].argmax()
@@ -110,9 +111,9 @@ def overlap(box_4: Sequence[float], others_K4: np.ndarray) -> np.ndarray:
 
 
 def corloc(boxes_B4: np.ndarray, truth: Sequence[np.ndarray], least: float = 0.5) -> float:
-    """Share of the images whose box overlaps any of its true boxes by at least one half.
+    """Share of the images whose box has an intersection over union of at least `least` with one of the true boxes.
 
-    truth: for each image [K, 4]. Images without a true box are left out; nan where all are.
+    truth: for each image [K, 4]. Images without a true box are left out; nan if none has one.
     """
     hits = [overlap(box, true).max() >= least for box, true in zip(boxes_B4, truth, strict=True) if len(true)]
     return float(np.mean(hits)) if hits else float("nan")

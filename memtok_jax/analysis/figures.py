@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def available() -> bool:
-    """Whether figures can be drawn on this machine."""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def _new(xlabel: str, ylabel: str, title: str):
-    # The object interface: no global state, and no display is looked for.
+    # The object interface needs neither global state nor a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -73,7 +73,7 @@ def panels(path: Path, parts: Mapping[str, Mapping[str, tuple[Sequence[float], S
            title: str, accuracies: bool = True) -> None:
     """Draw several small figures side by side. parts: name of the panel -> name of the line -> (x, y).
 
-    accuracies: y goes from 0 to 1, with a dot and a mark at each of a few x.
+    accuracies: y is from 0 to 1, and each x gets a dot and a tick.
     """
     from matplotlib.figure import Figure
 

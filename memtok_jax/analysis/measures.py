@@ -1,6 +1,6 @@
-"""Numbers about a vision transformer's tokens: does it have artifacts, where, and who carries what.
+"""Numbers about a vision transformer's tokens: does it have artifacts, where, and what does each kind of token carry?
 
-Everything is computed from `collect.Collected`; the rule behind a cut-off always stands beside its value.
+Everything is computed from `collect.Collected`. A cut-off is always reported with the rule that found it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROBE_ROWS = 40_000        # patches at most for the local probes
 
 
 class Outliers(NamedTuple):
-    """Patches of the last layer whose norm is an outlier; where the rule finds none, the highest norm of each image."""
+    """Patches of the last layer whose norm is an outlier; if the rule finds none, the patch with the highest norm of each image."""
 
     cutoff: norms.Cutoff
     name: str             # "outlier" or "highest norm"
@@ -31,12 +31,12 @@ class Outliers(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The name as part of another."""
+        """The name without spaces, for names of measures."""
         return self.name.replace(" ", "_")
 
 
 def outliers(c: Collected) -> Outliers:
-    """By the automatic rule, on the residual stream before the final norm."""
+    """The outliers by the automatic rule (`norms.valley`), on the residual stream before the final norm."""
     last = c.patch_norms[-1]
     cutoff, highest = norms.valley(last), last.argmax(1)
     if cutoff.found:
@@ -45,7 +45,7 @@ def outliers(c: Collected) -> Outliers:
 
 
 def by_layer(c: Collected) -> list[dict[str, Any]]:
-    """One dict for the embedding (layer 0) and for each layer after it; attention is that inside the layer."""
+    """One dict for the embedding (layer 0) and for each layer after it; attention is that of the layer."""
     out = []
     for layer, patch_norms in enumerate(c.patch_norms):
         cutoff = norms.valley(patch_norms)
@@ -60,7 +60,7 @@ def by_layer(c: Collected) -> list[dict[str, Any]]:
 
 
 def kurtosis(moments_N4: np.ndarray) -> float:
-    """From the means of x, x^2, x^3, x^4 of each image: fourth central moment over squared variance, of all images together."""
+    """Fourth central moment over squared variance of all images together, from the means of x, x^2, x^3, x^4 of each image."""
     m1, m2, m3, m4 = np.asarray(moments_N4, np.float64).mean(0)
     return float((m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / max((m2 - m1**2) ** 2, 1e-300))
 
@@ -83,7 +83,7 @@ def _attention(c: Collected, layer: int) -> dict[str, Any]:
 
 
 def places(c: Collected, found: Outliers) -> dict[str, Any]:
-    """Where the special patches stand: how redundant they are, and how often the most frequent cell is one."""
+    """How much special patches repeat their neighbours, and the share of images with one at each cell and at the most frequent."""
     cosine = norms.neighbour_cosine(c.embeddings, c.grid)
     cells = norms.position_map(found.special, c.grid)
     return {f"neighbour_cosine_{found.word}": float(cosine[found.special].mean()),
@@ -92,9 +92,9 @@ def places(c: Collected, found: Outliers) -> dict[str, Any]:
 
 
 def local_probes(c: Collected, found: Outliers, pixels_NnC: np.ndarray) -> dict[str, float]:
-    """Position and pixels from single patch tokens after the final norm, of normal and of special patches apart.
+    """Probes for position and pixels from single patch tokens after the final norm, scored on normal and special patches apart.
 
-    pixels: normalised, of each patch. One probe is fitted on all patches; images are divided into parts to fit and to score.
+    pixels: normalised, f32[N, n, P P C]. Each probe is fitted on patches of both kinds, and scored on other images.
     """
     images, n = c.patches.shape[:2]
     few = min(images, max(PROBE_ROWS // n, 5))
@@ -115,9 +115,9 @@ def local_probes(c: Collected, found: Outliers, pixels_NnC: np.ndarray) -> dict[
 
 
 def global_probes(c: Collected, found: Outliers, labels_N: np.ndarray, classes: int) -> dict[str, float]:
-    """Accuracy of the image's class from one token of each kind; of patches mean and deviation over random choices.
+    """Accuracy of the image's class from one token of each kind; for patches the mean and deviation over random choices.
 
-    Empty where there are too few images a class.
+    labels: i32[N]. Empty for one class, and for fewer than LEAST_PER_CLASS images per class.
     """
     if classes < 2 or len(labels_N) < LEAST_PER_CLASS * classes:
         return {}
@@ -134,10 +134,10 @@ def global_probes(c: Collected, found: Outliers, labels_N: np.ndarray, classes: 
 
 
 def head(c: Collected, params, cfg: classifier.ClassifierConfig | None, labels_N: np.ndarray, classes: int) -> dict[str, float]:
-    """Accuracy of the model's own head, class n of the images being its output n.
+    """Accuracy of the model's own head; its output n stands for class n of the images.
 
-    params: "vit" and "head" of `models/vision/classifier.py`. Empty where there is no head (cfg None) or it has another number of
-    outputs than there are classes.
+    params: "vit" and "head" of `models/vision/classifier.py`. Empty if there is no head (cfg None), or if its number of outputs
+    differs from the number of classes.
     """
     if cfg is None or cfg.classes != classes:
         return {}
@@ -146,7 +146,7 @@ def head(c: Collected, params, cfg: classifier.ClassifierConfig | None, labels_N
 
 
 def boxes(c: Collected, truth: Sequence[np.ndarray], patch: int, size: tuple[int, int]) -> dict[str, Any]:
-    """LOST's box of every image in pixels and, where true boxes exist, CorLoc beside what needs no features."""
+    """LOST's box of every image in pixels and, if true boxes exist, CorLoc of LOST, of attention and of two fixed boxes."""
     own = discovery.pixel_box(c.boxes, patch, size)
     out = {"lost_valid": float(c.valid.mean()), "lost_boxes": own.tolist()}
     if not any(len(true) for true in truth):

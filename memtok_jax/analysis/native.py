@@ -1,7 +1,6 @@
-"""LOST on images at their own size and shape, as it is evaluated upstream: nothing is cut off, whole patches by a border of zeros.
+"""LOST on images at their own size and shape, as its authors evaluate it: nothing is cut off, and zeros complete the last patches.
 
-An image whose longer side is above a limit is scaled down to it. Each size of grid is a program of its own, compiled when the first
-image of that size comes.
+An image whose longer side is above a limit is scaled down to it. Each size of grid is compiled once, when its first image comes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from memtok_jax.models.vision.output import split
 
 @partial(jax.jit, static_argnames=("cfg", "features"))
 def find(params, image: jax.Array, cfg: VitConfig, edits: Edits, features: str, bias: float) -> discovery.Found:
-    """The object of one normalised image f32[rows, columns, C] of whole patches. features, bias: as of `collect.collect`."""
+    """The object of one normalised image f32[rows, columns, C] of whole patches. features, bias: as in `collect.collect`."""
     out = vit.features(params, image[None], cfg, capture=("qkv",), edits=edits)
     last = split(out.captured[features][-1], out.counts)["patches"][0].astype(jnp.float32)
     return discovery.lost(last.reshape(len(last), -1), out.grid, bias)
@@ -49,7 +48,10 @@ def padded(image: np.ndarray, patch: int) -> np.ndarray:
 
 def boxes(model: Model, pictures: Pictures, longest: int, edits: Edits = (), features: str = "k",
           bias: float = 0.0) -> dict[str, Any]:
-    """LOST's box of each picture in pixels of the scaled one, the number of grids, and CorLoc where true boxes exist."""
+    """LOST's box of each picture in pixels of the scaled picture, the number of grids, and CorLoc if true boxes exist.
+
+    longest: limit of the longer side in pixels. edits, features, bias: as in `collect.collect`.
+    """
     found, truth, grids = [], [], set()
     for n in range(pictures.count):
         picture = scaled(pictures.read(n), longest, model.cfg.channels)

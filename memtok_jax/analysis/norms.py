@@ -1,9 +1,10 @@
-"""Norms of patch tokens: where the outliers begin, how many there are, and where they stand.
+"""Norms of patch tokens: where the outliers begin, how many there are, and in which cells they are.
 
 Vision Transformers Need Registers (arXiv 2309.16588), section 2.1: an artifact is a patch token whose norm at the output of the
 network is an outlier. The paper's cut-off of 150 was chosen by hand for one model; `valley` finds one, or says that there is none,
-and the fixed ratios always stand beside it. All norms are those before the final LayerNorm: after it every token has nearly
-the same one. Kurtosis and the largest value as measures of outliers: Quantizable Transformers, arXiv 2306.12929.
+and the shares above fixed cut-offs are always reported beside it. All norms are those before the final LayerNorm; after it the
+norms of all tokens are nearly the same. Kurtosis and the largest value measure outliers as in Quantizable Transformers
+(arXiv 2306.12929).
 
 Letters: B images, n patches, (h, w) their grid, D width. Everything here is numpy on the host.
 """
@@ -16,14 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 BINS, SIGMA = 128, 2.0            # histogram of log norms, and its smoothing in bins
-DEPTH = 0.5                       # a valley is at most so high as the second mode behind it
-LEAST_SHARE, LEAST_TOKENS = 0.002, 20
-LEAST_RATIO = 1.5                 # a cut-off lies so many medians up at least
+DEPTH = 0.5                       # a valley is at most this fraction of the height of the mode behind it
+LEAST_SHARE, LEAST_TOKENS = 0.002, 20    # of all norms, above a cut-off
+LEAST_RATIO = 1.5                 # a cut-off is at least this many medians
 NORMAL_MAD = 1.4826               # standard deviation of a normal distribution over its median absolute deviation
 
 
 class Cutoff(NamedTuple):
-    """Norms above `value` are outliers. Where there is no second mode, value is infinite and nothing is one."""
+    """Norms above `value` are outliers. Without a second mode `value` is infinite. rule: the rule and its outcome, in words."""
 
     rule: str
     value: float
@@ -38,8 +39,8 @@ def valley(norms: np.ndarray) -> Cutoff:
     """The cut-off between the main mode of the norms and a second one above it.
 
     norms: any shape, positive. The histogram of log norms is smoothed; between its highest bin and each later local maximum
-    the lowest bin is a candidate (the middle one, where several are empty). It counts where it is at most half as high as that
-    maximum, lies 1.5 medians up, and at least 0.2 % and 20 tokens lie above. Of several the one with the most tokens above.
+    the lowest bin is a candidate (the middle one of equals). It counts if it is at most half as high as that maximum and at least
+    1.5 medians, and if at least 0.2 % of the norms and at least 20 lie above it. Of several, the one with most norms above wins.
     """
     norms = np.maximum(np.asarray(norms, np.float64).ravel(), 1e-12)
     logs = np.log(norms)
@@ -66,13 +67,13 @@ def _smoothed(counts: np.ndarray) -> np.ndarray:
 
 
 def _middle_of_lowest(values: np.ndarray) -> int:
-    """Index of the lowest value, the middle one of equals: the first of them would lie at the foot of the main mode."""
+    """Index of the lowest value; of equals the middle one, because the first would lie at the foot of the main mode."""
     lowest = np.flatnonzero(values == values.min())
     return int(lowest[len(lowest) // 2])
 
 
 def _maxima_after(values: np.ndarray, start: int) -> list[int]:
-    """Indices above `start` that are higher than the one before and not lower than the one behind."""
+    """Indices above `start` whose value is higher than the one before and not lower than the one after."""
     padded = np.append(values, -np.inf)
     return [i for i in range(start + 1, len(values)) if padded[i] > padded[i - 1] and padded[i] >= padded[i + 1]]
 
@@ -110,7 +111,7 @@ def position_map(outlier_Bn: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 def neighbour_cosine(patches_BnD: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Mean cosine similarity of each patch with its neighbours above, below, left and right that exist: [B, n].
 
-    patches: the projection of the pixels before positions are added. Near 1: the patch repeats what stands beside it.
+    patches: the projection of the pixels before positions are added. Near 1: the patch repeats its neighbours.
     """
     x = np.asarray(patches_BnD, np.float64)
     x = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)).reshape(len(x), *grid, -1)

@@ -18,7 +18,7 @@ WORDS = {"patches": "patches", "registers": "registers", "cls": "class token", "
 
 
 def _figure(width: float, height: float):
-    # The object interface: no global state, and no display is looked for.
+    # The object interface needs neither global state nor a display.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -29,7 +29,7 @@ def _save(figure, path: Path) -> None:
 
 
 def norm_histograms(path: Path, c: Collected, layers: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Norms of all tokens before the final norm, one panel a layer, on a log axis; the cut-off is a dashed line."""
+    """Norms of all tokens before the final norm, one panel per layer, on log axes; the cut-off is a dashed line."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     shown = sorted({int(i) for i in np.linspace(0, len(c.norms) - 1, min(MOST_LAYERS, len(c.norms)))})
@@ -62,7 +62,7 @@ def norm_histograms(path: Path, c: Collected, layers: Sequence[Mapping[str, Any]
 
 
 def layer_curves(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> None:
-    """Six measures by layer, a line for each table (as it is, repaired)."""
+    """Six measures by layer, one line for each arm. tables: name of the arm -> its dicts from `measures.by_layer`."""
     wanted = (("max_over_median", "largest patch norm / median norm", "ratio"),
               ("share_above_3_medians", "patches with a norm above 3 medians", "share of patches"),
               ("kurtosis", "kurtosis of the residual stream", "kurtosis (3: normal distribution)"),
@@ -90,9 +90,9 @@ def layer_curves(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], 
 
 
 def token_maps(path: Path, c: Collected, pixels: np.ndarray, title: str, patch: tuple[int, int] | None = None) -> None:
-    """A row for each of the first images: the image, norms of its patches, where each class token and register looks.
+    """Panels for each of the first images: the image, norms of its patches, attention of class token, registers and one patch.
 
-    Attention is that of the last layer, mean of heads, as a share of the largest value of its map. patch: as `collect` was told.
+    Attention is that of the last layer, mean over heads, as a share of the largest value of its map. patch: as given to `collect`.
     """
     rows, names = min(MOST_IMAGES, len(pixels)), ["image", "patch norm", *query_names(c.counts, patch)]
     figure = _figure(1.7 * len(names) + 0.6, 1.7 * rows + 0.7)
@@ -133,7 +133,7 @@ def boxes(path: Path, c: Collected, pixels: np.ndarray, truth: Sequence[np.ndarr
 
 
 def positions(path: Path, place: Mapping[str, Any], name: str) -> None:
-    """How often each cell of the grid holds a special patch."""
+    """How often each cell of the grid holds a special patch. place: from `measures.places`. name: of the special patches."""
     figure = _figure(4.6, 4)
     axes = figure.add_subplot()
     shown = axes.imshow(place["position_map"], vmin=0, cmap="viridis")

@@ -1,12 +1,12 @@
 """Which hidden units write the outlier norms of a vision transformer, and what its registers hold on average.
 
-Test-time registers (Jiang et al., arXiv 2506.08010), for a model without registers: with O the patches of an image whose norm at
-hidden state `layer` is above `cutoff`, and a the activations after the non-linearity,
+Test-time registers (Jiang et al., arXiv 2506.08010), for a model without registers. Let O be the patches of an image whose norm at
+hidden state `layer` is above `cutoff`, and a the activations after the non-linearity:
 
     score(l, f) = mean over images with an O of (mean over O of |a_l[., f]|)
 
-The units of highest score up to `highest_layer` are the register neurons; `edits.test_time_registers` moves them. Search in the
-model as it is, without edits.
+The units of highest score up to `highest_layer` are the register neurons; `edits.test_time_registers` moves their activations. The
+search runs the model without edits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUIET = 0.5  # an activation below this counts as silent
 
 
 class Scores(NamedTuple):
-    """Sums over images, of which the scores are means."""
+    """Sums over images; divided by the number of images they give the means that `find` uses."""
 
     size: jax.Array    # f32[L, F]  |a| on outlier patches, over images that have one
     quiet: jax.Array   # f32[L, F]  share of tokens where |a| is below QUIET, over all images
@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
 @partial(jax.jit, static_argnames=("cfg", "layer"))
 def score(params, images: jax.Array, cfg: VitConfig, layer: int, cutoff: float) -> Scores:
-    """The sums of one batch of normalised images [B, rows, columns, C]."""
+    """The sums of one batch of normalised images f[B, rows, columns, C]."""
     out = vit.features(params, images, cfg, capture=("norms", "mlp"))
     is_outlier = split(out.captured["norms"][layer], out.counts)["patches"] > cutoff
     size = jnp.abs(out.captured["mlp"].astype(jnp.float32))
@@ -54,10 +54,10 @@ def find(params, batches: Iterable[jax.Array], cfg: VitConfig, *, layer: int, cu
     """The register neurons as (layer, unit), highest score first.
 
     batches: normalised images f[B, rows, columns, C], of one size or several. layer: hidden state at which norms are compared with
-    `cutoff` (-1 the last, -2 the one before the last block). highest_layer: last layer in which units are looked for, counted from
-    0. sparse: only units that are silent on at least half of the tokens. Published: DINOv2-L layer=-2, cutoff=150, top_k=50,
-    highest_layer=17; CLIP B/16 layer=-1, cutoff=30, top_k=10, highest_layer=5.
-    Raises UserError where no patch is above the cut-off.
+    `cutoff` (-1 the last, -2 the one before the last block). top_k: number of units at most. highest_layer: last layer to search,
+    counted from 0. sparse: only units that are silent on at least half of the tokens.
+    Published: DINOv2-L layer=-2, cutoff=150, top_k=50, highest_layer=17; CLIP B/16 layer=-1, cutoff=30, top_k=10, highest_layer=5.
+    Raises UserError if no patch is above the cut-off, and for a highest_layer that the model does not have.
     """
     if not 0 <= highest_layer < cfg.layers:
         raise UserError(f"highest_layer={highest_layer}: the model has layers 0 .. {cfg.layers - 1}")
@@ -82,7 +82,7 @@ def _moments(params, images: jax.Array, cfg: VitConfig) -> tuple[jax.Array, jax.
 
 
 def register_statistics(params, batches: Iterable[jax.Array], cfg: VitConfig) -> RegisterStatistics:
-    """Mean and standard deviation of each register at each hidden state over all images."""
+    """Mean and standard deviation of each register at each hidden state over all images, f32[L+1, M, D] each."""
     number, first, second = 0, np.zeros(()), np.zeros(())
     for images in batches:
         sums = _moments(params, images, cfg)

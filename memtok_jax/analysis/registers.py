@@ -4,9 +4,9 @@
     python -m memtok_jax.analysis.registers --checkpoint=dinov2_vits14_reg4_pretrain.pth --images=PHOTOS --output=analysis
 
 The checkpoint is a run directory of train.py or a file that `memtok_jax.convert` knows. Written to --output: measures.json and
-figures (norms by layer, measures by layer, maps of norms and attention, boxes). --repair=test_time does everything a second
-time with test-time registers (arXiv 2506.08010) and prints both. --repair=all compares every option in one table, comparison.md
-(see `comparison.py`); models trained with another attention or other registers join it:
+figures (norms by layer, measures by layer, maps of norms and attention, boxes). --repair=test_time measures a second time with
+test-time registers (arXiv 2506.08010) and prints both results. --repair=all compares every option in one table, comparison.md (see
+`comparison.py`); --beside adds models trained with another attention or other registers:
 
     python -m memtok_jax.analysis.registers --checkpoint=runs/plain --repair=all --beside=runs/gate,runs/off_by_one
 """
@@ -37,22 +37,22 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory of train.py,
 IMAGES = flags.DEFINE_string("images", "", "Folder of images (sub-folders are classes; boxes.json beside them gives boxes), or "
                              "composites, fashion_mnist, tfds:NAME. Default: the images held out from the run.")
 OUTPUT = flags.DEFINE_string("output", "analysis", "Folder for measures.json and the figures.")
-COUNT = flags.DEFINE_integer("count", 500, "At most so many images.")
+COUNT = flags.DEFINE_integer("count", 500, "At most this many images.")
 SIZE = flags.DEFINE_string("size", "", "ROWSxCOLUMNS of pixels, whole patches. Default: the size of training.")
 REPAIR = flags.DEFINE_enum("repair", "none", ["none", "test_time", "replace", "all"], "Measure again with test-time registers, "
                            "with registers replaced (zero, mean, noise, shuffle), or with all of these, and compare.")
 BESIDE = flags.DEFINE_list("beside", [], "More checkpoints, separated by commas, measured on the same images and compared.")
 CUTOFF = flags.DEFINE_float("cutoff", 0.0, "With --repair: norm above which a patch of the last layer is an outlier; 0: automatic.")
-TOP_K = flags.DEFINE_integer("top_k", 50, "With --repair: at most so many register neurons.")
+TOP_K = flags.DEFINE_integer("top_k", 50, "With --repair: at most this many register neurons.")
 FEATURES = flags.DEFINE_enum("features", "k", ["k", "v"], "What LOST reads of the last layer: keys (DINOv2) or values (DeiT III).")
-NATIVE = flags.DEFINE_integer("native", 0, "LOST also on whole images of their own shape, scaled down to at most so many pixels a "
-                              "side; 0: only on those of one size.")
+NATIVE = flags.DEFINE_integer("native", 0, "Run LOST also on whole images of their own shape, scaled down to at most this many "
+                              "pixels a side; 0: only on images of one size.")
 PATCH = flags.DEFINE_string("patch", "", "ROW,COLUMN of a patch, from 0, whose attention is drawn. Default: the one in the middle.")
 BIAS = flags.DEFINE_float("bias", 0.0, "Added to LOST's Gram matrix.")
-HEADS = flags.DEFINE_integer("heads", 0, "Of checkpoint files: number of attention heads, if no file beside them says it.")
-GRID = flags.DEFINE_string("grid", "", "Of checkpoint files: ROWSxCOLUMNS of patches in training, if no file beside them says it.")
-MEAN = flags.DEFINE_list("mean", [], "Of checkpoint files: mean of each channel of the images of training, for pixels in 0 .. 1.")
-STD = flags.DEFINE_list("std", [], "Of checkpoint files: standard deviation of each channel, in the same unit.")
+HEADS = flags.DEFINE_integer("heads", 0, "For checkpoint files: number of attention heads, if no file gives it.")
+GRID = flags.DEFINE_string("grid", "", "For checkpoint files: ROWSxCOLUMNS of patches in training, if no file gives it.")
+MEAN = flags.DEFINE_list("mean", [], "For checkpoint files: mean of each channel of the training images, for pixels in 0 .. 1.")
+STD = flags.DEFINE_list("std", [], "For checkpoint files: standard deviation of each channel, in the same unit.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the local data sets. Default: environment variable MEMTOK_DATA_DIR.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
@@ -72,7 +72,7 @@ class Options(NamedTuple):
 
 
 def main(argv: list[str], overrides: tuple[str, ...]) -> int:
-    """Measure one checkpoint; returns the exit status."""
+    """Measure one checkpoint; returns the exit status. Raises UserError for a wrong flag, checkpoint or image folder."""
     if len(argv) > 1 or overrides:
         raise UserError(f"{(*argv[1:], *overrides)[0]!r} is not a flag of this command; see --help")
     if not CHECKPOINT.value:
@@ -91,14 +91,14 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
 
 
 def load(checkpoint: str, told: subject.Told = subject.Told()) -> subject.Model:  # noqa: B008
-    """From a run directory of train.py, or a checkpoint that `memtok_jax.convert` knows. Raises UserError for anything else.
+    """A model from a run directory of train.py, or from a checkpoint that `memtok_jax.convert` knows.
 
-    told: what the flags say of a checkpoint file; a run directory says everything itself.
+    told: what the flags say of a checkpoint file; a run directory needs nothing more. Raises UserError for anything else.
     """
     path = Path(checkpoint).expanduser()
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint}: no such file or folder")
-    # A folder of transformers holds a config.json too, beside its weights.
+    # A model folder of transformers holds a config.json too, so its weights tell it from a run directory.
     if not (path / CONFIG_FILE).exists() or any(path.glob("*.safetensors")):
         return subject.from_file(path, told)
     experiment = read_config(path)
@@ -122,7 +122,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_told(heads: int, grid: str, mean: Sequence[str], std: Sequence[str]) -> subject.Told:
-    """What the flags say of checkpoint files. Raises UserError for a text that is none."""
+    """What the flags say of checkpoint files. Raises UserError for a text of another form."""
     found = re.fullmatch(r"\(?(\d+) *[x,] *(\d+)\)?", grid)
     if grid and not found or heads < 0:
         raise UserError(f"--heads={heads} --grid={grid}: give a number of heads and ROWSxCOLUMNS of patches, as in 16x16")
@@ -172,7 +172,7 @@ def analyse(model: subject.Model, shown: subject.Shown, options: Options, output
 
 
 def introduce(model: subject.Model, shown: subject.Shown, say: Callable[[str], None]) -> None:
-    """Which model, which images."""
+    """Say which model is measured, on which images."""
     count, rows, columns, _ = shown.pixels.shape
     say(f"model   {model.name}: {model.cfg.layers} layers of width {model.cfg.width}, {comparison.described(model)}, patches of "
         f"{model.cfg.patch} x {model.cfg.patch}")
@@ -180,7 +180,7 @@ def introduce(model: subject.Model, shown: subject.Shown, say: Callable[[str], N
 
 
 def look(arm: Arm, shown: subject.Shown, options: Options) -> Collected:
-    """Everything about the images under one arm."""
+    """Run one arm over the images."""
     return collect(arm.model.params, subject.batches(arm.model, shown), arm.model.cfg, arm.edits, options.features, options.bias,
                    options.patch)
 
@@ -199,7 +199,7 @@ def measure(arm: Arm, shown: subject.Shown, c: Collected, options: Options) -> d
 
 
 def write(record: dict[str, Any], compared: list[str], output: Path) -> list[str]:
-    """The numbers and, where there is one, the table; returns the names of the files."""
+    """Write the numbers and, if there is one, the comparison; returns the names of the files."""
     (output / RESULT_FILE).write_text(json.dumps(record, indent=1) + "\n")
     if not compared:
         return [RESULT_FILE]
@@ -208,7 +208,7 @@ def write(record: dict[str, Any], compared: list[str], output: Path) -> list[str
     return [RESULT_FILE, COMPARISON_FILE]
 
 
-# ------------------------------------------------------------------------------------------------------------ on paper
+# ------------------------------------------------------------------------------------------------------------ reports
 
 COLUMNS = (
     ("layer", "layer", "{:d}"), ("median_norm", "median", "{:.4g}"), ("max_over_median", "max/med", "{:.2f}"),
@@ -258,7 +258,7 @@ def _scalars(result: dict[str, Any]) -> dict[str, float]:
 
 def draw(models: dict[str, subject.Model], shown: subject.Shown, collected: dict[str, Collected], record: dict[str, Any],
          output: Path) -> list[str]:
-    """All figures; returns their names. models: name of an arm -> its model, the first being the one as it is."""
+    """Draw all figures; returns the names of the files. models: name of an arm -> its model, first the unchanged one."""
     names, results = [], record["results"]
 
     def path(kind: str, name: str = "") -> Path:

@@ -14,11 +14,11 @@ from memtok_jax.models.vision.config import VitConfig
 
 
 class Found(NamedTuple):
-    """The edit, and where it comes from."""
+    """The edit, and how it was found."""
 
     edits: edits.Edits
     neurons: tuple[tuple[int, int], ...]
-    state: int         # hidden state whose norms were looked at
+    state: int         # hidden state whose norms are compared with the cut-off
     cutoff: float
 
 
@@ -26,9 +26,9 @@ def test_time_registers(params, batches: Iterable[jax.Array], cfg: VitConfig, la
                         top_k: int) -> Found:
     """One added token that takes over the activations of the register neurons.
 
-    layers: of `measures.by_layer`. cutoff: norm above which a patch of the last layer is an outlier; 0 takes the layer where the
-    automatic rule finds one with the largest norm over the median. Neurons are looked for in the layers up to that.
-    Raises UserError where the rule finds no second mode and no cut-off is given.
+    layers: from `measures.by_layer`. cutoff: norm above which a patch of the last layer is an outlier; 0: of the layers where the
+    automatic rule finds a cut-off, take the one with the largest norm over the median. Neurons are searched in the layers up to it.
+    top_k: number of neurons at most. Raises UserError if there is neither a second mode nor a given cut-off, or no patch above it.
     """
     known = [row for row in layers[1:] if row["cutoff"] is not None]
     if not cutoff and not known:

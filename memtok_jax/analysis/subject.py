@@ -1,4 +1,4 @@
-"""What is analysed: a vision transformer, and images to show it."""
+"""What is analysed: a vision transformer and images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ MOST_WEIGHTS = 2**27     # attention weights of one batch: half a gigabyte
 
 
 class Model(NamedTuple):
-    """Parameters of `vit.py`, their config, and what images they were trained on. classifier: None where there is no head."""
+    """Parameters of `vit.py`, their config, and the images that they were trained on.
+
+    mean, std: of each channel, for pixels in 0 .. 1. head: parameters of the linear head. classifier: None if there is no head.
+    """
 
     params: Any
     cfg: VitConfig
@@ -36,7 +39,7 @@ class Model(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """N images of one size. boxes: of each, f32[K, 4] in pixels. pictures: the same images in the same order as they were found."""
+    """N images of one size. boxes: of each image, f32[K, 4] in pixels. pictures: the same images at their original sizes."""
 
     pixels: np.ndarray       # u8[N, rows, columns, C]
     labels: np.ndarray       # i32[N]
@@ -47,7 +50,7 @@ class Shown(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What the caller says of a checkpoint file; None or nothing where the file must say it. options: of `load_vit`."""
+    """What the caller says of a checkpoint file; what is None or left out must come from the file. options: of `load_vit`."""
 
     options: Mapping[str, Any] = MappingProxyType({})
     mean: tuple[float, ...] | None = None
@@ -55,7 +58,10 @@ class Told(NamedTuple):
 
 
 def from_file(path: Path, told: Told = Told()) -> Model:  # noqa: B008
-    """A checkpoint that `convert.load_vit` knows. Raises UserError for a file that is none, and for what nobody says of it."""
+    """A model from a checkpoint that `convert.load_vit` knows.
+
+    Raises UserError for another file, and if a mean or deviation is missing or does not fit the channels.
+    """
     params, cfg, head, _, mean, std = load_vit(path, **told.options)
     size = (cfg.grid[0] * cfg.patch, cfg.grid[1] * cfg.patch)
     mean, std, classes = told.mean or mean, told.std or std, head["w"].shape[1] if head else 0
@@ -82,10 +88,10 @@ def _pool(head: Any, cfg: VitConfig) -> str:
 
 
 def pictures(model: Model, source: str, size: tuple[int, int], count: int, data_dir: str) -> Shown:
-    """At most `count` images, in a fixed mixed order: of a folder, of the held-out split of another source, or ("") of the
-    images held out from the run.
+    """At most `count` images in a fixed random order.
 
-    size: (rows, columns) of whole patches; (0, 0) takes the size of training. Raises UserError where it does not fit.
+    source: a folder, another source whose held-out split is taken, or "" for the images held out from the run.
+    size: (rows, columns) in pixels, whole patches; (0, 0) takes the size of training. Raises UserError if the size does not fit.
     """
     size = tuple(n or own for n, own in zip(size, model.data.size, strict=True))
     check_size(model, size, model.cfg.channels)
@@ -100,7 +106,7 @@ def pictures(model: Model, source: str, size: tuple[int, int], count: int, data_
 
 
 def check_size(model: Model, size: tuple[int, int], channels: int) -> None:
-    """Raises UserError where the model cannot be shown images of (rows, columns) pixels with so many channels."""
+    """Raise UserError if the model cannot take images of (rows, columns) pixels with this many channels."""
     patch = model.cfg.patch
     if min(size) < patch or any(n % patch for n in size):
         raise UserError(f"{model.name}: images of {size[0]} x {size[1]} pixels are not whole patches of {patch} x {patch}; "
@@ -110,7 +116,7 @@ def check_size(model: Model, size: tuple[int, int], channels: int) -> None:
 
 
 def batches(model: Model, shown: Shown) -> Iterator[np.ndarray]:
-    """Normalised f32[B, rows, columns, C], as many images at a time as the attention of all layers has room for."""
+    """Normalised f32[B, rows, columns, C]. B is at most 50, and less if the attention of all layers exceeds MOST_WEIGHTS."""
     n = shown.pixels.shape[1] // model.cfg.patch * (shown.pixels.shape[2] // model.cfg.patch)
     weights = model.cfg.layers * model.cfg.heads * (n + model.cfg.prefix + 1) ** 2
     rows = int(np.clip(MOST_WEIGHTS // weights, 1, 50))
@@ -119,7 +125,7 @@ def batches(model: Model, shown: Shown) -> Iterator[np.ndarray]:
 
 
 def normalised(model: Model, pixels: np.ndarray) -> np.ndarray:
-    """f32[N, rows, columns, C]."""
+    """Pixels u8[..., C] scaled to 0 .. 1, minus the model's mean, over its deviation: f32 of the same shape."""
     mean, std = np.asarray(model.mean, np.float32), np.asarray(model.std, np.float32)
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 

@@ -1,7 +1,7 @@
-"""Where attention goes in a language model, and how large its hidden states are: one text at a time, layer by layer.
+"""Where attention goes in a language model, and how large its hidden states are, layer by layer.
 
-Letters: B texts of T tokens, L layers, H heads, D width. For models whose layers are window attention that sees the whole text;
-what is reported of a text as long as the window is what the model computes, sinks, gates and prefix included.
+Letters: B texts of T tokens, L layers, H heads, D width. Only for models whose layers are all window attention, and for texts that
+fit into the window. The numbers are those that the model computes, with its sinks, gates and prefix.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from memtok_jax.numerics import wide
 
 
 class Looked(NamedTuple):
-    """What the layers did."""
+    """Attention and hidden states of all layers."""
 
-    weights: jax.Array  # f32[L, B, H, T, T] on the tokens, queries before keys; what is missing to 1 went to no token of the text
+    weights: jax.Array  # f32[L, B, H, T, T] queries before keys; the rest of each query's 1 went to a sink or the prefix
     hidden: jax.Array   # f32[L+1, B, T, D] the residual stream before each layer and after the last
 
 
@@ -70,10 +70,11 @@ def off_token_mass(weights_LBHTT: jax.Array) -> float:
 
 
 def massive_activations(hidden_LBTD: jax.Array) -> tuple[float, int, int]:
-    """How many times the median of a layer its largest |x| is, where that is most (arXiv 2402.17762, section 2), and where it is.
+    """The largest |x| of a hidden state over its median |x|, for the hidden state with the largest ratio.
 
-    Returns the ratio, as a median over texts, and where it is in a text that has it: the number of the hidden state, 0 for the
-    embeddings, and the place of the token.
+    hidden: f[L+1, B, T, D]. Source: arXiv 2402.17762, section 2.
+    Returns the ratio, as a median over texts; the number of the hidden state, 0 for the embeddings; and the position of the token
+    with the largest |x| in the text whose ratio is nearest to the median.
     """
     size = jnp.abs(hidden_LBTD.astype(jnp.float32))
     largest, median = size.max((2, 3)), jnp.median(size.reshape(*size.shape[:2], -1), axis=-1)

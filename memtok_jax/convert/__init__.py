@@ -1,4 +1,4 @@
-"""Weights of other implementations as parameters of ours, and back: one file for each source."""
+"""Weights of other implementations <-> our parameters: one file for each source."""
 
 from memtok_jax.convert.vit import VitCheckpoint, load_vit, save_vit
 

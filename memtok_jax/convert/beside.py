@@ -13,12 +13,15 @@ from memtok_jax.convert.tensor_files import read_json
 FIELDS = {"heads": ("num_attention_heads", "num_heads"), "width": ("hidden_size", "embed_dim"),
           "layers": ("num_hidden_layers", "depth"), "patch": ("patch_size",), "registers": ("num_register_tokens", "reg_tokens"),
           "epsilon": ("layer_norm_eps",), "rope_base": ("rope_theta",)}
-IMAGE = ("img_size", "image_size", "input_size")    # of one side, of both, or of channels and both (timm)
+IMAGE = ("img_size", "image_size", "input_size")    # one number, [rows, columns], or [channels, rows, columns] (timm)
 MEAN, STD = ("image_mean", "mean"), ("image_std", "std")
 
 
 class Beside(NamedTuple):
-    """fields: of VitConfig. size: (rows, columns) of the images in pixels. mean, std: of each channel, for pixels in 0 .. 1."""
+    """What the files say; None for what no file says.
+
+    fields: of VitConfig. size: (rows, columns) of the images in pixels. mean, std: of each channel, for pixels in 0 .. 1.
+    """
 
     fields: Mapping[str, Any]
     size: tuple[int, int] | None = None
@@ -30,7 +33,10 @@ NOTHING = Beside({})
 
 
 def read(path: Path) -> Beside:
-    """What the files in a folder, or in the folder of a file, say. Raises UserError for damaged ones and for another model."""
+    """What the files in a folder, or in the folder of a file, say.
+
+    Raises UserError for a damaged file, a value of another form, and an activation that cannot be converted.
+    """
     folder = path if path.is_dir() else path.parent
     file = folder / "config.json"
     theirs = read_json(file) if file.is_file() else {}
@@ -53,7 +59,7 @@ def _first(sources: list[dict[str, Any]], names: tuple[str, ...]) -> Any:
 
 
 def _number(file: Path, name: str, value: Any) -> Any:
-    """A positive number; a patch may be given by two equal sides."""
+    """The value, checked to be a number of at least 0; a patch may be given by two equal sides."""
     if name == "patch" and isinstance(value, list) and len(set(map(str, value))) == 1:
         value = value[0]
     whole = name not in ("epsilon", "rope_base")

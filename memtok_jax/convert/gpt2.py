@@ -1,6 +1,6 @@
 """GPT-2 of the Hugging Face library <-> `models/rmt.py`: the same arrays under other names, exactly.
 
-`TOP`, `HEAD` and `LAYER` are the whole map. Their Conv1D weights are (in, out), like ours. Their output layer is the embedding
+`TOP`, `OUTPUT` and `LAYER` are the whole map. Their Conv1D weights are (in, out), like ours. Their output layer is the embedding
 (`tied=True`) unless the file holds another lm_head.weight.
 """
 
@@ -26,7 +26,7 @@ from memtok_jax.models.style import GPT2
 
 PREFIX, WORDS, OUTPUT = "transformer.", "wte.weight", "lm_head.weight"
 
-# Their name -> ours inside `params["model"]`. Several of ours stand side by side in one of theirs, on its last axis.
+# Their name -> ours inside `params["model"]`. If ours are several, theirs holds them side by side on its last axis.
 TOP = {WORDS: ("words/embedding",), "wpe.weight": ("positions",), "ln_f.weight": ("norm/scale",), "ln_f.bias": ("norm/bias",)}
 LAYER = {                       # "h.N." before theirs; ours are stacked on a leading axis in "layers"
     "ln_1.weight": ("segment/norm/scale",), "ln_1.bias": ("segment/norm/bias",),
@@ -37,7 +37,7 @@ LAYER = {                       # "h.N." before theirs; ours are stacked on a le
     "mlp.c_fc.weight": ("feed_forward/up/w",), "mlp.c_fc.bias": ("feed_forward/up/b",),
     "mlp.c_proj.weight": ("feed_forward/down/w",), "mlp.c_proj.bias": ("feed_forward/down/b",),
 }
-# What a decoder of another kind would say; each must have this value for the two models to be the same function.
+# Fields of their config that change the function; it is the same as ours only if each has this value.
 FIXED = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
          "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 SIZES = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
@@ -66,7 +66,7 @@ def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -
     """Our config for the fields of their config.json.
 
     segment, tokens, options: fields of `RmtConfig` that GPT-2 does not have. Raises UserError naming the field if their
-    model is another function, or has too few positions.
+    model computes another function, or has too few positions.
     """
     for name, value in FIXED.items():
         if theirs.get(name, value) != value:
@@ -83,11 +83,12 @@ def config_of(theirs: Mapping[str, Any], segment: int, tokens: int, **options) -
 
 
 def from_gpt2(tensors: Mapping[str, Any], cfg: RmtConfig, key: jax.Array) -> dict:
-    """Our parameters from their state dict: names, in any wrapper that `names.PARTS` lists, with what `numpy.asarray` takes.
+    """Our parameters from their state dict.
 
-    key: typed PRNG key of the memory tokens, which GPT-2 does not have; drawn with the standard deviation of its word embeddings.
+    tensors: name -> anything that `numpy.asarray` takes; names may have any wrapper that `names.PARTS` lists. key: typed PRNG key
+    of the memory tokens, which GPT-2 does not have; they are drawn with the standard deviation of its word embeddings.
     Half precision becomes float32. Raises UserError naming the array if one is missing, left over, or of another shape, and if
-    the output layer is not the embedding though cfg says so.
+    the output layer is not the embedding although cfg says so.
     """
     specs = P.abstract(rmt.specs(cfg))["model"]
     given = names.floats(_pick(tensors))
@@ -107,7 +108,7 @@ def from_gpt2(tensors: Mapping[str, Any], cfg: RmtConfig, key: jax.Array) -> dic
 
 
 def to_gpt2(params: Mapping[str, Any], cfg: RmtConfig) -> dict[str, np.ndarray]:
-    """Their state dict from our parameters, names with "transformer." and lm_head.weight; memory tokens are left out."""
+    """Their state dict from our parameters: names that begin with "transformer.", and lm_head.weight; without memory tokens."""
     model = jax.tree.map(np.asarray, params["model"])
     out = _to(model, TOP)
     for n in range(cfg.model.layers):
@@ -128,7 +129,7 @@ def _pick(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _twice(given: Mapping[str, Any], cfg: RmtConfig) -> bool:
-    """Whether the file holds an output layer beside the embedding that serves as one."""
+    """Whether the file holds an output layer although the embedding serves as one."""
     return _tied(cfg) and OUTPUT in given and WORDS in given
 
 
@@ -147,14 +148,14 @@ def _at(tree: Mapping[str, Any], path: str) -> Any:
 
 
 def _to(ours: Mapping[str, Any], table: Mapping[str, tuple[str, ...]], front: str = "") -> dict[str, np.ndarray]:
-    """Their arrays from ours. A weight has its inputs on the first axis and all else on the second, a bias one axis."""
+    """Their arrays from ours. A weight has its inputs on the first axis and its outputs on the second; a bias has one axis."""
     flat = lambda path, x: x.reshape(len(x), -1) if path.endswith("/w") else x.reshape(-1) if path.endswith("/b") else x
     return {front + theirs: np.concatenate([flat(path, _at(ours, path)) for path in paths], axis=-1)
             for theirs, paths in table.items()}
 
 
 def _from(given: Mapping[str, np.ndarray], table: Mapping[str, tuple[str, ...]], specs: Mapping[str, Any], front: str = "") -> dict:
-    """Ours from their arrays. specs: of the same tree; those of layers have their number in front."""
+    """Our arrays from theirs. specs: of the same tree; with a `front` (layers), each shape begins with the number of layers."""
     out: dict[str, Any] = {}
     for theirs, paths in table.items():
         for path, part in zip(paths, np.split(given[front + theirs], len(paths), axis=-1), strict=True):

@@ -18,7 +18,7 @@ from memtok_jax.config import UserError
 
 PARTS = ("teacher", "target_encoder", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema",
          "model", "model_state_dict", "state_dict", "module", "network", "net", "backbone", "encoder", "visual", "student")
-NEUTRAL = PARTS.index("model")    # the rank of parts that are not listed, and of no part at all
+NEUTRAL = PARTS.index("model")    # the rank of parts that are not listed, and of no part
 # Parts that wrappers of torch (compilation, data parallelism, recomputation) put anywhere into a name.
 TRANSPARENT = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 # What only training needs: projection heads of DINO, iBOT, SimCLR and I-JEPA, centres of losses, the counter of an average.
@@ -29,7 +29,7 @@ LEFT_OUT = ("dino_head.", "ibot_head.", "head.mlp.", "head.last_layer.", "projec
 def pick(tensors: Mapping[str, Any], anchors: Collection[str]) -> dict[str, np.ndarray]:
     """The arrays of the wanted model under its own names: without prefixes, second copies and heads of training.
 
-    anchors: names of which each model of the kind has exactly one; what stands before it in the file is the prefix. With several
+    anchors: names of which each model of the kind has exactly one; what comes before it in the file is the prefix. With several
     models in the file, the order of `PARTS` decides. Raises UserError if it does not, and if two arrays get the same name.
     """
     bare = renamed({name: ".".join(part for part in name.split(".") if part not in TRANSPARENT) for name in tensors})
@@ -78,7 +78,7 @@ def _belongs(name: str, other: str, front: str) -> bool:
 
 
 def _without(name: str, front: str) -> str:
-    """The name without the longest beginning that it shares with `front`, in whole parts: heads stand beside a backbone."""
+    """The name without the longest beginning that it shares with `front`, in whole parts, because heads lie beside a backbone."""
     parts = front.split(".")[:-1]
     for count in range(len(parts), 0, -1):
         if name.startswith(outer := ".".join(parts[:count]) + "."):

@@ -2,8 +2,8 @@
 
 A `.safetensors` file is eight bytes (the header's length, little-endian), a JSON header {name: {dtype, shape, data_offsets}}, and
 the arrays' bytes. A `.pth` file is a zip archive with a pickle that says how tensors are made of the archive's other entries. A
-pickle can name any code. Nothing of it runs here: the few names that build tensors stand for descriptions of tensors, all other
-names (an optimizer, the arguments of a script) for an empty object that does nothing.
+pickle can name any code, but none of it runs here: the few names that build tensors become descriptions of tensors, and all other
+names (an optimizer, the arguments of a script) become an empty object that does nothing.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _line(error: Exception) -> str:
 # ------------------------------------------------------------------------------------------------------------- safetensors
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Name -> array, mapped from the file rather than copied."""
+    """Name -> array, mapped from the file rather than copied. Raises UserError if the file is damaged or of another kind."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -185,7 +185,7 @@ def _counts(value: Any) -> bool:
 
 
 def _check_extents(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
-    """The arrays lie one behind the other and fill the file, as the format demands."""
+    """Raise UserError unless the arrays lie one behind the other and fill the file, as the format demands."""
     reached = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.start != reached:
@@ -198,7 +198,7 @@ def _check_extents(path: Path, entries: Mapping[str, _Entry], size: int) -> None
 
 
 def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write name -> array, in the order of the names."""
+    """Write name -> array, in the order of the names. Raises UserError for a dtype that the format does not have."""
     names, header, start = sorted(arrays), {}, 0
     known = {dtype: name for name, dtype in DTYPES.items()}
     for name in names:
@@ -219,7 +219,10 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Non
 # --------------------------------------------------------------------------------------------------------------------- pth
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:
-    """Name -> array of the state dict in a file that `torch.save` wrote, alone or in dicts whose keys `names.PARTS` lists."""
+    """Name -> array of the state dict in a file that `torch.save` wrote, alone or in dicts whose keys `names.PARTS` lists.
+
+    Raises UserError if the file is damaged, or holds no state dict.
+    """
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is cut off, or written by a torch before 1.6, whose format is not read")
     try:
@@ -250,7 +253,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]
 
 
 def _state_dict(content: Any, depth: int = 4) -> dict[str, _Tensor]:
-    """Names with tensors of the preferred part; empty if there is none. depth: of dicts in dicts, for a dict may hold itself."""
+    """Names with tensors of the preferred part; empty if there is none. depth: limit of nesting, because a dict may hold itself."""
     if not (isinstance(content, dict) and depth):
         return {}
     for part in PARTS:
@@ -268,7 +271,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view into a storage, as the pickle describes it; nothing of it is checked yet."""
+    """A view into a storage, as the pickle describes it; not checked yet."""
 
     storage: Any
     offset: Any
@@ -277,7 +280,7 @@ class _Tensor(NamedTuple):
 
 
 class _Foreign:
-    """Stands for every object that is no tensor, and for its class: it takes whatever a pickle gives it, and does nothing."""
+    """Replaces every object that is not a tensor, and its class: it accepts what a pickle gives it, and does nothing."""
 
     def __new__(cls, *arguments, **options):
         return super().__new__(cls)
@@ -300,7 +303,7 @@ def _first(value, *_):
 
 
 def _subclass(function, kind, arguments, *_):
-    """A tensor of a subclass, as the tensor."""
+    """A tensor of a subclass of torch.Tensor, as a plain tensor."""
     return _tensor(*arguments) if function is _tensor else _Foreign()
 
 
@@ -312,7 +315,7 @@ BUILDERS = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """An unpickler that knows how to describe tensors, and nothing else. foreign: names of everything else that was asked for."""
+    """An unpickler that only builds descriptions of tensors. foreign: names of everything else that the pickle asked for."""
 
     def __init__(self, file):
         super().__init__(file)
@@ -327,13 +330,13 @@ class _TensorUnpickler(pickle.Unpickler):
         return _Foreign
 
     def persistent_load(self, record: Any) -> Any:
-        """The storage that ("storage", type, key, device, count) asks for; foreign if its numbers have another type."""
+        """The storage that ("storage", type, key, device, count) asks for; `_Foreign` if the type of its numbers is not known."""
         _, dtype, key, _, count = record
         return _Storage(key, dtype, count) if isinstance(dtype, np.dtype) else _Foreign()
 
 
 def _array(path: Path, archive: zipfile.ZipFile, folder: str, name: str, tensor: _Tensor) -> np.ndarray:
-    """A tensor as an array with memory of its own. Raises UserError if it is not entirely inside its storage."""
+    """A tensor as an array that owns its memory. Raises UserError if it is not entirely inside its storage."""
     storage, offset, shape, stride = tensor
     if not isinstance(storage, _Storage):
         raise UserError(f"{path}: {name} has numbers of a type that is not read; known are {', '.join(STORAGES)}")

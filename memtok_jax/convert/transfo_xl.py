@@ -18,7 +18,7 @@ Their names and ours, for layer i (a matrix of theirs is [out, in], of ours [in,
 
 Their config and ours: d_inner is `hidden`, pre_lnorm is style.order="pre", untie_r is style.shared_position=False, clamp_len <= 0
 is style.clamp=0, same_length is same_length="compat", div_val is `shrink`. Their cache is written after each call; ours after each
-`segment` tokens. They start from a cache of mem_len rows of zeros unless they are given empty ones; ours starts empty.
+`segment` tokens. Their cache starts with mem_len slots of zeros unless they are given an empty one; ours starts empty.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def to_transfo_xl(params: P.Tree, cfg: LanguageModelConfig) -> dict[str, np.ndar
 
 
 def _words_from(weights: Mapping[str, np.ndarray], cfg: LanguageModelConfig) -> P.Tree:
-    """Embeddings and output layer of ours."""
+    """Our embeddings and output layer."""
     get = lambda name: np.asarray(weights[name])
     tables = _tables(cfg)
     embedding = [get(f"{WORDS}.emb_layers.{i}.weight") for i in tables]
@@ -89,7 +89,7 @@ def _words_from(weights: Mapping[str, np.ndarray], cfg: LanguageModelConfig) -> 
 
 
 def _words_to(params: P.Tree, cfg: LanguageModelConfig) -> dict[str, np.ndarray]:
-    """Embeddings and output layer of theirs."""
+    """Their embeddings and output layer."""
     tables = params["embedding"] if cfg.shrink > 1 else [params["embedding"]]
     biases = np.split(params["output_bias"], cfg.cutoffs) if cfg.shrink > 1 else [params["output_bias"]]
     out = {}
@@ -105,13 +105,13 @@ def _words_to(params: P.Tree, cfg: LanguageModelConfig) -> dict[str, np.ndarray]
 
 
 def _tables(cfg: LanguageModelConfig) -> range:
-    """Numbers of their embedding tables: one for each cluster only where widths differ."""
+    """Numbers of their embedding tables: one for each cluster if the widths of clusters differ, else one."""
     return range(len(cfg.words.ranges) if cfg.shrink > 1 else 1)
 
 
 def _copies(cfg: LanguageModelConfig) -> dict[str, str]:
-    """Names of theirs that hold what another name holds, which a file may leave out: the tied output layer, and one u and w for
-    each layer that all share."""
+    """Copy -> original, for names of theirs that repeat another array: the tied output layer, and the position biases of each layer
+    if all layers share them. A file may leave the copies out."""
     tables = _tables(cfg)
     out = {f"{CRIT}.out_layers.{i}.weight": f"{WORDS}.emb_layers.{i}.weight" for i in tables}
     out |= {f"{CRIT}.out_projs.{i}": f"{WORDS}.emb_projs.{i}" for i in tables[1:]}
@@ -125,7 +125,7 @@ def _name(i: int, rest: str) -> str:
 
 
 def _layer_from(weights: Mapping[str, np.ndarray], i: int, cfg: LanguageModelConfig) -> P.Tree:
-    """One layer of ours."""
+    """Our parameters of one layer."""
     get = lambda rest: np.asarray(weights[_name(i, rest)])
     heads = lambda matrix: matrix.T.reshape(cfg.width, cfg.heads, cfg.head_dim)
     norm = lambda rest: {"scale": get(f"{rest}.layer_norm.weight"), "bias": get(f"{rest}.layer_norm.bias")}
@@ -139,7 +139,7 @@ def _layer_from(weights: Mapping[str, np.ndarray], i: int, cfg: LanguageModelCon
 
 
 def _layer_to(layer: P.Tree, i: int, cfg: LanguageModelConfig) -> dict[str, np.ndarray]:
-    """One layer of theirs."""
+    """Their arrays of one layer."""
     matrix = lambda w: w.reshape(cfg.width, -1).T
     attention, feed_forward = layer["cached"], layer["feed_forward"]
     out = {"dec_attn.qkv_net.weight": np.concatenate([matrix(attention[name]["w"]) for name in "qkv"]),
@@ -165,7 +165,7 @@ def _check_config(cfg: LanguageModelConfig) -> None:
 
 
 def _check(weights: Mapping[str, np.ndarray], cfg: LanguageModelConfig) -> None:
-    """Every name of theirs has one place, every place one name, the shapes agree, and copies are equal."""
+    """Raise UserError unless every name of theirs has one place, every place one name, shapes agree, and copies are equal."""
     _check_config(cfg)
     specs = language_model.specs(cfg)
     expected = to_transfo_xl(P.map_specs(lambda s: np.broadcast_to(np.float32(0), s.shape), specs), cfg)

@@ -1,13 +1,14 @@
-"""Checkpoints of vision transformers <-> `models/vision`: the layout is found by its names, the config by its shapes.
+"""Checkpoints of vision transformers <-> `models/vision`: names tell the layout, shapes tell the config.
 
     checkpoint = load_vit("dinov2_vits14_reg4.safetensors")
     out = vit.features(checkpoint.params, images, checkpoint.config)
     save_vit("timm.safetensors", checkpoint, "timm")
 
-Weights do not tell the number of heads and the grid of patches (a table of positions has rows, but no shape): config.json beside
-them does, else the caller must. Only facebookresearch/dinov2 builds all of its models alike: heads of 64 features, square images,
-ImageNet's mean and deviation. Of other models these two are known only if a file beside the weights says them. The rest is assumed
-if no file says it, and may be given:
+Weights do not tell the number of heads and the grid of patches (a table of positions tells their number, but not the shape of the
+grid). A config.json beside the weights tells them, or else the caller must. Only facebookresearch/dinov2 builds all of its models
+alike: heads of 64 features, square images, ImageNet's mean and deviation. For other models mean and deviation are known only if a
+file beside the weights gives them. Interpolation and epsilon are assumed as follows, unless an option or, for epsilon, config.json
+gives them:
 
 | checkpoint                        | interpolation | epsilon |
 |-----------------------------------|---------------|---------|
@@ -40,7 +41,7 @@ from memtok_jax.convert.vit_layouts import ANCHORS, LAYOUTS, detect, feed_forwar
 from memtok_jax.models.vision import block, vit
 from memtok_jax.models.vision.config import VitConfig
 
-Plain = dict[str, np.ndarray]  # plain name (see vit_layouts.py) -> array in torch's shape; tokens are [rows, D]
+Plain = dict[str, np.ndarray]  # plain name (see vit_layouts.py) -> array in torch's shape; tokens are [number, D]
 
 HEAD_DIM = 64    # of all models of facebookresearch/dinov2; for others only a suggestion
 IMAGENET = Beside({}, None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -48,7 +49,7 @@ TOKENS = ("class", "registers", "mask", "positions")
 
 
 class VitCheckpoint(NamedTuple):
-    """A model out of a file. mean, std: of the images that it was trained on, None if no file says them."""
+    """A model from a file. mean, std: of each channel of its training images, for pixels in 0 .. 1; None if no file gives them."""
 
     params: Any                 # as `vit.specs(config)` says, float32
     config: VitConfig
@@ -61,8 +62,8 @@ class VitCheckpoint(NamedTuple):
 def load_vit(source: str | Path | Mapping[str, Any], **options) -> VitCheckpoint:
     """A checkpoint as parameters and config.
 
-    source: a `.safetensors` or `.pth` file, a folder of `.safetensors` files, or names with arrays; files in the same folder (see
-    `beside.py`) are read too. options: fields of `VitConfig`; those that the weights tell must agree with them.
+    source: a `.safetensors` or `.pth` file, a folder of `.safetensors` files, or name -> array; files in the same folder (see
+    `beside.py`) are read too. options: fields of `VitConfig`; a field that the weights tell must agree with them.
     Raises UserError naming the file's fault, the arrays that are missing or left over, the option that disagrees, or the one that
     must be given.
     """
@@ -95,8 +96,8 @@ def save_vit(path: str | Path, checkpoint: VitCheckpoint, layout: str) -> None:
 def to_layout(checkpoint: VitCheckpoint, layout: str) -> dict[str, np.ndarray]:
     """Their names -> arrays.
 
-    A class token's row in the table of positions, which timm lacks, is added to the class token there, and the mask token is left
-    out: the same function of images. Raises UserError where a layout cannot say what the model is.
+    For "timm", the position of the class token is added to the class token and the mask token is left out, because the layout has
+    no place for them; the function of images is the same. Raises UserError if the layout cannot represent the model.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
@@ -110,7 +111,7 @@ def to_layout(checkpoint: VitCheckpoint, layout: str) -> dict[str, np.ndarray]:
 
 
 def without_class_row(params, cfg: VitConfig) -> tuple[Any, VitConfig]:
-    """The same model as timm has it: positions of patches only, the class token's added to it once and for all; no mask token."""
+    """The same model in timm's form: positions of patches only, that of the class token added to the token; no mask token."""
     position = params["positions"]
     new = {"class": {"tokens": params["class"]["tokens"] + position["prefix"]}, "mask": {"tokens": params["mask"]["tokens"][:0]},
            "positions": position | {"prefix": position["prefix"][:0]}}
@@ -120,7 +121,7 @@ def without_class_row(params, cfg: VitConfig) -> tuple[Any, VitConfig]:
 # ------------------------------------------------------------------------------------------- their arrays <-> plain ones
 
 def unpack(given: Mapping[str, np.ndarray], layout: str) -> tuple[Plain, dict[str, np.ndarray]]:
-    """Plain names -> arrays, and the arrays that have no place in the layout."""
+    """Plain name -> array, and the arrays that have no place in the layout. Raises UserError if an array cannot be divided."""
     table = names(layout, feed_forward_of(given, layout), layers_of(given, layout))
     plain = {}
     for theirs, parts in table.items():
@@ -136,7 +137,7 @@ def unpack(given: Mapping[str, np.ndarray], layout: str) -> tuple[Plain, dict[st
 
 
 def pack(plain: Plain, cfg: VitConfig, layout: str) -> dict[str, np.ndarray]:
-    """Their names -> arrays. Raises UserError where the layout has no name for one."""
+    """Their names -> arrays. Raises UserError if the layout has no name for one."""
     out, used = {}, set()
     ranks = {"class": 3, "registers": 3, "mask": LAYOUTS[layout].mask_rank, "positions": 3}
     for theirs, parts in names(layout, cfg.feed_forward, cfg.layers).items():
@@ -150,7 +151,7 @@ def pack(plain: Plain, cfg: VitConfig, layout: str) -> dict[str, np.ndarray]:
 
 
 def _refuse(cfg: VitConfig, layout: str) -> None:
-    """What a layout cannot say, though it may have a place for every array."""
+    """Raise UserError for a model that the layout cannot represent, although it may have a place for every array."""
     rows, usual = LAYOUTS[layout].table_rows, _interpolation(layout, cfg.registers)
     if cfg.attention != "softmax":
         raise UserError(f"no layout has attention={cfg.attention!r}")
@@ -166,7 +167,7 @@ def _refuse(cfg: VitConfig, layout: str) -> None:
 # ------------------------------------------------------------------------------------------------------ plain ones <-> ours
 
 def plain_of(params, cfg: VitConfig) -> Plain:
-    """All arrays of a model under plain names; what it has no rows of is left out."""
+    """All arrays of a model under plain names; tokens that it does not have are left out."""
     params = jax.tree.map(np.asarray, params)
     out = {name: params[name]["tokens"] for name in ("class", "registers", "mask")}
     if cfg.positions == "table":
@@ -182,7 +183,7 @@ def plain_of(params, cfg: VitConfig) -> Plain:
 
 
 def params_of(plain: Plain, cfg: VitConfig):
-    """Our tree, float32. All plain arrays are there and have the right shapes."""
+    """Our tree, float32, from plain arrays that are complete and have the right shapes."""
     get = lambda name: jnp.asarray(plain[name], jnp.float32)
     tokens = lambda name: get(name) if name in plain else jnp.zeros((0, cfg.width), jnp.float32)
     shapes, treedef = jax.tree.flatten(P.abstract(block.specs(cfg)))
@@ -226,7 +227,10 @@ def _from_torch(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 # ------------------------------------------------------------------------------------------------------------- the config
 
 def config_of(plain: Plain, layout: str, told: Beside, options: Mapping[str, Any]) -> VitConfig:
-    """The config that the shapes of a checkpoint imply, with what files beside it and `options` say for what they leave open."""
+    """The config that the shapes of a checkpoint imply; files beside it and `options` give what the shapes leave open.
+
+    Raises UserError if the two disagree with the shapes, and if heads or grid are given nowhere.
+    """
     shown = _told(plain, layout)
     for origin, fields in (("config.json beside it says", told.fields), ("the option is", options)):
         for name, value in fields.items():
@@ -257,14 +261,14 @@ def _likely(plain: Plain, layout: str, shown: Mapping[str, Any]) -> dict[str, An
 
 
 def _prefixes(shown: Mapping[str, Any], layout: str) -> dict[str, int]:
-    """What a table of the layout may have rows for -> number of its rows that are not patches."""
+    """Each value of `table_rows` that the layout allows -> number of rows of its table that belong to no patch."""
     c, m = int(shown["class_token"]), shown["registers"]
     rows = {"cls+patches": c, "patches": 0, "all": c + m}
     return {name: rows[name] for name in LAYOUTS[layout].table_rows}
 
 
 def _told(plain: Plain, layout: str) -> dict[str, Any]:
-    """What the arrays say of their model."""
+    """The fields of VitConfig that the arrays tell."""
     for name in ("patch.weight", "layers.0.down.weight"):
         if name not in plain:
             raise UserError(f"the checkpoint lacks {_their_name(name, layout, plain)!r}")
@@ -287,7 +291,7 @@ def _interpolation(layout: str, registers: int) -> str:
 
 
 def _table(rows: int, layout: str, shown: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Which tokens have rows in the table of positions, beside the patches of the grid."""
+    """The field `table_rows`, from the number of rows of the table. Raises UserError if none fits the grid."""
     for table_rows, prefix in _prefixes(shown, layout).items():
         if rows - prefix == math.prod(given["grid"]) and given.get("table_rows", table_rows) == table_rows:
             return {"table_rows": table_rows}
@@ -298,7 +302,7 @@ def _table(rows: int, layout: str, shown: Mapping[str, Any], given: Mapping[str,
 # -------------------------------------------------------------------------------------------------------------- the check
 
 def _check(plain: Plain, rest: Mapping[str, np.ndarray], cfg: VitConfig, layout: str) -> None:
-    """Every array that the config asks for is there, in its shape, and no other."""
+    """Raise UserError unless every array that the config asks for is there, in its shape, and no other."""
     empty = P.map_specs(lambda spec: np.broadcast_to(np.float32(0), spec.shape), vit.specs(cfg))
     given = file_names.shapes({name: array for name, array in plain.items() if not name.startswith("head.")} | dict(rest))
     file_names.check(given, file_names.shapes(plain_of(empty, cfg)), f"a {layout} model of {cfg.layers} layers and {cfg.registers} "
@@ -306,7 +310,7 @@ def _check(plain: Plain, rest: Mapping[str, np.ndarray], cfg: VitConfig, layout:
 
 
 def _their_name(name: str, layout: str, plain: Plain) -> str:
-    """The array of theirs that a plain one is part of."""
+    """The name of their array that a plain array is part of."""
     feed_forward = "swiglu" if "layers.0.gate.weight" in plain else "gelu"
     layers = 1 + max((int(known.split(".")[1]) for known in [*plain, name] if known.startswith("layers.")), default=0)
     return next((theirs for theirs, parts in names(layout, feed_forward, layers).items() if name in parts), name)

@@ -1,7 +1,7 @@
 """The names that five kinds of vision checkpoints have for the same arrays.
 
-Between their names and our tree stands one list of plain names, each an array in the shapes of torch: a matrix is (out, in), a
-patch kernel (D, C, P, P). A layout says which of its arrays is made of which plain ones, put together along the first axis:
+All layouts are translated to and from one list of plain names. A plain name stands for an array in torch's shape: a matrix is
+(out, in), a patch kernel (D, C, P, P). A layout says which plain arrays, joined along the first axis, make each of its arrays:
 
     attn.qkv.weight = q.weight, k.weight, v.weight
 
@@ -31,8 +31,8 @@ class Layout(NamedTuple):
     """Names of one kind of checkpoint.
 
     top, block: their name -> plain names of the parts it is made of, for the whole model and inside each block.
-    mlp: the same for the two kinds of feed-forward network. front: of a block's names, "{}" standing for its number.
-    table_rows: what its table of positions may have rows for. mask_rank: number of axes of the mask token.
+    mlp: the same for the two kinds of feed-forward network. front: beginning of a block's names, with "{}" for its number.
+    table_rows: values of `VitConfig.table_rows` that it allows. mask_rank: number of axes of the mask token.
     uniform: whether all models of the source have heads of 64 features and square images with ImageNet's mean and deviation.
     """
 
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 
 
 def _both(theirs: str, *ours: str) -> Names:
-    """Weight and bias."""
+    """Names of weight and bias."""
     return {f"{theirs}.{kind}": tuple(f"{name}.{kind}" for name in ours) for kind in ("weight", "bias")}
 
 
@@ -84,7 +84,7 @@ LAYOUTS = {
         _NORMS | _SEPARATE | _LAMBDA, {"gelu": _both("mlp.up_proj", "up") | _both("mlp.down_proj", "down"), "swiglu": _THREE},
         (), mask_rank=3),
 }
-# Of these names each model has exactly one.
+# Each model has exactly one of these names.
 ANCHORS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight")
 
 
@@ -99,7 +99,7 @@ def names(layout: str, feed_forward: str, layers: int) -> Names:
 
 
 def feed_forward_of(given: Mapping[str, np.ndarray], layout: str) -> str:
-    """"swiglu" or "gelu", by the first block. timm gives both the same names, but SwiGLU's first matrix has twice the rows."""
+    """"swiglu" or "gelu", by the first block. timm gives both the same names, but SwiGLU's first matrix has twice the outputs."""
     own = LAYOUTS[layout]
     first = own.front.format(0)
     if layout == "timm":
@@ -110,20 +110,20 @@ def feed_forward_of(given: Mapping[str, np.ndarray], layout: str) -> str:
 
 
 def layers_of(given: Iterable[str], layout: str) -> int:
-    """Number of blocks: one more than the highest that a name has."""
+    """Number of blocks: one more than the highest number in a name."""
     pattern = re.compile(re.escape(LAYOUTS[layout].front).replace(r"\{\}", r"(\d+)"))
     return 1 + max(int(found[1]) for found in map(pattern.match, given) if found)
 
 
 def usual_name(name: str) -> str:
-    """A name of theirs as the table above has it: without chunks of blocks, and without names of older files."""
+    """A name of theirs in the form of the table above: without chunks of blocks, and renamed if it is that of an older file."""
     name = re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", name)
     name = re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
     return re.sub(r"^layer\.(?=\d+\.)", "model.layer.", name)
 
 
 def detect(given: Iterable[str]) -> str:
-    """The layout that has these (usual) names. Raises UserError where none does."""
+    """The layout that has these (usual) names. Raises UserError if none does."""
     given = set(given)
     if "storage_tokens" in given:
         raise UserError("these are names of facebookresearch/dinov3, which are not read: convert the file with transformers first")

@@ -1,13 +1,14 @@
-"""Answers that a model writes by itself: each predicted token is its next input.
+"""Answers that a model generates: each predicted token is its next input.
 
-Teacher-forced accuracy asks for one token at a time and shows the right one afterwards; a model that goes wrong once is put right
-at the next step. Here predictions are fed back, by two rules never to be mixed in one table; the third feeds nothing back:
+Teacher-forced accuracy asks for one token at a time and shows the right one afterwards, so a model that goes wrong once is
+corrected at the next step. Here predictions are fed back, by one of two rules whose numbers must not share a table. A third rule
+feeds nothing back:
 
     strict       every answer is fed back
     published    the first input of each segment is shown, as in the public code of RMT (arXiv 2207.06881)
-    shown        as in training; tells how often an answer is right when the steps before it are
+    shown        as in training; tells how often an answer is right when the steps before it are right
 
-The task says which inputs are answers; the others, such as questions in between, are read as they are.
+The task says which inputs are answers; the other inputs, such as questions in between, are always shown.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ RULES = ("strict", "published", "shown")
 
 
 def fed_back(answers_T: np.ndarray, segment: int, rule: str) -> np.ndarray:
-    """bool[T]: inputs that are replaced by the model's own prediction. answers_T: bool[T], of the task, never the first input.
-    segment: for "published"."""
+    """bool[T]: inputs that are replaced by the model's own prediction.
+
+    answers_T: bool[T], inputs that are answers, never the first one. segment: tokens of a segment, for "published". rule: one of
+    RULES. Raises UserError for another rule.
+    """
     choose("rule", rule, RULES)
     back = answers_T & (rule != "shown")
     if rule == "published":
@@ -40,7 +44,7 @@ def fed_back(answers_T: np.ndarray, segment: int, rule: str) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("block", "model"))
 def prompted(params: P.Tree, prompt_BT: jax.Array, *, block: int, model: Model) -> tuple[jax.Array, P.Tree]:
-    """Read a prompt in calls of `block` tokens and one of the rest.
+    """Read a prompt i32[B, T] in calls of `block` tokens, and the rest in one more call.
 
     Returns the most likely token after each position, i32[B, T], and the carry.
     """
@@ -65,7 +69,8 @@ def written(params: P.Tree, carry: P.Tree, last_B: jax.Array, inputs_BT: jax.Arr
             model: Model) -> jax.Array:
     """Most likely token after each position, i32[B, T], one token at a time.
 
-    last_B: what was predicted before the first position. back_T: bool[T], positions that read the prediction before them.
+    last_B: i32[B], predicted before the first position. inputs_BT: i32[B, T]. back_T: bool[T], positions whose input is the
+    prediction before them.
     """
     def step(carry, x):
         state, last = carry
@@ -79,7 +84,10 @@ def written(params: P.Tree, carry: P.Tree, last_B: jax.Array, inputs_BT: jax.Arr
 
 
 def answer(params: P.Tree, inputs_BT: np.ndarray, back_T: np.ndarray, block: int, *, model: Model) -> np.ndarray:
-    """Most likely token after each position, i32[B, T], from a fresh carry: the prompt in blocks, the rest token by token."""
+    """Most likely token after each position, i32[B, T], from a fresh carry.
+
+    The prompt, up to the first position of back_T bool[T], is read in calls of `block` tokens, the rest token by token.
+    """
     prompt = int(np.argmax(back_T)) if back_T.any() else len(back_T)
     said, carry = prompted(params, inputs_BT[:, :prompt], block=block, model=model)
     if prompt < len(back_T):
@@ -92,8 +100,8 @@ def generated(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], answers_
               model: Model, answer_right: Callable | None = None) -> dict[str, float]:
     """Share of right symbols ("accuracy") and of samples without a wrong one ("exact_match"), over all rows of the batches.
 
-    answers_T: bool[T], inputs that are answers. segment: tokens of a call. answer_right: scorer for tasks that grade only a part of
-    the predicted tokens, (said, labels) -> bool[B]; adds "answers", the share of right ones.
+    answers_T: bool[T], inputs that are answers. segment: tokens of a call, and the segment of `fed_back`. answer_right: scorer for
+    tasks that grade only a part of the predicted tokens, (said, labels) -> bool[B]; adds "answers", the share of right ones.
     """
     said, labels, back = [], [], fed_back(answers_T, segment, rule)
     for batch in batches:

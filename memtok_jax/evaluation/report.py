@@ -23,10 +23,11 @@ RESULT_FILE = "eval.json"
 
 
 def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str], None], suite: str = "") -> dict[str, Any]:
-    """Score the newest checkpoint of a run on held-out data, write `eval.json` and figures beside it.
+    """Score the newest checkpoint of a run on held-out data, and write `eval.json` and figures into the run directory.
 
     overrides: changes of the run's config, such as "data.eval_split=test"; of the model, only fields that an evaluation may change.
-    suite: a file of `evaluation/suites`; "": the one of the data. The model runs on one device, or on `training.tensor` of them.
+    suite: a file of `evaluation/suites`; "": the one that the data names.
+    The model runs on one device, or on `training.tensor` of them.
     Returns what is written: flat names, numbers, and lists for the figures.
     Raises UserError for a directory without a run or checkpoint, for a changed model, and for an unknown suite.
     """

@@ -1,9 +1,9 @@
-"""The folder of a stream that `stream.py` saves: a snapshot, and what each row has said as a file of its own.
+"""The folder of a stream that `stream.py` saves: a snapshot, and a file for each row with what it has said.
 
-    stream        snapshot of all rows, with notes: where reading and writing stand, and what command it belongs to
-    said_0, ...   the bytes that each row has said; what stands behind the length in the notes came after the snapshot
+    stream        snapshot of all rows, with notes: how far rows have read and written, and the command that made it
+    said_0, ...   the bytes that each row has said; bytes beyond the length in the notes were written after the snapshot
 
-The files are written first and the snapshot last, in one move, so a kill at any moment leaves the one before or the new one.
+The files are written first and the snapshot last, in one move, so a kill at any moment leaves the old snapshot or the new one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def fingerprint(arrays: dict[str, Any]) -> int:
 
 
 class SavedStream:
-    """A folder to save to. Entering makes it and keeps other commands out of it.
+    """A folder to save to. Entering creates it and locks it against other commands.
 
-    notes: of the snapshot that is there, {} if there is none.
+    notes: of the snapshot in it, {} if there is none. Entering raises UserError if the folder cannot be used or is locked.
     """
 
     def __init__(self, folder: Path):
@@ -56,17 +56,17 @@ class SavedStream:
         self._lock.close()
 
     def said(self) -> list[bytes]:
-        """What each row had said at the snapshot."""
+        """What each row had said at the snapshot. Raises UserError if a file is missing or was changed."""
         try:
             texts = [(self.folder / f"said_{row}").read_bytes()[:size] for row, size in enumerate(self.notes["said"])]
         except OSError as error:
             raise UserError(f"{self.folder} is damaged: {error}") from None
         if [zlib.crc32(text) for text in texts] != self.notes["said_checksums"]:
-            raise UserError(f"{self.folder} is damaged: said_0 and its like are not what was written; give a new --save")
+            raise UserError(f"{self.folder} is damaged: a file said_ROW does not hold what was written; give a new --save")
         return texts
 
     def save(self, streams: Streams, said: list[bytearray], noted: dict[str, Any]) -> None:
-        """Write everything. Raises UserError if that is not possible; what was there before stays valid."""
+        """Write files and snapshot. Raises UserError if that is not possible; the snapshot before stays valid then."""
         old = self.notes.get("said", [0] * len(said))
         try:
             for row, (text, size) in enumerate(zip(said, old, strict=True)):
@@ -84,7 +84,7 @@ class SavedStream:
 
 
 def notes(folder: Path) -> dict[str, Any]:
-    """The notes of the snapshot in a folder. Raises UserError where there is none, or one of something else."""
+    """The notes of the snapshot in a folder. Raises UserError if there is none, or one that stream.py did not save."""
     found = snapshot.notes(folder / SNAPSHOT).get("notes", {})
     if not {"arguments", "parameters", "inputs", "said"} <= found.keys():
         raise UserError(f"{folder / SNAPSHOT} was not saved by stream.py")
@@ -92,7 +92,7 @@ def notes(folder: Path) -> dict[str, Any]:
 
 
 def refuse_other(folder: Path, found: dict[str, Any], arguments: dict[str, Any], parameters: int) -> None:
-    """Raise UserError where a saved stream belongs to another command, naming the first argument that differs."""
+    """Raise UserError if a saved stream belongs to another command, naming the first argument that differs."""
     refuse_other_parameters(folder, found, parameters)
     for name, value in arguments.items():
         if found["arguments"].get(name) != value:
@@ -101,7 +101,7 @@ def refuse_other(folder: Path, found: dict[str, Any], arguments: dict[str, Any],
 
 
 def refuse_other_parameters(folder: Path, found: dict[str, Any], parameters: int) -> None:
-    """Raise UserError where a saved stream was made by other parameters."""
+    """Raise UserError if a saved stream was made by other parameters."""
     if found["parameters"] != parameters:
         raise UserError(f"the stream in {folder} was made by another model, or by this one after {found['step']} steps; "
                         "a stream and its model belong together")

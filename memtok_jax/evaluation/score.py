@@ -27,7 +27,7 @@ BINS_PER_OCTAVE = 2
 
 
 class Score(NamedTuple):
-    """What one pass over held-out data gives; totals are Python floats (float64).
+    """The result of one pass over held-out data; sums are Python floats (float64).
 
     nats: sum of the loss, in nats if it is a cross-entropy. correct, count: right and scored targets.
     positions: (first, last, mean nats, count) of scored targets by their distance from the start of their stream, in
@@ -53,7 +53,7 @@ class Score(NamedTuple):
 def score_data(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, cfg: Any, rows: int, most: int = 0) -> Score:
     """Score held-out data in batches of `rows` rows, in calls as long as those of training, by the loss of training.
 
-    cfg: the data, such as that of the experiment with another `sequence`. most: batches to score, 0 for all.
+    cfg: the data, such as that of the experiment with another `sequence`. most: number of batches to score at most; 0 for all.
     """
     return score(params, islice(data.open_eval(cfg, rows), most or None), mesh, model=model, call_tokens=experiment.call_tokens,
                  loss=experiment.training.loss)
@@ -63,8 +63,9 @@ def score_batch(params: P.Tree, carry: P.Tree, inputs: jax.Array, targets: jax.A
                 *, model: Model, call_tokens: int, loss: str, whole: bool):
     """Score one batch, `call_tokens` tokens per call.
 
-    inputs: [B, T, ...]. whole: promise that all rows are full and stand at a border, see `Call`.
-    Returns (carry, loss[B, T], correct[B, T]); positions that are not scored give 0 and False.
+    inputs: [B, T, ...]. start_B: bool[B], rows that begin a stream. length_B: i32[B], real tokens. loss: one of `losses.LOSSES`.
+    whole: promise that all rows are full and stand at a border, see `Call`.
+    Returns (carry, loss f32[B, T], correct bool[B, T]); positions that are not scored give 0 and False.
     """
     rows, total = targets.shape[:2]
     carry = P.reset(carry, start_B, model.init_state(params, rows), model.state_specs(rows))
@@ -87,7 +88,7 @@ def score_batch(params: P.Tree, carry: P.Tree, inputs: jax.Array, targets: jax.A
 
 @cache
 def _compiled(platform: str):
-    """`score_batch`, its carry donated. Made on first use: to ask for the platform at import would settle it too early."""
+    """`score_batch` with a donated carry. Made on first use, because asking for the platform at import would fix it too early."""
     return jax.jit(score_batch, static_argnames=("model", "call_tokens", "loss", "whole"), donate_argnames=("carry",),
                    compiler_options=options(platform))
 
@@ -96,10 +97,10 @@ def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, 
           loss: str = "softmax") -> Score:
     """Score all batches.
 
-    batches: as `data.open_eval` gives them, all rows on every process; the first one starts every row that it uses.
+    batches: as `data.open_eval` gives them, all rows on every process; the first batch starts every row that it uses.
     mesh: where the parameters lie; the rows of a batch must divide over it. call_tokens: tokens per call of the model,
     which must divide the length of the batches. loss: one of `losses.LOSSES`.
-    Batches in which all rows are full, and have been so far, take the faster path of whole calls.
+    A batch takes the faster path of whole calls if all its rows are full and have been full since their streams began.
     """
     carry, age, ragged, tallies, run = None, None, None, _Tallies(), _compiled(jax.default_backend())
     for batch in batches:
@@ -123,23 +124,23 @@ def _fresh_carry(params: P.Tree, *, model: Model, rows: int) -> P.Tree:
 @partial(jax.jit, static_argnames=("model", "whole"))
 def memory_statistics(params: P.Tree, inputs: jax.Array, length_B: jax.Array, *, model: Model,
                       whole: bool) -> dict[str, jax.Array]:
-    """What the memories do with one call from a fresh carry: name -> f32[], such as step sizes and forgetting.
+    """Statistics of the memories in one call from a fresh carry: name -> f32[], such as step sizes and forgetting.
 
-    whole: promise that all rows are full, see `Call`.
+    inputs: [B, T, ...]. length_B: i32[B], real tokens. whole: promise that all rows are full, see `Call`.
     """
     call = Call(whole=True) if whole else Call(length=length_B)
     return model.run(params, model.init_state(params, inputs.shape[0]), inputs, call)[2]
 
 
 class _Tallies:
-    """Running totals on the host in float64: float32 sums over a million tokens lose digits."""
+    """Running totals on the host in float64, because float32 sums over a million tokens lose digits."""
 
     def __init__(self):
         self._nats, self._correct, self._count = 0.0, 0, 0
         self._by_bin: dict[int, list[float]] = {}
 
     def add(self, scored: np.ndarray, nats: np.ndarray, correct: np.ndarray, age: np.ndarray) -> None:
-        """Add one batch. scored: bool[B, T]. age: i64[B], tokens of its stream that each row has read before."""
+        """Add one batch. scored, correct: bool[B, T]. nats: f32[B, T]. age: i64[B], tokens that each row has read before."""
         self._nats += float(nats.sum(dtype=np.float64))
         self._correct += int(correct.sum())
         self._count += int(scored.sum())

@@ -1,8 +1,8 @@
-"""Read texts with a trained model and write on: everything that `stream.py` does after reading its flags.
+"""Read texts with a trained model and continue them: everything that `stream.py` does after reading its flags.
 
-Texts are read in pieces, each row its own; then all rows write. Nothing grows with the length of a text. A command that saves can
-be ended at any moment, and the same command goes on: the output is that of an uninterrupted one, bit for bit, because pieces and
-calls are cut at the same places.
+Each row reads its own text in pieces; then all rows write. Memory does not grow with the length of a text. A command that saves can
+be ended at any moment, and the same command continues it: the output is that of an uninterrupted one, bit for bit, because pieces
+and calls are cut at the same places.
 """
 
 from __future__ import annotations
@@ -43,10 +43,18 @@ PIECE = 4096   # bytes that a row reads at a time, rounded to whole blocks
 class StreamConfig:
     """What a command asks for; the fields are the flags of `stream.py`.
 
-    file: texts to read, one for each row. streams: rows that read one and the same text; 0: a row for each file.
-    tokens: bytes that each row writes. sampling: how they are chosen. stop: strings that end a row. seed: of the random bits.
-    save: folder to save to, "": none; save_every: seconds between two snapshots. load: folder of a stream to go on from, "": none.
-    perplexity: read and report only.
+    file: texts to read, one for each row.
+    streams: number of rows that read the same text; 0: one row for each file.
+    tokens: bytes that each row writes.
+    sampling: how they are chosen.
+    stop: strings that end a row.
+    seed: of the random bits.
+    save: folder to save to; "": none.
+    save_every: seconds between two snapshots; 0: after each piece.
+    load: folder of a stream to go on from; "": none.
+    perplexity: only read and report.
+
+    Raises UserError if two fields contradict each other or a value is out of range.
     """
 
     file: tuple[str, ...] = ()
@@ -77,11 +85,11 @@ class StreamConfig:
         if not self.save_every >= 0:
             raise UserError(f"--save_every={self.save_every} must be at least 0 seconds")
         if self.save and self.load and Path(self.save).resolve() == Path(self.load).resolve():
-            raise UserError(f"--load and --save name the same folder {self.save}; what is loaded stays as it is: save to another")
+            raise UserError(f"--load and --save name the same folder {self.save}; save to another, so that the loaded one stays")
         host.sampling(self.sampling, 1)
 
     def arguments(self) -> dict[str, Any]:
-        """What decides about the output, as plain values."""
+        """The fields that the output depends on, as plain values."""
         own = {"file": list(self.file), "streams": self.streams, "tokens": self.tokens, "stop": list(self.stop), "seed": self.seed,
                "load": self.load, "perplexity": self.perplexity}
         return own | self.sampling._asdict()
@@ -96,7 +104,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into `Interrupted`; one that comes while `held` is raised behind it."""
+    """Turns SIGINT and SIGTERM into `Interrupted`. The first one inside `held` is raised at its end, a second one at once."""
 
     def __enter__(self) -> Interrupts:
         self._held, self._noted = False, 0
@@ -114,7 +122,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """What stands in here is done as a whole."""
+        """Delay a signal until the end of the block, so that the block is done as a whole."""
         self._held = True
         try:
             yield
@@ -126,7 +134,10 @@ class Interrupts:
 
 
 class Command:
-    """One command on its way. write: takes text for standard output. say: takes a line beside it."""
+    """A command that is running. noted: what a snapshot notes of it. saved: None without --save.
+
+    write: takes text for standard output. say: takes a line for standard error.
+    """
 
     def __init__(self, cfg: StreamConfig, streams: Streams, texts: list[Pieces], noted: dict[str, Any], saved: SavedStream | None,
                  interrupts: Interrupts, write: Callable[[str], None], say: Callable[[str], None]):
@@ -143,14 +154,14 @@ class Command:
         return [f"{(*self.cfg.file, self.cfg.load)[0]}, stream {row}" for row in range(len(self.said))]
 
     def save(self, now: bool = False) -> None:
-        """Write a snapshot, if it is time or if `now`."""
+        """Write a snapshot if `save_every` seconds have passed, or if `now`."""
         if self.saved and (now or time.monotonic() - self._saved_at >= self.cfg.save_every):
             inputs = [[text.taken, text.checksum] for text in self.texts]
             self.saved.save(self.streams, self.said, {**self._noted, "inputs": inputs})
             self._saved_at = time.monotonic()
 
     def read(self, pieces: list[bytes], piece: int, show: ReadingProgress) -> None:
-        """Read the texts to their ends. pieces: the first of each."""
+        """Read the texts to their ends. pieces: the first piece of each. piece: bytes of the later ones."""
         begun, rows = time.monotonic(), len(self.said)
         while any(pieces):
             with self._interrupts.held():
@@ -164,7 +175,7 @@ class Command:
         show.done()
 
     def generate(self) -> None:
-        """Let all rows write, each piece shown as it comes; of several rows, one after the other at the end."""
+        """Let all rows write. A single row is shown piece by piece; several rows are shown one after the other at the end."""
         begun, alone = time.monotonic(), len(self.said) == 1
         shown = [TextRow(self.cfg.stop).push(text)[0] for text in self.said]
         if alone:
@@ -190,7 +201,7 @@ class Command:
                     self._write(f"==> {label} <==\n{text}\n")
 
     def report(self) -> None:
-        """With --perplexity one JSON object for each row; always a last line for the eye."""
+        """Write one JSON object for each row with --perplexity, and always say a last line with the totals."""
         read, said = self.streams.read, self.streams.said
         if self.cfg.perplexity:
             for row, (label, text) in enumerate(zip(self.labels, self.texts * len(self.said), strict=False)):
@@ -202,17 +213,17 @@ class Command:
 
 
 def _as_byte(token: int) -> int:
-    """What is kept of a token; one that stands for no byte counts as one that no UTF-8 text has."""
+    """The byte that is kept of a token; 0xFF, which no UTF-8 text contains, for a token that stands for no byte."""
     return token if token < 256 else 0xFF
 
 
 def _bits(quality: Quality) -> float:
-    """Bits of a token over all rows together; NaN where there is none."""
+    """Mean bits per token over all rows; NaN without tokens."""
     return float(quality.nats.sum()) / max(int(quality.tokens.sum()), 1) / math.log(2) if quality.tokens.any() else math.nan
 
 
 def _told(verb: str, quality: Quality, amount: int, seconds: float) -> str:
-    """Bits and perplexity over all rows together. amount: bytes of this command, in so many seconds."""
+    """Bits and perplexity over all rows. amount: bytes that this command read or wrote. seconds: the time it took."""
     bits = _bits(quality)
     speed = f"{amount:,} bytes, {amount / seconds:,.0f} a second, " if amount and seconds else "nothing more, "
     return f"{verb} {speed}at {bits:.3f} bits per byte (perplexity {2 ** bits:.2f})"
@@ -224,8 +235,8 @@ def stream_text(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, wr
                 say: Callable[[str], None]) -> int:
     """Read and write with the newest checkpoint of a run; returns the exit status.
 
-    overrides: changes of the run's config, of the model only what an evaluation may change. write: takes text for standard output,
-    and raises BrokenPipeError when nobody reads it any more. say: takes a line beside it.
+    overrides: changes of the run's config; of the model, only fields that an evaluation may change. write: takes text for standard
+    output, and raises BrokenPipeError when nobody reads it any more. say: takes a line for standard error.
     Raises UserError for a mistake of the user.
     """
     with contextlib.ExitStack() as stack:
@@ -253,7 +264,7 @@ def _progress(command: list[Command]) -> str:
 
 def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: SavedStream | None, interrupts: Interrupts,
          command: list[Command], write: Callable[[str], None], say: Callable[[str], None]) -> None:
-    """The command from its first check to its last line. command: takes what is under way, for whoever ends it."""
+    """The command from its first check to its last line. command: gets the running command, so that the caller can save it."""
     texts, rows = [Pieces(name) for name in cfg.file], max(cfg.streams, len(cfg.file), 1)
     model, params, noted = _load_model(workdir, overrides, cfg, say)
     going_on = bool(saved and saved.notes)
@@ -265,7 +276,7 @@ def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: Sa
     piece = max(blocks) * max(1, PIECE // max(blocks))
     for text, (taken, checksum) in zip(texts, saved.notes["inputs"] if going_on else (), strict=False):
         text.skip(taken, checksum)
-    # A row keeps its newest byte back, so one more byte now lets all later blocks begin at borders of the model.
+    # A row keeps its newest byte back. With one byte more in the first piece, all later blocks begin at borders of the model.
     first = [text.read(piece + (not text.taken)) for text in texts]
     for text, begin in zip(texts, first, strict=True):
         if not begin and not text.taken and not cfg.load:
@@ -309,7 +320,7 @@ def _load_model(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig,
 
 
 def _named(model: Model) -> str:
-    """What a model is made of, in a few words: the kinds of configs in it."""
+    """The kinds of configs in a model, in a few words."""
     kinds: list[str] = []
 
     def walk(value: Any) -> None:

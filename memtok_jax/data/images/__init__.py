@@ -1,4 +1,4 @@
-"""Images as host arrays: see `ImagesConfig` for the sources; a batch is that of text with each image a sequence of one."""
+"""Images as host arrays, from the sources of `ImagesConfig`. A batch is like one of text; an image is a sequence of one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def open_eval(cfg: ImagesConfig, batch: int, process_index: int, process_count: 
 
 
 def named(old: Any, name: str) -> ImagesConfig:
-    """The config of other images."""
+    """The config for the images `name`: `old` with this source, or a new config with the seed of `old`."""
     return replace(old, source=name) if isinstance(old, ImagesConfig) else ImagesConfig(source=name, seed=old.seed)
 
 
@@ -48,7 +48,7 @@ def input_shape(cfg: ImagesConfig) -> tuple[tuple[int, ...], type]:
 
 
 def targets(cfg: ImagesConfig) -> str:
-    """The class of an image, or shares of the classes if training images are mixed."""
+    """"classes", or "shares" of the classes if training images are mixed."""
     return "shares" if cfg.augment.mixes else "classes"
 
 
@@ -58,14 +58,14 @@ def vocabulary(cfg: ImagesConfig) -> int:
 
 
 def baselines(cfg: ImagesConfig, reach: int, segment: int) -> dict[str, float]:
-    """Accuracies without a trained model; see `images/ridge.py`. What a model can see does not matter for them."""
+    """Accuracies without a trained model, by name; see `images/ridge.py`. They do not depend on reach and segment."""
     from memtok_jax.data.images.ridge import image_baselines
 
     return image_baselines(cfg)
 
 
 def training(cfg: ImagesConfig) -> Pictures:
-    """The split that is trained on. Raises DataError where the source has none."""
+    """The training split. Raises DataError if the source has none."""
     splits = _splits(cfg)
     if "train" not in splits:
         raise DataError(f"{cfg.source} has no images to train on, only {', '.join(splits)} to look at")
@@ -73,7 +73,7 @@ def training(cfg: ImagesConfig) -> Pictures:
 
 
 def held_out(cfg: ImagesConfig) -> Pictures:
-    """The split that is scored. Raises DataError naming those that the source has."""
+    """The split `cfg.eval_split`. Raises DataError, with the names of the held-out splits, if the source does not have it."""
     splits = _splits(cfg)
     if cfg.eval_split not in splits or cfg.eval_split == "train":
         names = [s for s in splits if s != "train"]
@@ -83,17 +83,17 @@ def held_out(cfg: ImagesConfig) -> Pictures:
 
 
 def classes(cfg: ImagesConfig) -> tuple[str, ...]:
-    """Names of the labels."""
+    """Names of the labels, in order."""
     return training(cfg).classes
 
 
 def fitted(cfg: ImagesConfig, source: Pictures, count: int) -> list[Picture]:
-    """The first pictures of a split (all where there are fewer), brought to the size of the config."""
+    """The first `count` pictures of a split, or all if there are fewer, brought to the size of the config."""
     return [fit(source.read(n), cfg.size, cfg.channels) for n in range(min(count, source.count))]
 
 
 def arrays(cfg: ImagesConfig, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pixels uint8[N, rows, columns, C], labels int32[N]) of "train" or of the held-out split, without augmentation."""
+    """(pixels uint8[N, rows, columns, C], labels int32[N]) of "train", or else of the held-out split, without augmentation."""
     found = fitted(cfg, training(cfg) if split == "train" else held_out(cfg), count)
     return np.stack([one.pixels for one in found]), np.array([one.label for one in found], np.int32)
 
@@ -104,7 +104,7 @@ def held_out_count(cfg: ImagesConfig) -> int:
 
 
 def describe(cfg: ImagesConfig) -> str:
-    """One line: data set, sizes of its splits, where it lies."""
+    """One line about the data: source, sizes of the splits, size of the images, and where the files are."""
     train, rest = training(cfg), held_out(cfg)
     return (f"{cfg.source}: {train.count:,} images of {len(train.classes)} classes to train on, {held_out_count(cfg):,} of "
             f"{rest.count:,} held out ({cfg.eval_split}), {cfg.size[0]} x {cfg.size[1]} x {cfg.channels}; from {train.origin}"

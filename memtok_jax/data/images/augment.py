@@ -1,4 +1,4 @@
-"""Augmentation of training images, in numpy on the host: pure functions of one image, or of two that are mixed, and a generator."""
+"""Augmentation of training images, in numpy on the host: pure functions of one image (or two that are mixed) and a generator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memtok_jax.data.images.config import AugmentConfig
 from memtok_jax.data.images.pictures import GREY, resize
 
 PADDING = 8                        # "padded": an eighth of each side
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)    # "resized": of the window
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)    # "resized": area of the window over the image's, width over height
 SOLARISE = 128                     # brighter pixels are inverted
 BLUR = (0.1, 2.0)                  # standard deviation in pixels
 
@@ -48,17 +48,17 @@ def resized_crop(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def grey(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Without colours."""
+    """Grey of ITU-R BT.601 in all channels."""
     return pixels if pixels.shape[-1] == 1 else np.repeat(np.rint(pixels @ GREY).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def solarise(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What is bright becomes dark."""
+    """Invert the pixels that are at least SOLARISE."""
     return np.where(pixels >= SOLARISE, 255 - pixels, pixels)
 
 
 def blur(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A Gaussian of random width, over rows and columns, mirrored at the border."""
+    """Blur by a Gaussian of random width, over rows and columns, with the image mirrored at its border."""
     sigma = rng.uniform(*BLUR)
     x = pixels.astype(np.float32)
     for axis in (0, 1):
@@ -81,7 +81,7 @@ FILTERS = {"grey": grey, "solarise": solarise, "blur": blur}
 
 
 def jitter(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, then contrast (about the mean grey), then saturation (about each pixel's grey), by random factors."""
+    """Scale brightness, then contrast (about the mean grey), then saturation (about each pixel's grey), by random factors."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     x = pixels.astype(np.float32) * brightness
     weights = GREY if x.shape[-1] == 3 else np.ones(1, np.float32)
@@ -105,9 +105,10 @@ def mixup(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
 
 
 def cutmix(one: np.ndarray, other: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """The first image with a window of the other, of its shape and of 1 - share of its area where it does not leave the image.
+    """The first image with a window of the other pasted in.
 
-    The middle of the window may be any pixel. Returns the image and the share of it that is left of the first, exactly.
+    The window has the image's proportions and 1 - share of its area, less if the border cuts it off; its middle may be any pixel.
+    Returns the image and the exact share of its pixels that come from the first.
     """
     rows, columns, _ = one.shape
     half = np.array([rows, columns]) * math.sqrt(1 - share) / 2

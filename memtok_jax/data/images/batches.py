@@ -14,11 +14,10 @@ from memtok_jax.data.tasks.scoring import IGNORED
 
 
 class TrainImages:
-    """Training batches without an end: every image once in each epoch, each epoch in a new order.
+    """Endless training batches: every image once in each epoch, each epoch in a new order.
 
     Augmentation depends on (seed, step, row) alone. An image is mixed with that of the row beside it: rows 2k and 2k + 1 are
-    partners. `start` is never True: what an image classifier carries from batch to
-    batch, its random keys, goes on.
+    partners. `start` is never True, because the carry of an image classifier, its random keys, must not begin again.
     """
 
     def __init__(self, cfg: ImagesConfig, pictures: Pictures, batch: int, rows: range):
@@ -28,7 +27,7 @@ class TrainImages:
 
     def __getitem__(self, step: int) -> Batch:
         mixes = self._cfg.augment.mixes
-        wanted = {*self._rows, *(map(self._partner, self._rows) if mixes else ())}    # a partner may be another process's
+        wanted = {*self._rows, *(map(self._partner, self._rows) if mixes else ())}    # a partner may belong to another process
         found = {row: self._one(step, row) for row in sorted(wanted)}
         seen = [self._mixed(step, row, found) if mixes else (found[row].pixels, found[row].label) for row in self._rows]
         targets = np.array([[target] for _, target in seen], np.float32 if mixes else np.int32)
@@ -41,7 +40,7 @@ class TrainImages:
         return found._replace(pixels=augment(found.pixels, self._cfg.augment, rng))
 
     def _partner(self, row: int) -> int:
-        """The last row of an odd batch is its own."""
+        """The row beside a row; the last row of an odd batch is its own partner."""
         return min(row ^ 1, self._batch - 1)
 
     def _mixed(self, step: int, row: int, found: dict[int, Picture]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +50,7 @@ class TrainImages:
         return pixels, shares(one.label, other.label, share, len(self._pictures.classes))
 
     def _number(self, place: int) -> int:
-        """The image at a place of the endless sequence of epochs."""
+        """Number of the image at a place in the endless sequence of epochs."""
         epoch, inner = divmod(place, self._pictures.count)
         if self._cached is None or self._cached[0] != epoch:
             order = np.random.default_rng((self._cfg.seed, 0, epoch)).permutation(self._pictures.count)
@@ -65,9 +64,9 @@ def scored(cfg: ImagesConfig, pictures: Pictures) -> int:
 
 
 class EvalImages(Sequence):
-    """Held-out batches: every image exactly once, as it is; the last batch is filled up with rows of length 0.
+    """Held-out batches: every image exactly once, without augmentation; the last batch is filled up with rows of length 0.
 
-    A batch holds what evaluation batches of text hold; `document` is the number of the image.
+    A batch has the keys of an evaluation batch of text; `document` is the number of the image, -1 in rows of length 0.
     """
 
     def __init__(self, cfg: ImagesConfig, pictures: Pictures, batch: int, rows: range):

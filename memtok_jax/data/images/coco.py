@@ -1,7 +1,7 @@
 """53 photographs of COCO 2017 with boxes, as a smoke set for object discovery: an archive of JPEGs and one file of annotations.
 
-52 of them have an object that is not a crowd. At that number the standard error of CorLoc is about seven points: no claim may
-rest on it. Whoever publishes one of the pictures shows its address and licence (`flickr_url` in the annotations).
+52 of them have an object that is not a crowd. At that number the standard error of CorLoc is about seven points, so no claim may
+rest on it. Whoever publishes one of the pictures must show its address and licence (`flickr_url` in the annotations).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from memtok_jax.data.images.pictures import Picture, Pictures
 
 
 def load(name: str, data_dir: str) -> dict[str, Pictures]:
-    """One split to look at, none to train on: the photographs have no class. Raises DataNotFoundError where it is absent."""
+    """The split "valid", and no split to train on, because the photographs have no class.
+
+    Raises DataNotFoundError if a file is absent, and DataError if one is damaged.
+    """
     folder = files.real_folder(name, data_dir)
     for file in ("images.tar", "annotations.json.gz"):
         if not (folder / file).is_file():

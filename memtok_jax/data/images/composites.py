@@ -1,4 +1,4 @@
-"""Generated images: an object with a texture on a smooth background, its class and its box. Nothing is downloaded.
+"""Generated images: one or more objects with a texture on a smooth background, their class and boxes. Nothing is downloaded.
 
 The background is a few random colours blended over the image, so most patches repeat what their neighbours show: the
 redundancy that lets a network use a patch for something else (Vision Transformers Need Registers, arXiv 2309.16588, section 2.1).
@@ -28,7 +28,7 @@ def class_names(cfg: CompositesConfig) -> tuple[str, ...]:
 
 
 def picture(cfg: CompositesConfig, size: tuple[int, int], channels: int, number: int) -> Picture:
-    """Image `number`: there are as many as numbers, the same on every machine."""
+    """Image `number`, for any number from 0 on; the same on every machine."""
     rng = np.random.default_rng(number)
     label = int(rng.integers(cfg.classes))
     canvas = background(rng, size)
@@ -76,7 +76,7 @@ def _frame(rows: int, columns: int, y: float, x: float, radius: float, angle: fl
 
 
 def outline(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Which points belong to the object: bool, shaped like u + v. Its middle does, but for the ring."""
+    """Which points belong to the object: bool, shaped like u + v. The middle belongs to it, except for the ring."""
     far = u * u + v * v
     side = np.maximum(np.abs(u), np.abs(v))
     thin = np.minimum(np.abs(u), np.abs(v))
@@ -86,6 +86,6 @@ def outline(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def texture(name: str, u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """Which points are bright: bool."""
+    """Which points are bright: bool, shaped like u + v for "checks", like u for "stripes"."""
     first, second = (np.sin(2 * np.pi * c / PERIOD + phase) > 0 for c in (u, v))
     return {"stripes": lambda: first, "checks": lambda: first ^ second}[name]()

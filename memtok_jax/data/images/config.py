@@ -15,11 +15,12 @@ FILTERS = ("grey", "solarise", "blur")
 class CompositesConfig:
     """Generated images: an object with a texture on a smooth background.
 
-    classes: at most 10, five outlines in two textures.
+    classes: number of classes, 2 to 10: five outlines in two textures.
     images: number of different training images.
     objects: at most this many in an image, all of its class.
-    smallest, largest: diameter of an object as a fraction of the shorter side.
-    noise: standard deviation of the noise on every pixel, of 255.
+    smallest: least diameter of an object as a fraction of the shorter side.
+    largest: greatest diameter, in the same unit.
+    noise: standard deviation of the noise on every pixel; white is 255.
     """
 
     classes: int = 10
@@ -36,16 +37,17 @@ class CompositesConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to a training image. Nothing by default.
+    """What is done to a training image; by default nothing.
 
     crop: "none"; "padded", a random window after mirrored padding by an eighth of each side; "resized", a random window of 8 to
         100 % of the area, scaled back.
-    flip: whether left and right are exchanged for half of the images, drawn at random.
-    filters: one of them, drawn for each image ("grey", "solarise", "blur": the 3-Augment of DeiT III, arXiv 2204.07118).
+    flip: whether to exchange left and right in a random half of the images.
+    filters: names of filters, of which one is drawn for each image ("grey", "solarise", "blur": the 3-Augment of DeiT III,
+        arXiv 2204.07118).
     jitter: brightness, contrast and saturation are each scaled by a factor in [1 - jitter, 1 + jitter].
     mixup: a of Beta(a, a), from which the share of an image in a weighted sum with its neighbour is drawn (arXiv 1710.09412).
-    cutmix: the same for a window of the neighbour in the image (arXiv 1905.04899). 0 switches either off; with both, each image
-        draws one of them.
+    cutmix: the same for a window of the neighbour in the image (arXiv 1905.04899). 0 switches mixup or cutmix off; with both, one
+        of them is drawn for each image.
 
     With mixup or cutmix, targets are shares of the classes, f32[b, 1, classes], instead of labels.
     """
@@ -59,7 +61,7 @@ class AugmentConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether targets are shares."""
+        """Whether images are mixed, so that targets are shares of the classes."""
         return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self):
@@ -76,15 +78,15 @@ class ImagesConfig:
     source: "composites" (generated, no download), "fashion_mnist", "coco_permissive" (to look at only), "tfds:NAME", or the path
         of a folder with one sub-folder for each class (or with "train" and "valid" or "test" above them).
     size: (rows, columns). Larger and smaller images are scaled until they cover it and cut around their middle.
-    channels: 3, or 1 for grey.
-    seed: order of the training images and their augmentation; held-out images do not depend on it.
-    data_dir: folder of the local data sets ("" = environment variable MEMTOK_DATA_DIR; of TFDS, its own).
-    held_out: fraction kept for evaluation if the source has no split of its own.
+    channels: 3 (red, green, blue), or 1 (grey).
+    seed: of the order of the training images and of their augmentation; held-out images do not depend on it.
+    data_dir: folder of the local data sets ("" = environment variable MEMTOK_DATA_DIR, or for "tfds:NAME" the default of TFDS).
+    held_out: fraction kept for evaluation if the source has no held-out split.
     eval_split: "valid", or "test" if the source has it.
     eval_samples: at most this many held-out images are scored (0 = all).
     on_bad_file: what happens if an image file in a folder cannot be read: "stop" names the file; "skip" leaves such files out and
-        says how many they are. Headers, checksums and photos that were cut off are found before the run; other damage stops it when
-        the file is drawn.
+        says how many they are. Damaged headers, wrong checksums and photos that were cut off are found before the run; other damage
+        stops the run when the file is drawn.
     composites: settings of the generator.
     augment: of the training images.
     """
@@ -116,7 +118,7 @@ class ImagesConfig:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """None but `sequence`."""
+        """Empty: no other length than `sequence`."""
         return ()
 
     @property

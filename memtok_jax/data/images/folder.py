@@ -1,11 +1,11 @@
 """A folder of image files with one sub-folder for each class, read by pillow when they are needed.
 
     FOLDER/CLASS/*.png                    held out: a fraction, chosen by the hash of the names
-    FOLDER/train/CLASS/*.png              and valid/ (or val/) and test/ beside it, as many as there are
+    FOLDER/train/CLASS/*.png              valid/ (or val/, validation/) and test/ beside it, if they exist
 
 A file `boxes.json` in the folder may give the objects of its images: {"CLASS/name.png": [[x_min, y_min, x_max, y_max], ...]}, in
-pixels of the image as it is shown. Images are turned as their EXIF orientation says. Grey of 16 bits is scaled to 8 bits. Pixels of
-32 bits, whole or not, are refused, because nothing tells which numbers are black and white.
+pixels of the image after it is turned by its EXIF orientation. Grey of 16 bits is scaled to 8 bits. Pixels of 32 bits, integer or
+float, are refused, because nothing tells which numbers are black and white.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": 
 def load(root: Path, held_out: float, on_bad_file: str = "stop") -> dict[str, Pictures]:
     """The splits of a folder. on_bad_file: see `ImagesConfig`.
 
-    Raises DataError if there is no image in it, if its images are not in folders of at least two classes, if classes differ
-    between splits, and for a file that is no image, unless such files are skipped.
+    Raises DataError if there is no image in it, if its images are not in folders of at least two classes, if another split has a
+    class that the training images do not have, and for a file that is no image, unless such files are skipped.
     """
     listed = _splits(root)
     bad = _unreadable_files([path for files in listed.values() for path, _ in files])
@@ -74,7 +74,7 @@ def _check_classes(root: Path, split: str, files: list[tuple[Path, str]]) -> Non
 
 
 def everything(root: Path) -> Pictures:
-    """All images below a folder as one set; those directly in it are of the class ".". """
+    """All images below a folder as one set; those directly in it have the class ".". Raises DataError if there is none."""
     files = _list(root)
     return _pictures(root, files, tuple(sorted({name for _, name in files})), _boxes(root))
 
@@ -85,7 +85,7 @@ def decode(path: Path) -> np.ndarray:
 
 
 def decode_bytes(source, name) -> np.ndarray:
-    """The same from a path or an open file. name: for the message."""
+    """Like `decode`, from a path or an open file. name: of the image, for the message."""
     image = pillow(f"reading {name}")
     try:
         with image.open(source) as opened:
@@ -106,8 +106,8 @@ def _unreadable(name, error: Exception) -> str:
 
 
 def _unreadable_files(paths: list[Path]) -> dict[Path, str]:
-    """Files whose header cannot be read, with what is wrong."""
-    with ThreadPoolExecutor() as pool:    # the time goes into waiting for files
+    """Files with a fault that `_fault` finds -> the fault."""
+    with ThreadPoolExecutor() as pool:    # most of the time is spent waiting for files
         return {path: fault for path, fault in zip(paths, pool.map(_fault, paths), strict=True) if fault}
 
 
@@ -131,14 +131,14 @@ def _fault(path: Path) -> str:
 
 
 def _tail(path: Path) -> bytes:
-    """The last bytes of a file; cameras write some of their own behind the end mark."""
+    """The last bytes of a file. Not only the very last, because cameras append bytes of their own behind the end mark."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         return file.read()
 
 
 def _array(opened, name) -> np.ndarray:
-    """Palettes, transparency and CMYK become red, green, blue; one channel stays one."""
+    """uint8[rows, columns, 1 or 3]: palettes, transparency and CMYK become red, green, blue; grey stays one channel."""
     from PIL import ImageOps
 
     if opened.mode in DEEP or (opened.mode == "I" and opened.format in WIDE):
@@ -163,7 +163,7 @@ def _check_range(opened, name) -> None:
 
 
 def _list(folder: Path) -> list[tuple[Path, str]]:
-    """(file, class) of every image below the folder, sorted; the folder of a class may be a link."""
+    """(file, class) of every image below the folder, sorted; the folder of a class may be a symbolic link."""
     below = [path for place in folder.iterdir() for path in (place.rglob("*") if place.is_dir() else (place,))]
     files = sorted(p for p in below if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
@@ -172,7 +172,7 @@ def _list(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _divide(files: list[tuple[Path, str]], held_out: float) -> tuple[list, list]:
-    """Training and held-out files, in an order that depends on the names alone."""
+    """Training and held-out files, divided by a hash of class and file name alone."""
     ordered = sorted(files, key=lambda one: hashlib.sha256(f"{one[1]}/{one[0].name}".encode()).digest())
     count = min(max(round(held_out * len(ordered)), 1), len(ordered) - 1)
     if count < 1:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as its four official idx files (big-endian: magic, counts, bytes), plain or packed."""
+"""Fashion-MNIST as its four official idx files (big-endian: magic number, sizes, bytes), plain or gzip-compressed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from memtok_jax.data.errors import DataError
 from memtok_jax.data.images.pictures import NO_BOXES, Picture, Pictures
 
 IMAGES, LABELS = 2051, 2049        # magic numbers
-VALIDATION = 5000                  # the last training images
+VALIDATION = 5000                  # number of images at the end of the training files
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
 def load(name: str, data_dir: str) -> dict[str, Pictures]:
-    """The splits "train", "valid" (the last 5,000 training images) and "test". Raises DataNotFoundError where it is absent."""
+    """The splits "train", "valid" (the last 5,000 training images) and "test".
+
+    Raises DataNotFoundError if a file is absent, and DataError if one is damaged.
+    """
     folder = files.real_folder(name, data_dir)
     train, test = (tuple(read(_file(folder, f"{part}-{kind}-ubyte"), magic) for kind, magic in
                          (("images-idx3", IMAGES), ("labels-idx1", LABELS))) for part in ("train", "t10k"))

@@ -1,4 +1,4 @@
-"""Labelled pictures by number, and how they are brought to one size."""
+"""Labelled pictures by number, and functions that bring them to one size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_BOXES = np.zeros((0, 4), np.float32)
 
 
 class Picture(NamedTuple):
-    """One image. boxes: x_min, y_min, x_max, y_max of its objects in pixels, none where they are not known."""
+    """One image. boxes: x_min, y_min, x_max, y_max of its objects in pixels; K = 0 if they are not known."""
 
     pixels: np.ndarray    # uint8[rows, columns, C]
     label: int
@@ -26,8 +26,8 @@ class Picture(NamedTuple):
 class Pictures:
     """One split of a data set.
 
-    count: how many. classes: names of the labels. read: number -> Picture, the same one each time. origin: where they lie,
-    for the log. note: what the user should know about them, for the log; empty if there is nothing.
+    count: number of pictures. classes: names of the labels. read: number -> Picture, the same one each time. origin: where the
+    pictures are, for the log. note: what the user should know about them, for the log; empty if there is nothing.
     """
 
     count: int
@@ -38,7 +38,7 @@ class Pictures:
 
 
 def pillow(what: str):
-    """The module PIL.Image. Raises DataError naming what needs it."""
+    """The module PIL.Image. what: what needs it. Raises DataError naming that if pillow is not installed."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -47,9 +47,9 @@ def pillow(what: str):
 
 
 def to_bytes(pixels: np.ndarray, name) -> np.ndarray:
-    """uint8 of the same shape: black and white become 0 and 255, 16 bits are divided by 257.
+    """uint8 of the same shape: bool becomes 0 and 255, unsigned 16 bits are divided by 257 and rounded, uint8 stays.
 
-    name: of the image, for the message. Raises DataError for other numbers, whose black and white nobody knows.
+    name: of the image, for the message. Raises DataError for other dtypes, because nothing tells which numbers are black and white.
     """
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * 255
@@ -62,7 +62,7 @@ def to_bytes(pixels: np.ndarray, name) -> np.ndarray:
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """uint8[rows, columns, channels]: grey is repeated, colours are weighed to grey."""
+    """uint8[rows, columns, channels]: grey is repeated, colours are weighted to grey. Raises DataError for other channels."""
     have = pixels.shape[-1]
     if have == channels:
         return pixels
@@ -74,16 +74,16 @@ def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], window: tuple[float, float, float, float]) -> np.ndarray:
-    """A window of the picture (x_min, y_min, x_max, y_max, fractions of pixels allowed) scaled to (rows, columns), bicubic."""
+    """A window of uint8[rows, columns, C] scaled to `size`, bicubic. window: x_min, y_min, x_max, y_max, may be between pixels."""
     image = pillow("scaling an image")
-    window = np.clip(window, 0, [pixels.shape[1], pixels.shape[0]] * 2)    # rounding may have left it by a hair
+    window = np.clip(window, 0, [pixels.shape[1], pixels.shape[0]] * 2)    # rounding may have moved it slightly outside
     source = image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     out = np.asarray(source.resize(size[::-1], image.Resampling.BICUBIC, box=tuple(window)))
     return out.reshape(*size, pixels.shape[-1])
 
 
 def fit(picture: Picture, size: tuple[int, int], channels: int) -> Picture:
-    """The picture scaled until it covers (rows, columns), cut around its middle, with so many channels; boxes follow."""
+    """The picture scaled until it covers `size` (rows, columns), cut around its middle, with `channels` channels; boxes follow."""
     pixels = with_channels(picture.pixels, channels)
     rows, columns = pixels.shape[:2]
     if (rows, columns) == tuple(size):

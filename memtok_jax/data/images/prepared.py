@@ -12,8 +12,8 @@ from memtok_jax.data.images.pictures import NO_BOXES, Picture, Pictures, to_byte
 def load(name: str, data_dir: str, held_out: float) -> dict[str, Pictures]:
     """The splits of `tfds:NAME`, which must have an image and a label.
 
-    Where it has only "train", its last images are held out; where it has "test" alone beside it, that is "valid" too. Raises
-    DataError or DataNotFoundError as text does.
+    If it has only "train", the last `held_out` of its images (a fraction) are "valid". If it has "test" but no validation split,
+    "test" is "valid" too. Raises DataNotFoundError if it is not prepared, and DataError if it cannot be used.
     """
     builder = prepared.open_builder(name, data_dir, _keys)
     found = {ours: next((s for s in theirs if s in builder.info.splits), "") for ours, theirs in
@@ -28,7 +28,7 @@ def load(name: str, data_dir: str, held_out: float) -> dict[str, Pictures]:
 
 
 def _keys(builder) -> tuple[str, str]:
-    """Keys of the image and of the label. Raises DataError where there is none."""
+    """Keys of the image and of the label. Raises DataError if one of them is missing."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features

@@ -8,12 +8,12 @@ from memtok_jax.data import images
 from memtok_jax.data.images.config import ImagesConfig
 
 MOST_SIDE = 32             # larger images are averaged down to at most this many rows and columns
-MOST_PRODUCTS = 1e11       # images times squared number of pixels: seconds on one core
+MOST_PRODUCTS = 1e11       # images times squared number of features: takes seconds on one core
 BLOCK = 4096               # images at a time
 
 
 def image_baselines(cfg: ImagesConfig) -> dict[str, float]:
-    """Accuracy on the held-out images by name."""
+    """Name of the baseline -> accuracy on the held-out images."""
     pixels, labels = images.arrays(cfg, "held out", images.held_out_count(cfg))
     classes = len(images.classes(cfg))
     test = shrunk(pixels)
@@ -34,7 +34,7 @@ def shrunk(pixels: np.ndarray) -> np.ndarray:
 
 
 def ridge(train_NF: np.ndarray, labels_N: np.ndarray, test_NF: np.ndarray, classes: int, strength: float = 1.0) -> np.ndarray:
-    """Labels predicted by least squares on targets of +1 (own class) and -1, with a constant and an L2 penalty: int[N]."""
+    """Labels int[N] predicted by least squares on targets of +1 (own class) and -1, with a constant and L2 penalty `strength`."""
     features = train_NF.shape[1] + 1
     gram, right = np.zeros((features, features)), np.zeros((features, classes))
     for begin in range(0, len(train_NF), BLOCK):

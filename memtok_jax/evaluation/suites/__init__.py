@@ -1,12 +1,12 @@
-"""Evaluation suites as plug-ins: one file each, found by its name, which the data states (`SUITE` of a source).
+"""Evaluation suites as plug-ins: one file each, found by its name. The source of the data names its suite (`SUITE`).
 
 A suite has
 
     HEADLINE                                                      the number by which a run is judged, see `Headline`
     run(experiment, model, params, mesh, workdir, say)            yields (name, value) pairs for eval.json
 
-`run` writes figures into `workdir`, if matplotlib is there, and says in a few lines what it has found. Names with a slash are
-numbers for `metrics.jsonl`; others may be lists or texts. model: a bound `Model`. params: they lie on `mesh`.
+`run` writes figures into `workdir`, if matplotlib is installed, and says in a few lines what it has found. Names with a slash are
+numbers for `metrics.jsonl`; others may be lists or texts. model: a bound `Model`. params: lie on `mesh`. say: takes a line of text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from memtok_jax.config import choose
 class Headline(NamedTuple):
     """The number by which a run is judged.
 
-    name: in `metrics.jsonl` and `eval.json`. label: with its unit, for axes. of: Score -> the number. train: the column of
+    name: in `metrics.jsonl` and `eval.json`. label: for axes, with its unit. of: Score -> the number. train: the column of
     `metrics.jsonl` that shows it while training. scale: factor from that column to the number.
     """
 

@@ -1,4 +1,4 @@
-"""Tasks: accuracy at the length of training and at multiples of it, and answers that the model writes by itself."""
+"""Tasks: accuracy at the length of training and at multiples of it, and answers that the model generates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GENERATED = 256  # at most this many held-out samples are answered token by toke
 
 def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdir: Path,
         say: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
-    """Accuracy on held-out samples by length, beside baselines that need no training, and written answers."""
+    """Accuracy on held-out samples by length, beside baselines that need no training, and scores of generated answers."""
     trained = experiment.data.sequence
     lengths = [trained * multiple for multiple in experiment.evaluation.lengths]
     accuracy, free = [], []
@@ -54,7 +54,7 @@ def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdi
 
 def written_answers(experiment: Experiment, model: Model, params: P.Tree,
                     say: Callable[[str], None]) -> Iterator[tuple[str, float]]:
-    """Scores of answers that the model writes by itself, by the rules of `greedy.py`; nothing for a task that shows no answers."""
+    """Scores of answers that the model generates, by the rules of `greedy.py`; nothing for a task whose inputs have no answers."""
     cfg, rows = experiment.data, experiment.evaluation.batch
     answers, answer_right = task.answers(cfg), task.answer_right(cfg)
     if not answers.any():

@@ -41,9 +41,10 @@ HEADLINE = Headline("eval/bits_per_byte", "bits per byte", lambda score: bits_pe
 
 def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdir: Path,
         say: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
-    """Every text is one stream: its carry is never reset inside, and every byte is scored once.
+    """Bits per byte. Every text is one stream: its carry is not reset inside the text, and every byte is scored once.
 
-    With more than one of `evaluation.streams`, one text is cut into that many streams, each without history at its start.
+    If `evaluation.streams` is above 1, a text is cut into that many streams, each without history at its start. Raises ValueError
+    if the number of scored bytes is not that of the text.
     """
     cfg, streams = experiment.data, experiment.evaluation.streams
     size, words = len(text.eval_text(cfg)), text.reference_words(cfg)
@@ -60,7 +61,7 @@ def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdi
     yield "eval/accuracy", result.accuracy
     yield "eval/bytes", size
     yield "eval/words", words
-    # Far from convergence the number of a word perplexity overflows; it is left out then.
+    # Far from convergence the word perplexity overflows a float, so it is left out.
     if words and bits * size / words < 1000:
         perplexity = word_perplexity(bits, size, words)
         say(f"word perplexity {perplexity:.2f} over {words:,} words")

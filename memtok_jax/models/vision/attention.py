@@ -8,8 +8,8 @@
 | "kv"      | one more key and value per head, the same for all  | sink_k, sink_v [H, K] | Massive Activations, arXiv 2402.17762 |
 | "gate"    | softmax; each head's output times sigmoid(W u)     | gate [D, H, K]       | Gated Attention, arXiv 2505.06708 |
 
-The alternatives are those of `models/sinks.py`, here for heads that all have keys of their own. u is the normalised input of the
-layer. Captured weights are without that column, so their rows sum to less than one.
+The alternatives are those of `models/sinks.py`, here with keys and values for each query head. u is the normalised input of the
+layer. Captured weights leave out the extra column of "zero", "logit" and "kv", so the weights of a query then sum to less than one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def _alternative_specs(cfg: VitConfig) -> dict:
 def run(params, u: jax.Array, turn: rope.Rotation, cfg: VitConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The attention of normalised tokens u[B, T, D]: (output [B, T, D], what can be captured on the way).
 
-    turn: angles of all tokens; not looked at without rotary positions.
+    turn: angles of all tokens; not used without rotary positions. Captured: q, k, v f[B, T, H, K], with rotary positions also
+    q_rotated and k_rotated, and attention f32[B, H, T, T].
     """
     q, k, v = (dense(u, params[name], cfg.dtype) for name in "qkv")
     if cfg.qk_norm:

@@ -21,7 +21,7 @@ from memtok_jax.sharding import constrain
 
 
 def specs(cfg: VitConfig) -> dict:
-    """Norms, attention, feed-forward network, and LayerScale where there is one."""
+    """Norms, attention, feed-forward network, and LayerScale if `layerscale` is above 0."""
     scale = lambda: P.ParamSpec((cfg.width,), (None,), P.constant(cfg.layerscale), decayed=False)
     out = {"norm_attention": layer_norm_specs(cfg.width), "attention": attention.specs(cfg),
            "norm_mlp": layer_norm_specs(cfg.width), "mlp": mlp_specs(cfg)}
@@ -50,7 +50,7 @@ def add(x: jax.Array, y: jax.Array, params, scale: str, keep: jax.Array) -> jax.
 
 
 def run(params, x: jax.Array, turn: rope.Rotation, keep: jax.Array, edit_units: Callable, cfg: VitConfig):
-    """One layer on x[B, T, D]: (x, name -> what can be captured).
+    """One layer on x[B, T, D]: (x, name -> what can be captured, see `attention.run`; "mlp" f[B, T, F]).
 
     turn: rotary angles. keep: f32[2, B], factors of the two branches. edit_units: function of the hidden units [B, T, F].
     """
@@ -62,9 +62,9 @@ def run(params, x: jax.Array, turn: rope.Rotation, keep: jax.Array, edit_units: 
 
 
 def stochastic_depth(key: jax.Array | None, cfg: VitConfig, batch: int) -> jax.Array:
-    """f32[L, 2, B]: 0 with probability `drop_path`, else 1 / (1 - drop_path), so that the mean is 1.
+    """Factors f32[L, 2, B] of the branches: 0 with probability `drop_path`, else 1 / (1 - drop_path), so that the mean is 1.
 
-    key: one typed key, or one for each image, which makes a row's draws independent of the batch it is in; None draws nothing.
+    key: one typed key, or one for each image, which makes a row's draws independent of its batch. None: all factors are 1.
     """
     if key is None or cfg.drop_path == 0:
         return jnp.ones((cfg.layers, 2, batch), jnp.float32)

@@ -1,8 +1,8 @@
-"""A vision transformer with a linear head, as the trainer wants a model: an image is a sequence of one.
+"""A vision transformer with a linear head, with the functions that the trainer expects: an image is a sequence of one.
 
     u8 or f32[B, 1, rows, columns, C] -> normalise -> vit.py -> pool -> logits f32[B, 1, classes]
 
-What the head reads (`pool`); registers never reach it but by name:
+What the head reads (`pool`); it reads registers only where the table says so:
 
     cls                 the class token
     patch_mean          mean over patches
@@ -10,8 +10,8 @@ What the head reads (`pool`); registers never reach it but by name:
     cls_register        class token and every register
     cls_mean_register   class token and the mean register (arXiv 2501.04784)
 
-The carry holds a random key for every row, because stochastic depth has to draw something else in each update: it is state like
-any other, so a restored run draws what the uninterrupted one does, and a row draws the same wherever it lies.
+The carry holds a random key for every row, because stochastic depth has to draw something else in each update. The key is state
+like any other: a restored run draws what the uninterrupted one does, and a row draws the same on any mesh.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class ClassifierConfig:
     """An image classifier.
 
     vit: the transformer.
-    classes: of the data.
+    classes: number of classes of the data.
     pool: what the head reads, see above.
-    mean, std: of each channel, for pixels in 0 .. 1.
+    mean: of each channel, for pixels in 0 .. 1 (default: ImageNet's).
+    std: standard deviation of each channel, in the same unit.
     """
 
     vit: VitConfig
@@ -92,7 +93,7 @@ class ClassifierConfig:
 
 
 class ClassifierState(NamedTuple):
-    """Random keys of the rows, as raw numbers: what a checkpoint can hold."""
+    """Random keys of the rows, as raw numbers, because a checkpoint cannot hold typed keys."""
 
     key: jax.Array   # u32[B, 2]
 
@@ -105,7 +106,7 @@ def specs(cfg: ClassifierConfig) -> dict:
 
 
 def state_specs(cfg: ClassifierConfig, batch: int) -> ClassifierState:
-    """One key a row."""
+    """One key per row."""
     return ClassifierState(P.StateSpec((batch, 2), ("batch", None), jnp.uint32))
 
 
@@ -118,8 +119,9 @@ def init_state(params, cfg: ClassifierConfig, batch: int) -> ClassifierState:
 def run(params, state: ClassifierState, images: jax.Array, cfg: ClassifierConfig, call: Call = Call()):  # noqa: B008
     """Images u8 or f32[B, 1, rows, columns, C] -> (logits f32[B, 1, classes], state, statistics).
 
-    call: its length is 0 where a row holds no image, whose key stays; its `training` lets stochastic depth draw. The statistics say
-    what the residual stream looks like before the final norm: artifacts show as a largest patch far above the median.
+    call: its length is 0 for a row without an image, whose key does not change; its `training` lets stochastic depth draw. The
+    statistics f32[] are norms of the residual stream before the final norm: artifacts show as a largest patch far above the median.
+    Raises UserError for images of another shape or another number of channels.
     """
     state, keys = _advance(state, checks.check_length(call.length, images))
     out = vit.features(params["vit"], normalise(_one(images), cfg), cfg.vit, key=keys if call.training else None)
@@ -140,14 +142,17 @@ def _one(images: jax.Array) -> jax.Array:
 
 
 def _advance(state: ClassifierState, length_B: jax.Array) -> tuple[ClassifierState, jax.Array]:
-    """The keys of the next call, and one key a row to draw with now."""
+    """The keys of the next call, and one key per row to draw with now."""
     pairs = jax.vmap(jax.random.split)(jax.random.wrap_key_data(state.key, impl=KEYS))
     after = jnp.where((length_B > 0)[:, None], jax.random.key_data(pairs[:, 0]), state.key)
     return ClassifierState(after), pairs[:, 1]
 
 
 def normalise(images: jax.Array, cfg: ClassifierConfig) -> jax.Array:
-    """f32[B, rows, columns, C]: pixels in 0 .. 1 (bytes are divided by 255), minus `mean`, over `std`."""
+    """f32[B, rows, columns, C]: pixels in 0 .. 1 (u8 is divided by 255), minus `mean`, over `std`.
+
+    Raises UserError for another number of channels.
+    """
     pixels = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
     if images.shape[-1] != cfg.vit.channels:
         raise UserError(f"images have {images.shape[-1]} channels, the model takes {cfg.vit.channels}; set data.channels and "
@@ -157,7 +162,7 @@ def normalise(images: jax.Array, cfg: ClassifierConfig) -> jax.Array:
 
 
 def pool(out: VitOutput, cfg: ClassifierConfig) -> jax.Array:
-    """What the head reads: [B, pooled]."""
+    """What the head reads: f[B, pooled]."""
     flat = {"cls": out.cls.reshape(len(out.cls), -1), "patch": out.patches.mean(1),
             "register": out.registers.reshape(len(out.registers), -1)}
     parts = {"patch_mean": ("patch",), "cls_patch": ("cls", "patch"), "cls_register": ("cls", "register")}

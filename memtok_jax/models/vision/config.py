@@ -1,4 +1,4 @@
-"""What kind of vision transformer: the choices in which published models differ, and nothing else."""
+"""The config of a vision transformer: sizes, and the choices in which published models differ."""
 
 from __future__ import annotations
 
@@ -24,23 +24,36 @@ CHOICES = {
 class VitConfig:
     """A vision transformer with registers.
 
-    width: D. layers: L. heads: H. hidden: F of the feed-forward network. patch: P, pixels of a patch's side. channels: C of an
-    image. grid: (rows, columns) of patches for which the table of positions was trained; images may have any other size.
-    registers: M. class_token, mask_token: whether there is one; a mask token stands in for masked patches.
+    width: D.
+    layers: L.
+    heads: H.
+    hidden: F of the feed-forward network.
+    patch: P, pixels of a patch's side.
+    grid: (rows, columns) of patches for which the table of positions was trained; images may have any other size.
+    channels: C of an image.
+    registers: M.
+    class_token: whether there is a class token.
+    mask_token: whether there is a mask token, which stands in for masked patches.
     positions: "table" (learned, added to the input) or "rope" (axial rotation of queries and keys of patches, as in DINOv3).
-    table_rows: which tokens the table has rows for, "cls+patches" (DINOv2), "patches" (DeiT-III, timm with no_embed_class) or "all"
-        (cls, registers, patches: timm without).
-    interpolation: how the table is resized to another grid, see `positions.py`. rope_base: of the rotation's frequencies.
+    table_rows: which tokens have a position in the table: "cls+patches" (DINOv2), "patches" (DeiT-III, timm with no_embed_class) or
+        "all" (class token, registers and patches: timm without no_embed_class).
+    interpolation: how the table is resized to another grid, see `positions.py`.
+    rope_base: base of the rotation's frequencies.
     layerscale: initial value of the factors on each branch (CaiT, arXiv 2103.17239); 0 for none.
-    feed_forward: "gelu" (erf form) or "swiglu". epsilon: of every LayerNorm.
-    qkv_bias: of queries, keys and values; key_bias: of the keys, where the others have one. qk_norm: LayerNorm of each head's
-        queries and keys. attention: "softmax", or one of the alternatives of `attention.py`.
+    feed_forward: "gelu" (erf form) or "swiglu".
+    epsilon: of every LayerNorm.
+    qkv_bias: whether queries, keys and values have a bias.
+    key_bias: whether the keys have one too, if `qkv_bias`.
+    qk_norm: LayerNorm of each head's queries and keys.
+    attention: "softmax", or one of the alternatives of `attention.py`.
     drop_path: probability that a branch is left out for an image in training (stochastic depth, arXiv 1603.09382), the same in
         every layer as in DeiT-III.
     final_norm: "tokens" normalises every token at the end; "pooled" leaves that to the head (timm's fc_norm).
-    std: of the initial weights (truncated normal); token_std: of registers, class and mask token.
-    dtype: of activations and matrix operands. remat: as in `numerics.recompute`. unroll: layers side by side in the
-    program.
+    std: of the initial weights (truncated normal).
+    token_std: of registers, class token and mask token.
+    dtype: of activations and matrix operands.
+    remat: as in `numerics.recompute`.
+    unroll: number of layers that one step of the scan over layers holds.
     """
 
     width: int
@@ -100,12 +113,12 @@ class VitConfig:
 
     @property
     def prefix_rows(self) -> int:
-        """The first so many tokens of the prefix have positions of their own."""
+        """Number of tokens, from the first, of the prefix that have a position in the table."""
         if self.positions == "rope":
             return 0
         return {"patches": 0, "cls+patches": self.class_tokens, "all": self.prefix}[self.table_rows]
 
     @property
     def register_tokens(self) -> TokensConfig:
-        """The registers as the memory they are."""
+        """The registers as a config of `memory/tokens.py`."""
         return TokensConfig(self.width, self.registers, self.token_std, after=self.class_tokens)

@@ -1,8 +1,8 @@
-"""Changes to a trained model's forward pass, as values that `vit.features` applies: nothing is patched.
+"""Changes to a trained model's forward pass, as values that `vit.features` applies; no code is patched.
 
-Test-time registers (Jiang et al., arXiv 2506.08010): a few units of the feed-forward networks write the outlier norms. One token of
-zeros is added behind the patches; there each such unit gets the activation of largest magnitude that it had on any token, and on
-the patches it is silenced. For a unit f of layer l, a its activations after the non-linearity:
+Test-time registers (Jiang et al., arXiv 2506.08010): a few units of the feed-forward networks write the outlier norms. A token of
+zeros is added behind the patches. On this token each such unit gets the activation of largest magnitude that it had on any token;
+on the patches the unit is silenced. For a unit f of layer l, with a its activations after the non-linearity:
 
     a[new] = scale * a[t*], t* = argmax over tokens of |a[t]|;      a[patches] = 0
 
@@ -44,7 +44,7 @@ class TestTimeRegisters:
 @partial(jax.tree_util.register_dataclass, data_fields=("mean", "std"), meta_fields=("shuffle", "layers", "seed"))
 @dataclass(frozen=True)
 class ReplaceRegisters:
-    """See `replace_registers`. mean, std: f32, broadcast to [L+1, M, D]. Zero, mean and noise are one program on other numbers."""
+    """See `replace_registers`. mean, std: f32, broadcast to [L+1, M, D]; zero, mean and noise differ in these numbers only."""
 
     shuffle: bool
     layers: tuple[int, ...]
@@ -57,7 +57,7 @@ Edits = tuple[TestTimeRegisters | ReplaceRegisters, ...]
 
 
 class RegisterStatistics(NamedTuple):
-    """Of each register at each hidden state, over images."""
+    """Mean and standard deviation of each register at each hidden state, over images."""
 
     mean: jax.Array  # f32[L+1, M, D]
     std: jax.Array   # f32[L+1, M, D]
@@ -71,8 +71,9 @@ def test_time_registers(neurons: Sequence[tuple[int, int]], scale: float = 1.0, 
 
     neurons: (layer, unit of its feed-forward network), as `analysis.register_neurons.find` gives them. scale: of the moved
     activation. patches: what the units become on patches: "zero" (published), the "mean" over patches, zero only for "outliers"
-    (magnitude above mean + 1 standard deviation of the patches'), or "unchanged". tokens: number of added tokens. shared_max: all
-    units of a layer get one common value, as the authors' code does.
+    (magnitude above the mean plus 1 standard deviation of the patches), or "unchanged". tokens: number of added tokens.
+    shared_max: all units of a layer get one common value, as in the authors' code.
+    Raises ValueError for an unknown `patches` or a negative `tokens`.
     """
     if patches not in PATCHES:
         raise ValueError(f"patches={patches!r} must be one of {', '.join(map(repr, PATCHES))}")
@@ -86,8 +87,9 @@ def replace_registers(mode: str, layers: Sequence[int], statistics: RegisterStat
     """Replace the registers' contents in some hidden states.
 
     mode: "zero"; "mean"; "noise" (normal, with the mean and deviation of `statistics`); or "shuffle" (every image of the batch gets
-    the registers of another one: they are moved on by a number of images that is drawn for each hidden state). layers: indices of
-    hidden states, 0 is the embedding, l the output of the l-th block. "mean" at every one of them is published as fixed mean.
+    the registers of another one, which is a number of images away that is drawn for each hidden state). layers: indices of hidden
+    states; 0 is the embedding, l the output of the l-th block. "mean" at all hidden states is published as fixed mean. statistics:
+    needed for "mean" and "noise". seed: of the noise and the shuffle. Raises ValueError for an unknown mode or missing statistics.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} must be one of {', '.join(map(repr, MODES))}")
@@ -110,7 +112,7 @@ class Replacement(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All edits as arrays with a leading axis of layers, to be scanned with them."""
+    """All edits as arrays with a leading axis of layers (or hidden states), for the scan over layers."""
 
     neurons: tuple[jax.Array, ...]          # bool[L, F] for each TestTimeRegisters
     replacements: tuple[Replacement, ...]   # for each ReplaceRegisters
@@ -122,7 +124,7 @@ def added_tokens(edits: Edits) -> int:
 
 
 def plan(edits: Edits, cfg: VitConfig) -> Plan:
-    """Raises ValueError where an edit names a layer, unit or register that the model does not have."""
+    """The edits as arrays. Raises ValueError if an edit names a layer, unit or register that the model does not have."""
     return Plan(tuple(_neuron_mask(edit, cfg) for edit in edits if isinstance(edit, TestTimeRegisters)),
                 tuple(_replacement(edit, cfg) for edit in edits if isinstance(edit, ReplaceRegisters)))
 
@@ -160,7 +162,7 @@ def edit_activations(edits: Edits, neurons: tuple[jax.Array, ...], a: jax.Array,
 
 
 def _move(edit: TestTimeRegisters, chosen: jax.Array, a: jax.Array, counts: Counts, first: int, end: int) -> jax.Array:
-    """The chosen units [1, 1, F] moved from the patches to the tokens first .. end - 1."""
+    """Move the chosen units bool[1, 1, F] from the patches to the tokens first .. end - 1."""
     prefix = counts.cls + counts.registers
     patches = a[:, prefix:prefix + counts.patches]
     place = jnp.arange(a.shape[1])[None, :, None]

@@ -1,7 +1,7 @@
-"""What a vision transformer returns: its tokens by name, and whatever was captured on the way.
+"""What a vision transformer returns: its tokens by name, and what was captured on the way.
 
-All published models put the registers between class token and patches; tokens that an edit adds come last. Everything here goes by
-name, because an index that is right for one model is off by M for another.
+All published models put the registers between class token and patches; tokens that an edit adds come last. Tokens are addressed by
+name here, because an index that is right for one model is off by M for another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CAPTURES = ("hidden", "norms", "attention", "qkv", "mlp")
 
 
 class Counts(NamedTuple):
-    """Numbers of tokens, in their order."""
+    """Number of tokens of each kind, in the order of the sequence."""
 
     cls: int
     registers: int
@@ -37,8 +37,8 @@ class VitOutput:
     captured: name -> array, stacked over layers:
         hidden f[L+1, B, T, D]       the embedding, then the output of every block, before the final norm
         norms f32[L+1, B, T]         their L2 norms
-        attention f32[L, B, H, T, S] weights of the T keys for each query
-        q, k, v f[L, B, T, H, K]     as projected; with rotary positions also q_rotated, k_rotated      ("qkv")
+        attention f32[L, B, H, T, T] weights after the softmax, queries before keys
+        q, k, v f[L, B, T, H, K]     asked for as "qkv"; with rotary positions also q_rotated, k_rotated
         mlp f[L, B, T, F]            hidden units after the non-linearity
     """
 
@@ -52,7 +52,7 @@ class VitOutput:
 
 
 def split(tokens: jax.Array, counts: Counts, axis: int = 1) -> dict[str, jax.Array]:
-    """Name -> its part of an array whose `axis` runs over all T tokens."""
+    """Name -> its part of an array whose `axis` runs over all T tokens. Raises ValueError if that axis has another size."""
     if tokens.shape[axis] != sum(counts):
         raise ValueError(f"axis {axis} has {tokens.shape[axis]} entries, but there are {sum(counts)} tokens: {counts}")
     parts, start = {}, 0
@@ -71,7 +71,7 @@ def token_norms(out: VitOutput, stage: str = "prenorm") -> dict[str, jax.Array]:
     """Name -> L2 norms f32[B, number of such tokens].
 
     stage: "prenorm" (the residual stream) or "final" (after the final norm, where every token has about the same norm and an
-    artifact is invisible; tokens added by an edit are not returned there).
+    artifact is invisible; tokens added by an edit are not returned there). Raises ValueError for another stage.
     """
     if stage == "prenorm":
         return split(norms(out.prenorm), out.counts)
@@ -81,9 +81,9 @@ def token_norms(out: VitOutput, stage: str = "prenorm") -> dict[str, jax.Array]:
 
 
 def query_index(query: str | tuple[int, int], grid: tuple[int, int], counts: Counts) -> int:
-    """Place among the T tokens of "cls", of "reg2" (the third register), or of the patch (row, column).
+    """Index among the T tokens of "cls", of "reg2" (the third register), or of the patch (row, column).
 
-    Raises ValueError where there is no such token.
+    Raises ValueError if there is no such token.
     """
     if isinstance(query, str):
         kind, number = ("cls", 0) if query == "cls" else ("registers", _register_number(query))
@@ -106,8 +106,8 @@ def _register_number(query: str) -> int:
 def attention_maps(out: VitOutput, layer: int, query: str | tuple[int, int] = "cls", renormalise: bool = False) -> jax.Array:
     """What one token attends to: f32[B, H, rows, columns] over the patches.
 
-    layer: counted from 0; negative from the end. The weights that class token and registers take are left out, so a map sums to
-    less than one unless `renormalise`. Needs `capture=("attention",)`.
+    layer: counted from 0; negative from the end. query: as in `query_index`. The weights that class token and registers receive are
+    left out, so a map sums to less than one unless `renormalise`. Raises ValueError without `capture=("attention",)`.
     """
     if "attention" not in out.captured:
         raise ValueError("attention maps need features(..., capture=('attention',))")

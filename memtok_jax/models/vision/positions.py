@@ -1,10 +1,11 @@
 """Positions from a table that was trained on one grid, for images of any size.
 
-Bicubic resizing is linear along each axis, so it is a matrix for the rows and one for the columns:
+Bicubic resizing is linear along each axis, so it is a product with one matrix for the rows and one for the columns:
 
     resized[y, x] = sum_ij A[y, i] B[x, j] table[i, j]
 
-The matrices are computed with NumPy while the program is traced. Three conventions are in use, and a checkpoint wants its own:
+The matrices are computed with NumPy while the program is traced. Three conventions are in use, and each checkpoint needs the one
+that it was trained with:
 
 | interpolation | used by                                                          | kernel                      |
 |---------------|------------------------------------------------------------------|-----------------------------|
@@ -13,7 +14,7 @@ The matrices are computed with NumPy while the program is traced. Three conventi
 | "offset_noaa" | facebookresearch/dinov2 without registers                        | the same, scale G / (size + 0.1) |
 
 "Size" and "offset" say how torch's bicubic `interpolate` gets its scale, "aa" and "noaa" whether it antialiases. G is the side of
-the trained table. With antialiasing the weights of a target are divided by their sum; without, they sum to one already.
+the trained table. With antialiasing the weights of a target are divided by their sum; without it they already sum to one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 @functools.cache
 def resize_matrix(source: int, target: int, interpolation: str) -> np.ndarray:
-    """float64[target, source]: what each of `target` positions takes from `source` positions. Rows sum to one."""
+    """float64[target, source]: weights of the `source` positions for each `target` position; they sum to one."""
     if interpolation == "size_aa":
         return _antialiased(source, target)
     ratio = source / (target + OFFSET) if interpolation == "offset_noaa" else source / target
@@ -64,13 +65,13 @@ def _clamped(source: int, target: int, ratio: float) -> np.ndarray:
         centre = ratio * (i + 0.5) - 0.5
         left = math.floor(centre)
         for column in range(left - 1, left + 3):
-            # Columns beyond the border count for the border's, so several may add up there.
+            # Columns beyond the border take the value of the border column, so several weights may add up there.
             out[i, min(max(column, 0), source - 1)] += cubic(np.float64(centre - column), -0.75)
     return out
 
 
 def resize(table: jax.Array, grid: tuple[int, int], interpolation: str) -> jax.Array:
-    """table[rows, columns, D] -> [*grid, D] in its dtype; the table itself where the grid is its own."""
+    """table[rows, columns, D] -> [*grid, D] in its dtype; the table itself if it has this grid."""
     if grid == table.shape[:2]:
         return table
     rows, columns = (jnp.asarray(resize_matrix(source, target, interpolation), table.dtype)

@@ -1,6 +1,6 @@
 """Axial rotary positions of patches (DINOv3, arXiv 2508.10104): no table, any image size.
 
-The centre of patch (i, j) of an h x w grid has the coordinates 2 (i + 1/2) / h - 1 and 2 (j + 1/2) / w - 1. Each is multiplied with
+The centre of patch (i, j) of an h x w grid has the coordinates 2 (i + 1/2) / h - 1 and 2 (j + 1/2) / w - 1. Each is multiplied by
 2 pi base^(-4 m / K) for m = 0 .. K/4 - 1; the K/2 angles, rows first, turn the pairs (x[m], x[m + K/2]) of queries and keys. The
 prefix (class token, registers) has no place in the image and is not turned.
 """
@@ -27,7 +27,7 @@ NONE = Rotation(np.zeros((0, 0)), np.zeros((0, 0)))  # without rotary positions
 
 
 def angles(grid: tuple[int, int], head_dim: int, base: float) -> np.ndarray:
-    """float64[n, K]: the angles of each patch, the K/2 different ones written twice."""
+    """float64[n, K]: the angles of each patch in radians, the K/2 different ones written twice."""
     centres = [2 * (np.arange(size) + 0.5) / size - 1 for size in grid]
     coordinates = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 2)
     frequency = 2 * np.pi * base ** (-4 * np.arange(head_dim // 4) / head_dim)
@@ -36,7 +36,7 @@ def angles(grid: tuple[int, int], head_dim: int, base: float) -> np.ndarray:
 
 
 def rotation(grid: tuple[int, int], prefix: int, added: int, head_dim: int, base: float) -> Rotation:
-    """For `prefix` tokens in front and `added` behind the patches, which keep angle 0."""
+    """Of all tokens: the patches, `prefix` tokens in front of them and `added` ones behind them, both with angle 0."""
     full = np.pad(angles(grid, head_dim, base), ((prefix, added), (0, 0)))
     return Rotation(jnp.asarray(np.cos(full), jnp.float32), jnp.asarray(np.sin(full), jnp.float32))
 

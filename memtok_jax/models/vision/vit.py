@@ -1,12 +1,12 @@
-"""Vision transformers with registers: an image becomes patches, and M learned tokens think beside them.
+"""Vision transformers with registers: an image becomes patches, and M learned tokens go through the layers with them.
 
 Darcet et al., "Vision Transformers Need Registers" (arXiv 2309.16588), in the layouts of DINOv2, DINOv3, DeiT-III and timm:
 
-    patches = rows of P x P pixels, projected to D; masked ones replaced by the mask token; positions added
+    patches = P x P pixels each, projected to D; masked ones replaced by the mask token; positions added
     tokens  = [class token ; M registers ; patches]            memory/tokens.py puts the registers in
-    L blocks (block.py), one final LayerNorm; the registers are thrown away
+    L blocks (block.py), one final LayerNorm; the usual heads do not read the registers
 
-`features` returns everything by name (output.py). Zero registers are the plain vision transformer exactly.
+`features` returns all tokens by name (output.py). With registers=0 this is exactly the plain vision transformer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from memtok_jax.sharding import constrain
 def specs(cfg: VitConfig) -> dict:
     """Patch projection, class token, registers, mask token, positions, stacked layers, final norm.
 
-    A token that the model does not have is an array of no rows, so every model has the same tree of tokens.
+    A token that the model does not have is an array [0, D], so every model has the same tree of tokens.
     """
     size = cfg.patch * cfg.patch * cfg.channels
     one_or_none = lambda there: memory_tokens.specs(TokensConfig(cfg.width, int(there), cfg.token_std))
@@ -49,7 +49,7 @@ def specs(cfg: VitConfig) -> dict:
 
 
 def _table_specs(cfg: VitConfig) -> dict:
-    """Rows of the first tokens [r, D] and of the patches [rows, columns, D]."""
+    """Positions of the first r tokens [r, D] and of the patches [rows, columns, D]."""
     def table(*shape: int) -> P.ParamSpec:
         return P.ParamSpec((*shape, cfg.width), (*[None] * len(shape), "embed"), P.truncated_normal(cfg.std), decayed=False)
 
@@ -59,14 +59,14 @@ def _table_specs(cfg: VitConfig) -> dict:
 # ------------------------------------------------------------------------------------------------------------ embedding
 
 def grid_of(images: jax.Array, cfg: VitConfig) -> tuple[int, int]:
-    """(rows, columns) of patches of images [B, rows, columns, C]. Raises ValueError where they do not fit the model."""
+    """(rows, columns) of patches of images [B, rows, columns, C]. Raises ValueError if they do not fit the model."""
     if images.ndim != 4:
         raise ValueError(f"images have shape {images.shape}; expected [batch, rows, columns, channels]")
     _, rows, columns, channels = images.shape
     if channels != cfg.channels:
         raise ValueError(f"images have {channels} channels, the model takes {cfg.channels}; the last dimension is the channels")
     p = cfg.patch
-    if min(rows, columns) < p or rows % p or columns % p:  # 0 divides by everything
+    if min(rows, columns) < p or rows % p or columns % p:  # an empty image passes the test of the remainder
         raise ValueError(f"images of {rows} x {columns} pixels are not whole patches of {p} x {p}; resize, crop or pad them")
     return rows // p, columns // p
 
@@ -111,8 +111,9 @@ def features(params, images: jax.Array, cfg: VitConfig, *, mask: jax.Array | Non
     """All tokens after the last block, by name.
 
     images: f[B, rows, columns, C], normalised, of any size that is whole patches. mask: bool[B, n], patches to replace by the mask
-    token. capture: any of "hidden", "norms", "attention", "qkv", "mlp"; not asked for, they cost nothing. edits: of `edits.py`.
+    token. capture: any of "hidden", "norms", "attention", "qkv", "mlp"; only what is asked for is kept. edits: of `edits.py`.
     key: typed PRNG key, or one for each image, for stochastic depth; without it (or with drop_path 0) no branch is left out.
+    Raises ValueError for images, mask, capture or edits that do not fit the model.
     """
     for name in capture:
         if name not in CAPTURES:
@@ -139,7 +140,7 @@ def features(params, images: jax.Array, cfg: VitConfig, *, mask: jax.Array | Non
 
 
 def _wanted(seen: dict[str, jax.Array], capture: Sequence[str]) -> dict[str, jax.Array]:
-    """Those that were asked for; "qkv" asks for queries, keys and values, rotated ones included."""
+    """What was asked for; "qkv" asks for queries, keys and values, rotated ones included."""
     names = {*capture, *(("q", "k", "v", "q_rotated", "k_rotated") if "qkv" in capture else ())}
     return {name: x for name, x in seen.items() if name in names}
 
