@@ -60,7 +60,8 @@ def prepare(case: dict) -> dict:
     import jax
     import numpy as np
 
-    from memtok_jax import config, data
+    from memtok_jax import config
+    from memtok_jax.data.text import train_text
 
     folder = Path(case["folder"])
     if case["workdir"]:
@@ -70,7 +71,7 @@ def prepare(case: dict) -> dict:
         params, loss = train(experiment)
         about = f"trained here for {case['train_steps']} updates, to {loss / math.log(2):.2f} bits per byte"
     np.savez(folder / "params.npz", *jax.device_get(jax.tree.leaves(params)))
-    (folder / "text").write_bytes(data.train_text(experiment.data))
+    (folder / "text").write_bytes(train_text(experiment.data))
     (folder / "model.json").write_text(config.to_json(experiment.model))
     return {"about": about}
 
