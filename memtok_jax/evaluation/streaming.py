@@ -75,9 +75,11 @@ class StreamConfig:
             raise UserError("--file=- is given more than once; standard input can be read by one row only")
         if self.tokens < 1 and not self.perplexity:
             raise UserError(f"--tokens={self.tokens} must be at least 1; --perplexity reads without writing")
-        if self.streams < 0 or self.streams and len(self.file) > 1 and self.streams != len(self.file):
-            raise UserError(f"--streams={self.streams} must be at least 1, and with {len(self.file)} files their number: each file "
-                            "is a row of its own")
+        if self.streams < 0:
+            raise UserError(f"--streams={self.streams} must be at least 0")
+        if self.streams and len(self.file) > 1 and self.streams != len(self.file):
+            raise UserError(f"--streams={self.streams} does not fit {len(self.file)} files, each a row of its own; leave it "
+                            "out")
         if "" in self.stop:
             raise UserError("--stop is empty; leave it out, or give some text")
         if not 0 <= self.seed < 2**32:

@@ -12,7 +12,7 @@ Means are taken over real tokens only; padding and empty pieces do not count. So
 | gradient_norm  | mean norm of a token's gradient                                                     |
 | clip_rate      | share of tokens whose gradient is longer than the clip                              |
 | stability      | mean over pieces that hold a token: sum of step times curvature, see `rule.Surprise` |
-| stability_max  | the largest of them; above 30 for long is a warning (`docs/mathematics.md`)         |
+| stability_max  | the largest of them                                                                  |
 | weight_change  | root mean square norm, over memories, of the weights' deviation from their start    |
 | surprise_norm  | the same of the surprise                                                            |
 """
