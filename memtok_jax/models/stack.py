@@ -71,10 +71,6 @@ def _scan(body: Callable, x: jax.Array, trees: tuple, s: Stack):
         return x, tuple(outs)
 
     repeat = jax.checkpoint(repeat, prevent_cse=False) if s.remat == "block" else repeat
-    if s.repeats == 1:
-        # As a loop of one round XLA copies every carry several times, which for a token costs more than all else (docs/log.md).
-        x, outs = repeat(x, jax.tree.map(lambda leaf: leaf[0], trees))
-        return x, jax.tree.map(lambda leaf: leaf[None], outs)
     return jax.lax.scan(repeat, x, trees, unroll=s.unroll)
 
 
