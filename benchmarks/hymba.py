@@ -3,8 +3,8 @@
     python -m benchmarks.hymba --output=docs/results/hymba        7 models x 2 seeds
 
 Four pairs, 48 tokens of noise, the four keys again (`configs/recall.py`); a window holds 8 tokens, so only layers that see
-everything, and states, can carry a pair. Four layers of width 64, 8 numbers of state a channel, the same training for all. Each
-row changes one thing of the row before it:
+everything, and states, can carry a pair. Four layers of width 64, 8 numbers of state a channel, the same training for all.
+From "windows" on, each row changes one thing of the row before it:
 
     mamba        scans alone
     attention    attention to everything, alone

@@ -1,18 +1,17 @@
 """What happens when the first tokens leave the window, and which models need them: StreamingLLM's tables 1 and 3 at a small scale.
 
-    python -m benchmarks.sinks --output=docs/results/sinks                                      a task in which sinks form
+    python -m benchmarks.sinks --output=docs/results/sinks                                      a small task, minutes
     python -m benchmarks.sinks --data=gutenberg_books --data_dir=DATA --output=docs/results/sinks_books      books, an hour and more
 
-Each model is trained on whole contexts, each from an empty window, so that its first tokens are always seen. Then it reads held-out
-streams with a window of as many slots, 0, 1, 2 or 4 of which the first tokens of the stream keep ("2+62"). Models differ in what
-else attention may go to (`memtok_jax/models/sinks.py`); "token" has a learned first token that never leaves. Numbers are bits per
-token behind the first two windows of each stream. "recomputed" is the model on the last window of tokens alone, as if each were
-the last of a training context; on a sample of the tokens, as the difference to four kept ones. On books that is the best to be
-hoped for; on the task, whose contexts all begin with the same token, a window cut out of the middle has none.
+Each model is trained on whole contexts, each from an empty window, so that its first tokens are always seen. Then it reads
+held-out streams with a window of equal size, in which the first 0, 1, 2 or 4 tokens of the stream keep their slots ("2+62").
+Models differ in what else attention may go to (`memtok_jax/models/sinks.py`); "token" has a learned first token that never leaves.
+Numbers are bits per token behind the first two windows of each stream. For "recomputed" the model reads the last window of tokens
+alone, as if each token were the last of a training context; the table gives the difference to four kept tokens, on a sample.
 
 Beside it, on the first 64 tokens of contexts: the sink rate (arXiv 2410.10781: the share of heads in which the first token gets
 more than 0.3 of the attention), the attention that goes to no token, and the largest activation over the median one (arXiv
-2402.17762). The learning rate was chosen on validation data, for "none"; scores are of test data.
+2402.17762). Learning rates are not tuned; scores are of test data.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import report, sweep
+from benchmarks.stream import read_run
 from memtok_jax.analysis import figures
 from memtok_jax.analysis import text as looking
 from memtok_jax.analysis.attention import sink_rate
@@ -106,7 +106,7 @@ def experiment(name: str, seed: int, args: argparse.Namespace) -> Experiment:
 # -------------------------------------------------------------------------------------------------------------- measurements
 
 def pinning(cfg: LanguageModelConfig, sinks: int) -> Model:
-    """The model with so many of its slots for the first tokens."""
+    """The model with `sinks` of its slots kept for the first tokens of a stream."""
     return bind(replace(cfg, pattern=(WindowConfig(cfg.pattern[0].window - sinks, sinks),)))
 
 
@@ -149,15 +149,8 @@ def looked(params, cfg: LanguageModelConfig, ids: np.ndarray) -> dict[str, Any]:
 
 def measured(place: Path, test: np.ndarray, contexts: np.ndarray) -> dict[str, Any]:
     """All numbers of a trained run. test: ids[B, T + 1] of streams. contexts: ids[N, T] of whole contexts."""
-    from memtok_jax import sharding
-    from memtok_jax.evaluation.report import abstract_params
-    from memtok_jax.training.checkpoint import Checkpoints, read_config
-
-    cfg = read_config(place).model
-    mesh = sharding.make_mesh(1, 1, 1)
-    with jax.set_mesh(mesh), Checkpoints(place, None) as checkpoints:
-        params, _ = checkpoints.restore_params(abstract_params(bind(cfg), mesh))
-    params = jax.device_put(params, jax.devices()[0])
+    saved, params = read_run(place)
+    cfg = saved.model
     bits = {pinned: bits_of_streams(params, pinning(cfg, pinned), test) for pinned in PINNED}
     rng, skip = np.random.default_rng(0), 2 * cfg.pattern[0].window
     at = np.stack([rng.integers(0, len(test), SAMPLED), rng.integers(skip, test.shape[1] - 1, SAMPLED)], axis=1)

@@ -93,7 +93,7 @@ def load_model(folder: Path):
 
 
 def read_run(workdir: Path):
-    """Experiment and newest parameters of a run directory. Raises UserError where there are none."""
+    """Experiment and newest parameters of a run directory, on one device. Raises UserError where there are none."""
     import jax
 
     from memtok_jax.models.protocol import bind

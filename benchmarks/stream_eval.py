@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import report, sweep
+from benchmarks.stream import read_run
 
 DISTANCES, SAMPLES, TIMES = tuple(range(1, 9)), 64, 16
 
@@ -43,17 +44,14 @@ def by_distance(place: Path) -> dict:
     import jax
 
     from memtok_jax import data, sharding
-    from memtok_jax.evaluation.report import abstract_params
     from memtok_jax.evaluation.score import score_data
     from memtok_jax.models.protocol import bind
-    from memtok_jax.training.checkpoint import Checkpoints, read_config
 
-    saved = read_config(place)
+    saved, params = read_run(place)
     model, mesh = bind(saved.model), sharding.make_mesh(1, 1, 1)
     layer = saved.model.pattern[0]
     accuracy, reader = [], []
-    with jax.set_mesh(mesh), Checkpoints(place, None) as checkpoints:
-        params, _ = checkpoints.restore_params(abstract_params(model, mesh))
+    with jax.set_mesh(mesh):
         for distance in DISTANCES:
             report.progress(f"{place.parent.name}: {distance} lines back")
             task = replace(saved.data.task, nearest=distance, farthest=distance)

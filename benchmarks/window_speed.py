@@ -1,12 +1,12 @@
-"""Time of one token of an endless stream: the ring, the window computed anew, and a cache of everything.
+"""Time of one token of an endless stream: the ring, a recomputed window, and a full cache.
 
     python -m benchmarks.window_speed --output=docs/results/window_speed
 
 For each number of slots S, with 4 pinned tokens:
 
     ring        the last S - 4 keys and the first 4 stay where they are; a token is one query (StreamingLLM, arXiv 2309.17453)
-    recomputed  the last S tokens go through the model anew, as one segment of plain causal attention, and the last one's logits
-                are taken: what gives the same quality without pinned tokens
+    recomputed  the model reads the last S tokens again for each token, as one segment of plain causal attention; this needs no
+                pinned tokens
     full cache  keys of all of --full tokens are kept: one query to all of them, and memory that grows with the stream
 
 All are one call from Python for one token, one row, float32, parameters random; weights and carry are arguments, the carry is
@@ -108,9 +108,9 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
     full = found["full cache", args.full]
     rows = []
     for slots in args.slots:
-        ring, anew = found["ring", slots], found["recomputed", slots]
+        ring, again = found["ring", slots], found["recomputed", slots]
         ms, times = (lambda r: f"{1e3 * r['seconds']:.2f}"), (lambda r, ring=ring: f"{r['seconds'] / ring['seconds']:.1f}x")
-        rows.append([str(slots), ms(ring), ms(anew), times(anew), times(full), f"{ring['carry_bytes'] / 1e6:.2f}"])
+        rows.append([str(slots), ms(ring), ms(again), times(again), times(full), f"{ring['carry_bytes'] / 1e6:.2f}"])
     header = ["slots", "ring, ms a token", "recomputed, ms", "ring is faster by", "than the full cache by", "carry of the ring, MB"]
     about = (f"{args.layers} layers of width {args.width}, float32, one row. The full cache of {args.full:,} tokens takes "
              f"{1e3 * full['seconds']:.2f} ms a token and {full['carry_bytes'] / 1e6:.1f} MB.")

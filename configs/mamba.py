@@ -5,7 +5,7 @@ Papers: Mamba: Linear-Time Sequence Modeling with Selective State Spaces, https:
 Command: python train.py --config=mamba            (preset "mamba")
          python train.py --config=mamba:mamba2     (one decay for a head of channels; products of matrices)
 Hardware, time: 2 CPU cores, minutes each
-Expected: see docs/results
+Expected: not measured yet
 
 Each layer has a feed-forward network behind the scan, like all layers here; the papers' models are scans alone, twice as many.
 Neighbours: hymba (attention beside the scan), titans_lmm (another recurrent memory without attention).

@@ -1,4 +1,4 @@
-"""Questions about a line so many lines back in a stream: a window with pinned tokens beside one with a neural memory.
+"""Questions about an earlier line of a stream, at a given distance: a window with pinned tokens, and one with a neural memory.
 
 Paper: StreamEval of Efficient Streaming Language Models with Attention Sinks, https://arxiv.org/abs/2309.17453, section 4.4
 Task: memtok_jax/data/tasks/lines.py; lines of 3 tokens, a question after each, up to 8 lines back

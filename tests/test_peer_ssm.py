@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from neural_cases import jit
-from peers import export
+from peers import assert_close_to_peer, export, part
 
 from memtok_jax.memory import ssm
 
@@ -47,13 +47,11 @@ def ours_from(theirs: dict, cfg) -> dict:
 def check(path: Path, name: str) -> None:
     """Outputs, and gradients of inputs and of all parameters."""
     stored = np.load(path)
-    names = {kind: [key for key in stored.files if key.startswith(f"{name}/{kind}/")] for kind in ("param", "grad")}
-    part = lambda kind: {key.removeprefix(f"{name}/{kind}/"): stored[key] for key in names[kind]}
     with jax.enable_x64(True):
         kind = ssm.Mamba2Config if name.startswith("mamba2") else ssm.MambaConfig
         cfg = kind(block=4, **json.loads(str(stored["settings"]))[name])
         module, x = ssm.MODULES[kind], jnp.asarray(stored[f"{name}/x"])
-        params, want = ours_from(part("param"), cfg), ours_from(part("grad"), cfg)
+        params, want = (ours_from(part(stored, name, kind), cfg) for kind in ("param", "grad"))
         state = jax.tree.map(lambda s: s.astype(jnp.float64), module.init_state(params, cfg, len(x)))
 
         def scalar(params, x):
@@ -61,10 +59,7 @@ def check(path: Path, name: str) -> None:
             return (y * stored[f"{name}/weights"]).sum(), y
 
         (found, for_x), y = jit(jax.grad(scalar, (0, 1), has_aux=True))(params, x)
-    close = lambda got, want, what: np.testing.assert_allclose(got, want, rtol=0, atol=1e-11 * np.abs(want).max(), err_msg=what)
-    close(y, stored[f"{name}/y"], "y")
-    close(for_x, stored[f"{name}/grad/x"], "x")
-    jax.tree_util.tree_map_with_path(lambda where, got, want: close(got, want, jax.tree_util.keystr(where)), found, want)
+    assert_close_to_peer((y, for_x, found), (stored[f"{name}/y"], stored[f"{name}/grad/x"], want))
     assert min(np.abs(g).max() for g in jax.tree.leaves(want)) > 1e-3, "the case tests nothing"
 
 

@@ -18,11 +18,12 @@ if x is no id).
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch_cases import arrays_of, keep_float64, write
 from transformers import FalconH1Config, GPTNeoXConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, MptConfig
 from transformers.models.falcon_h1 import modeling_falcon_h1 as falcon
 from transformers.models.gpt_neox import modeling_gpt_neox as neox
@@ -34,12 +35,7 @@ VOCABULARY, WIDTH, HIDDEN, HEADS, GROUPS, SIZE, WINDOW, SINKS = 24, 16, 20, 4, 2
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": 2,
          "num_attention_heads": HEADS, "num_key_value_heads": GROUPS}
 
-# They cast to float32 here and there whatever the dtype of the module: keep float64.
-cast = torch.Tensor.to
-torch.Tensor.float = lambda self: self
-torch.Tensor.to = lambda self, *args, **kwargs: (
-    self if torch.float32 in (*args, kwargs.get("dtype")) and self.dtype == torch.float64 else cast(self, *args, **kwargs))
-
+keep_float64()
 softmax = torch.nn.functional.softmax
 torch.nn.functional.softmax = lambda x, dim, dtype=None: softmax(x, dim)
 
@@ -134,34 +130,10 @@ def run_case(make, name: str, batch: int, tokens: int, rng: np.random.Generator)
     """All arrays of one case, by name."""
     module, function = make(rng)
     if name in ("llama", "mistral"):
-        x = torch.from_numpy(rng.integers(0, VOCABULARY, (batch, tokens)))
-    else:
-        x = torch.from_numpy(rng.standard_normal((batch, tokens, WIDTH))).requires_grad_()
-    y = function(x)
-    assert y.dtype == torch.float64
-    weights = rng.standard_normal(y.shape)
-    (y * torch.from_numpy(weights)).sum().backward()
-    out = {"x": x.detach().numpy(), "y": y.detach().numpy(), "weights": weights}
-    out |= {} if x.grad is None else {"grad/x": x.grad.numpy()}
-    for key, p in module.named_parameters():
-        out |= {f"param/{key}": p.detach().numpy(), f"grad/{key}": p.grad.numpy()}
-    return out
-
-
-def main() -> None:
-    """Read the flags and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=19)
-    flags = parser.parse_args()
-    arrays = {}
-    for number, (name, make) in enumerate(cases(flags.tokens).items()):
-        case = run_case(make, name, flags.batch, flags.tokens, np.random.default_rng([flags.seed, number]))
-        arrays |= {f"{name}/{key}": value for key, value in case.items()}
-    np.savez_compressed(flags.output, **arrays)
+        return arrays_of(module, function, torch.from_numpy(rng.integers(0, VOCABULARY, (batch, tokens))), rng)
+    return arrays_of(module, function, torch.from_numpy(rng.standard_normal((batch, tokens, WIDTH))).requires_grad_(), rng)
 
 
 if __name__ == "__main__":
-    main()
+    write(__doc__, 19, lambda batch, tokens: {name: partial(run_case, make, name, batch, tokens)
+                                              for name, make in cases(tokens).items()})

@@ -12,11 +12,12 @@ one token, those of Mamba and Jamba start the scan from zero.
 
 from __future__ import annotations
 
-import argparse
 import json
+from functools import partial
 
 import numpy as np
 import torch
+from torch_cases import arrays_of, keep_float64, write
 from transformers import JambaConfig, Mamba2Config, MambaConfig
 from transformers.models.jamba.modeling_jamba import JambaMambaMixer
 from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -36,11 +37,7 @@ CASES = {
     "mamba2_groups": (Mamba2Mixer, Mamba2Config(n_groups=3, **MAMBA2), {"state": 5, "conv": 3, "head_dim": 4, "groups": 3}),
 }
 
-# They cast to float32 here and there whatever the dtype of the module: keep float64.
-cast = torch.Tensor.to
-torch.Tensor.float = lambda self: self
-torch.Tensor.to = lambda self, *args, **kwargs: (
-    self if torch.float32 in args and self.dtype == torch.float64 else cast(self, *args, **kwargs))
+keep_float64()
 
 
 def run_case(kind, config, batch: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -51,31 +48,10 @@ def run_case(kind, config, batch: int, tokens: int, rng: np.random.Generator) ->
             middle = 1.0 if name.endswith(("norm.weight", "D")) else 0.0
             weight.copy_(torch.from_numpy(middle + 0.5 * rng.standard_normal(weight.shape)))
     x = torch.from_numpy(rng.standard_normal((batch, tokens, WIDTH))).requires_grad_()
-    y = mixer(x)
-    y = y[0] if isinstance(y, tuple) else y
-    assert y.dtype == torch.float64
-    weights = rng.standard_normal(y.shape)
-    (y * torch.from_numpy(weights)).sum().backward()
-    out = {"x": x.detach().numpy(), "y": y.detach().numpy(), "weights": weights, "grad/x": x.grad.numpy()}
-    for name, p in mixer.named_parameters():
-        out |= {f"param/{name}": p.detach().numpy(), f"grad/{name}": p.grad.numpy()}
-    return out
-
-
-def main() -> None:
-    """Read the flags and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=11)
-    flags = parser.parse_args()
-    arrays = {"settings": np.array(json.dumps({name: {"width": WIDTH} | ours for name, (_, _, ours) in CASES.items()}))}
-    for number, (name, (kind, config, _)) in enumerate(CASES.items()):
-        case = run_case(kind, config, flags.batch, flags.tokens, np.random.default_rng([flags.seed, number]))
-        arrays |= {f"{name}/{key}": value for key, value in case.items()}
-    np.savez_compressed(flags.output, **arrays)
+    return arrays_of(mixer, mixer, x, rng)
 
 
 if __name__ == "__main__":
-    main()
+    settings = np.array(json.dumps({name: {"width": WIDTH} | ours for name, (_, _, ours) in CASES.items()}))
+    write(__doc__, 11, lambda batch, tokens: {name: partial(run_case, kind, config, batch, tokens)
+                                              for name, (kind, config, _) in CASES.items()}, {"settings": settings})

@@ -3,8 +3,8 @@
     < a b d T d a T a c ...        T is a trigger: what follows it is the token that stands before it
 
 The first token is always the same and comes once. All other tokens but triggers have `successors` followers, equally likely, of
-which one is a trigger; the table is fixed. A head that copies must do nothing at all other tokens, so attention is drawn to the
-first token: this is the smallest task in which sinks are known to form. Every next token is to be predicted.
+which one is a trigger; the table is fixed. A head that copies must do nothing at all other tokens, so attention may be
+drawn to the first token. `docs/log.md` says for which models that happened here. Every next token is to be predicted.
 
 Tokens: the first one, then the triggers, then the others.
 """

@@ -1,4 +1,4 @@
-"""Lines of a stream, and questions about the line that stands so many lines back (after StreamEval, arXiv 2309.17453, section 4.4).
+"""Lines of a stream, and questions about a line at a given distance (after StreamEval, arXiv 2309.17453, section 4.4).
 
     k3 v9 n n   k7 v2 n n   ? k3 v9 n     k1 v9 n n   k5 v4 n n   ? k7 v2 n ...
 
