@@ -82,7 +82,7 @@ def test_max_takes_the_largest_of_each_feature():
     cfg = CompressiveConfig(0, 2, 2, "max", "none", width=2)
     x = jnp.array([[[1.0, -5.0], [-2.0, 4.0], [0.0, 1.0], [3.0, -1.0]]])
     state = compressive.write({}, compressive.init_state({}, cfg, 1), x, cfg)
-    np.testing.assert_array_equal(state.compressed.rows[0], [[1, 4], [3, 1]])
+    np.testing.assert_array_equal(state.compressed.vectors[0], [[1, 4], [3, 1]])
 
 
 def test_most_used_keeps_the_rows_that_were_looked_at():
@@ -104,7 +104,7 @@ def test_any_cut_of_a_stream_gives_the_same_slots(compression, objective):
     whole, cut = (written(compressive, cfg, lengths, params)[0] for lengths in ((18,), (1, 3, 7, 2, 5)))
     assert_equal(cut.recent, whole.recent)
     assert_equal(cut.compressed.count, whole.compressed.count)
-    np.testing.assert_allclose(cut.compressed.rows, whole.compressed.rows, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cut.compressed.vectors, whole.compressed.vectors, rtol=1e-5, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------------- the losses
@@ -151,7 +151,7 @@ def test_gradients_stop_where_the_paper_stops_them():
 
         def total(params, x):
             state = compressive.write(params, compressive.init_state({}, cfg, 1), x, cfg)
-            return sum(jnp.square(rows).sum() for rows in (state.recent.rows, state.compressed.rows))
+            return sum(jnp.square(rows).sum() for rows in (state.recent.vectors, state.compressed.vectors))
 
         of_params, of_x = jit(jax.grad(total, argnums=(0, 1)))(params, x)
         assert not np.any(of_x)
@@ -159,11 +159,11 @@ def test_gradients_stop_where_the_paper_stops_them():
 
     assert not reached(CompressiveConfig(2, 3, 2, "conv", "attention", width=D))
     assert reached(CompressiveConfig(2, 3, 2, "conv", "bptt", width=D))
-    assert not np.any(jax.grad(lambda x: xl.write({}, xl.init_state({}, XlConfig(4, D), 1), x, XlConfig(4, D)).rows.sum())(x))
+    assert not np.any(jax.grad(lambda x: xl.write({}, xl.init_state({}, XlConfig(4, D), 1), x, XlConfig(4, D)).vectors.sum())(x))
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(length=5), "memory.length=5 is not a multiple of the 2 rows"),
+    (dict(length=5), "memory.length=5 is not a multiple of the 2 vectors"),
     (dict(block=3), "memory.block=3 is not a multiple of memory.rate=2"),
     (dict(rate=0), "memory.rate is 0; it must be at least 1"),
     (dict(compression="average"), "memory.compression is 'average'; it must be one of mean"),

@@ -76,7 +76,7 @@ def assert_equals(path: Path) -> None:
             close(loss, stored[f"loss/{n}"].sum())
             for queue, theirs in ((state.recent, stored[f"mem/{n}"]), (state.compressed, stored[f"cmem/{n}"])):
                 assert np.all(np.asarray(queue.count) == theirs.shape[1])
-                close(queue.rows[:, queue.rows.shape[1] - theirs.shape[1]:], theirs)
+                close(queue.vectors[:, queue.vectors.shape[1] - theirs.shape[1]:], theirs)
         close(gradient["kernel"], rows_first(stored["grad/kernel"]))
         close(gradient["bias"], stored["grad/bias"])
     assert stored["loss/0"].sum() == 0 and min(stored[f"loss/{n}"].sum() for n in range(1, segments)) > 1e-4

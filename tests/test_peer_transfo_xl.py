@@ -78,7 +78,7 @@ def assert_equals(path: Path, case: str) -> None:
             np.testing.assert_allclose(scores[n], arrays[f"scores/{n}"], rtol=0, atol=1e-11)
             mems = np.moveaxis(arrays[f"mems/{n}"], 1, 2)
             assert np.all(np.asarray(states.count[n]) == mems.shape[2])
-            np.testing.assert_allclose(states.rows[n][:, :, slots - mems.shape[2]:], mems, rtol=0, atol=1e-11)
+            np.testing.assert_allclose(states.vectors[n][:, :, slots - mems.shape[2]:], mems, rtol=0, atol=1e-11)
         theirs = weights_of(arrays, "grad/")
         ours = to_transfo_xl(gradient, cfg)
         for name, value in theirs.items():

@@ -66,7 +66,7 @@ def test_equals_the_loops(form, see, size, keep):
 
         for b, (got, m, held) in enumerate(at_first):
             np.testing.assert_allclose(state.memory.tokens[b], m, rtol=0, atol=1e-11)
-            np.testing.assert_allclose(mixer_state(state).memory.rows[:, b], held[-1], rtol=0, atol=1e-11)
+            np.testing.assert_allclose(mixer_state(state).memory.vectors[:, b], held[-1], rtol=0, atol=1e-11)
             for n, y in zip([n for n, size in enumerate(LENGTHS[b]) if size], got, strict=True):
                 np.testing.assert_allclose(logits[b, n, :len(y)], y, rtol=0, atol=1e-11)
         check_gradient(gradient, plain, total)
@@ -104,7 +104,7 @@ def test_an_empty_cache_is_hidden():
     for n in range(3):
         ids = some_ids(2, T, n)
         want, bare = closing(same, bare, ids, plain)
-        y, state = closing(params, with_cache(state, lambda m: m._replace(rows=m.rows + 1, count=m.count * 0)), ids, cfg)
+        y, state = closing(params, with_cache(state, lambda m: m._replace(vectors=m.vectors + 1, count=m.count * 0)), ids, cfg)
         assert_close(y, want, 1e-5)
     assert_close(state.memory, bare.memory, 1e-5)
 
@@ -135,8 +135,8 @@ def test_memory_sees_the_cache_only_if_asked(see):
     cfg = cached(layers=1, see=see)
     params, state = setup(cfg, 2)
     _, state = closing(params, state, some_ids(2, T), cfg)
-    noise = jnp.asarray(np.random.default_rng(6).standard_normal(mixer_state(state).memory.rows.shape), jnp.float32)
-    other = with_cache(state, lambda m: m._replace(rows=m.rows + noise))
+    noise = jnp.asarray(np.random.default_rng(6).standard_normal(mixer_state(state).memory.vectors.shape), jnp.float32)
+    other = with_cache(state, lambda m: m._replace(vectors=m.vectors + noise))
     (y, one), (z, two) = (closing(params, s, some_ids(2, T, 1), cfg) for s in (state, other))
     assert np.abs(y - z).max() > 1e-3
     assert bool(np.any(one.memory.tokens != two.memory.tokens)) is see

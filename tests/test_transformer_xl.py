@@ -153,7 +153,7 @@ def test_columns_that_a_token_sees(tokens):
     def influence(how, filled):
         def outputs(columns):
             state = cached.begin(params, x[0, :0], cfg, b, 1, {})[1]
-            state = state._replace(memory=state.memory._replace(rows=columns[:, :n], count=filled[None]))
+            state = state._replace(memory=state.memory._replace(vectors=columns[:, :n], count=filled[None]))
             return cached.run(params, state, columns[:, n:], cfg, b, call, {})[0][0]
 
         call = Call(length=jnp.array([tokens]), closes=jnp.array([False]), slot=jnp.array([0]))
@@ -289,7 +289,7 @@ def test_shapes_and_dtypes():
     assert logits.shape == (3, 4, 16) and logits.dtype == np.float32
     assert stats["0.cached.auxiliary_loss"].dtype == np.float32
     assert jax.tree.map(lambda s: (s.shape, s.dtype), end) == jax.tree.map(lambda s: (s.shape, s.dtype), state)
-    assert state.layers[0]["cached"].memory.recent.rows.dtype == jnp.bfloat16
+    assert state.layers[0]["cached"].memory.recent.vectors.dtype == jnp.bfloat16
 
 
 def test_facts_of_a_model():

@@ -1,10 +1,10 @@
-"""A cache whose oldest rows are not dropped but compressed: the memory of one layer of the Compressive Transformer.
+"""A cache whose oldest vectors are not dropped but compressed: the memory of one layer of the Compressive Transformer.
 
 Compressive Transformers for Long-Range Sequence Modelling (Rae et al., arXiv 1911.05507), section 3, algorithms 1 and 2:
 
-    old  = the oldest rows that leave m                          n_s rows in the paper
-    new  = f_c(old)                                              one slot for c rows
-    m    = the last n_m rows of [m ; h]
+    old  = the oldest vectors that leave m                       n_s vectors in the paper
+    new  = f_c(old)                                              one slot for c vectors
+    m    = the last n_m vectors of [m ; h]
     cm   = the last n_cm slots of [cm ; new]                     attention sees [cm ; m ; h]
     loss = | attn(h, old) - attn(h, new) |^2                     attention reconstruction, algorithm 2
     loss = | old - g(new) |^2                                    auto-encoding
@@ -15,17 +15,17 @@ Compressive Transformers for Long-Range Sequence Modelling (Rae et al., arXiv 19
 | n_m, n_cm  | `length`, `compressed` | section 3.1 |
 | c, f_c     | `rate`, `compression` | section 3.1, the five functions of section 3.1.1 and table 5 |
 | attn       | `attend`, a function that the layer passes | algorithm 2 |
-| n_s        | `block`, rows that are compressed together | section 3.1 |
+| n_s        | `block`, vectors that are compressed together | section 3.1 |
 
-A row is the vector of one token, as in `xl.py`.
+Vectors are layer inputs, one for each token, as in `xl.py`.
 
 Gradients: the loss of the language model enters neither m nor cm nor f_c, except f_c under `objective="bptt"`. The two losses
-above reach f_c (and g) alone, because the rows are stopped here and `attend` comes with stopped weights.
+above reach f_c (and g) alone, because the vectors are stopped here and `attend` comes with stopped weights.
 
-This memory differs from the Transformer-XL cache in what happens to the rows that leave; without compressed slots it is that
-cache. It differs from the paper in two points. Memories start empty and hidden instead of zero. And the result does not depend
-on how a stream is cut into calls, because rows leave m in whole blocks: up to a block less one row waits beside m, uncompressed
-and visible. If each call is a multiple of the block, as in the paper, no row ever waits; a call promises this with `whole`.
+This memory differs from the Transformer-XL cache in what happens to the vectors that leave; without compressed slots it is that
+cache. It differs from the paper in two points. Memories start empty and hidden instead of zero. And the result does not depend on
+how a stream is cut into calls, because vectors leave m in whole blocks: up to a block less one vector waits beside m, uncompressed
+and visible. If each call is a multiple of the block, as in the paper, no vector ever waits; a call promises this with `whole`.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ DILATIONS = (1, 2)  # of the two convolutions before the strided one; the paper 
 class CompressiveConfig:
     """Options of the compressive memory.
 
-    length: n_m, rows that are kept without compression.
-    compressed: n_cm, slots of compressed rows; 0 is the Transformer-XL cache.
-    rate: c, rows in one slot.
-    compression: "mean", "max", "conv" (kernel and stride c), "most_used" (the rows with most attention) or "dilated" (two
+    length: n_m, vectors that are kept without compression.
+    compressed: n_cm, slots of compressed vectors; 0 is the Transformer-XL cache.
+    rate: c, vectors in one slot.
+    compression: "mean", "max", "conv" (kernel and stride c), "most_used" (the vectors with most attention) or "dilated" (two
         dilated convolutions before the strided one).
     objective: what teaches the compression: "attention" (reconstruction), "autoencoding", "bptt" (the loss of the model) or
         "none".
-    block: rows that are compressed together, a multiple of the rate; 0 takes the rate. Only "most_used" and "dilated" look
-        beyond c rows. The paper's block is the segment.
+    block: vectors that are compressed together, a multiple of the rate; 0 takes the rate. Only "most_used" and "dilated" look
+        beyond c vectors. The paper's block is the segment.
     width: D, features of a token; 0 inside a model, which fills it in.
-    dtype: of the rows, that of the model's activations.
+    dtype: of the vectors, that of the model's activations.
     """
 
     length: int = field(metadata={"evaluation": True})
@@ -83,38 +83,38 @@ class CompressiveConfig:
         if self.block % self.rate:
             raise UserError(f"memory.block={self.block} is not a multiple of memory.rate={self.rate}")
         if self.length % self.together:
-            raise UserError(f"memory.length={self.length} is not a multiple of the {self.together} rows compressed together")
+            raise UserError(f"memory.length={self.length} is not a multiple of the {self.together} vectors compressed together")
 
     @property
     def together(self) -> int:
-        """Rows that leave m together."""
+        """Vectors that leave m together."""
         return self.block or self.rate
 
     @property
     def unit(self) -> int:
-        """A whole call has a multiple of this many tokens: the rows compressed together, 1 without compression."""
+        """A whole call has a multiple of this many tokens: the vectors compressed together, 1 without compression."""
         return self.together if self.compressed else 1
 
     @property
     def waiting(self) -> int:
-        """The most rows that may wait for their block to fill."""
+        """The most vectors that may wait for their block to fill."""
         return self.unit - 1
 
     @property
     def slots(self) -> int:
-        """Rows that a full memory shows if none waits."""
+        """Vectors that a full memory shows if none waits."""
         return self.compressed + self.length
 
 
 class CompressiveState(NamedTuple):
-    """Two queues of rows."""
+    """Two queues of vectors."""
 
-    recent: XlState      # [B, n_m + waiting, D] the newest rows, not compressed
+    recent: XlState      # [B, n_m + waiting, D] the newest vectors, not compressed
     compressed: XlState  # [B, n_cm, D]
 
 
 def specs(cfg: CompressiveConfig) -> dict:
-    """Weights of the compression and, for auto-encoding, of the decoder g: one linear map from a slot to c rows."""
+    """Weights of the compression and, for auto-encoding, of the decoder g: one linear map from a slot to c vectors."""
     checks.check_width(cfg.width)
     d, c = cfg.width, cfg.rate
     auxiliary = cfg.objective in ("attention", "autoencoding")
@@ -131,7 +131,7 @@ def specs(cfg: CompressiveConfig) -> dict:
 
 
 def state_specs(cfg: CompressiveConfig, batch: int) -> CompressiveState:
-    """For each stream: n_m rows with room for those that wait, and n_cm slots."""
+    """For each stream: n_m vectors with room for those that wait, and n_cm slots."""
     queue = lambda n: xl.state_specs(xl.XlConfig(n, cfg.width, cfg.dtype), batch)
     return CompressiveState(queue(cfg.length + cfg.waiting), queue(cfg.compressed))
 
@@ -144,39 +144,39 @@ def init_state(params, cfg: CompressiveConfig, batch: int) -> CompressiveState:
 # ------------------------------------------------------------------------------------------------------------------ read
 
 def read(params, state: CompressiveState, cfg: CompressiveConfig, *, whole: bool = False) -> tuple[jax.Array, jax.Array]:
-    """[cm ; m] with the real rows side by side at the end: (rows [B, S, D], bool[B, S] which of them are real).
+    """[cm ; m] with the real vectors side by side at the end: (vectors [B, S, D], bool[B, S] which of them are real).
 
     A compressed slot counts as one position, so no empty column may stand between the two queues.
-    whole: promise that no row waits, because every call so far was `whole`; the columns for waiting rows are then left out.
+    whole: promise that no vector waits, because every call so far was `whole`; the columns for waiting vectors are then left out.
     """
     checks.check_state(state, state_specs(cfg, checks.batch_of(state)))
     recent, compressed = state
     if whole:  # compressed slots exist only once m is full, so nothing has to be moved
-        recent = XlState(recent.rows[:, cfg.waiting:], recent.count)
-        return (jnp.concatenate([compressed.rows, recent.rows], axis=1),
+        recent = XlState(recent.vectors[:, cfg.waiting:], recent.count)
+        return (jnp.concatenate([compressed.vectors, recent.vectors], axis=1),
                 jnp.concatenate([xl.real(compressed), xl.real(recent)], axis=1))
-    n, size = cfg.compressed, recent.rows.shape[1]
+    n, size = cfg.compressed, recent.vectors.shape[1]
     column, gap = jnp.arange(n + size)[None], (size - recent.count)[:, None]
     source = jnp.where(column >= n + gap, column, column - gap)
-    rows = P.take_rows(jnp.concatenate([compressed.rows, recent.rows], axis=1), jnp.maximum(source, 0))
-    return rows, column >= n + size - (compressed.count + recent.count)[:, None]
+    vectors = P.take_rows(jnp.concatenate([compressed.vectors, recent.vectors], axis=1), jnp.maximum(source, 0))
+    return vectors, column >= n + size - (compressed.count + recent.count)[:, None]
 
 
 # ----------------------------------------------------------------------------------------------------------------- write
 
 class Evicted(NamedTuple):
-    """Rows that leave m in one call; whole blocks, the first of them real."""
+    """Vectors that leave m in one call; whole blocks, the first of them real."""
 
-    rows: jax.Array    # [B, E, D] oldest first, no gradient
-    usage: jax.Array   # [B, E] attention that each row received
-    count: jax.Array   # i32[B] rows that really leave, a multiple of the block
+    vectors: jax.Array  # [B, E, D] oldest first, no gradient
+    usage: jax.Array    # [B, E] attention that each vector received
+    count: jax.Array    # i32[B] vectors that really leave, a multiple of the block
 
 
 def evict(state: XlState, x: jax.Array, usage: jax.Array, cfg: CompressiveConfig, length: jax.Array) -> Evicted:
-    """The rows that leave m when x[B, T, D] comes in. usage: [B, rows of m + T], for each row of [m ; x]."""
-    size, tokens = state.rows.shape[1], x.shape[1]
+    """The vectors that leave m when x[B, T, D] comes in. usage: [B, vectors of m + T], for each vector of [m ; x]."""
+    size, tokens = state.vectors.shape[1], x.shape[1]
     most = (tokens + cfg.waiting) // cfg.together * cfg.together
-    stream = jnp.concatenate([state.rows, x.astype(state.rows.dtype)], axis=1)
+    stream = jnp.concatenate([state.vectors, x.astype(state.vectors.dtype)], axis=1)
     place = (size - state.count)[:, None] + jnp.arange(most)[None]
     place = jnp.minimum(place, size + tokens - 1)
     count = jnp.maximum(state.count + length - cfg.length, 0) // cfg.together * cfg.together
@@ -184,11 +184,11 @@ def evict(state: XlState, x: jax.Array, usage: jax.Array, cfg: CompressiveConfig
 
 
 def compress(params, old: Evicted, cfg: CompressiveConfig) -> jax.Array:
-    """f_c: rows [B, E, D] -> slots [B, E/c, D], block by block."""
-    batch, total, width = old.rows.shape
+    """f_c: vectors [B, E, D] -> slots [B, E/c, D], block by block."""
+    batch, total, width = old.vectors.shape
     n = total // cfg.together
-    blocks = old.rows.reshape(batch, n, cfg.together, width)
-    groups = old.rows.reshape(batch, total // cfg.rate, cfg.rate, width)
+    blocks = old.vectors.reshape(batch, n, cfg.together, width)
+    groups = old.vectors.reshape(batch, total // cfg.rate, cfg.rate, width)
     if cfg.compression == "mean":
         new = groups.astype(wide(groups)).mean(2)
     elif cfg.compression == "max":
@@ -200,7 +200,7 @@ def compress(params, old: Evicted, cfg: CompressiveConfig) -> jax.Array:
             blocks = _dilated(params["dilated"], blocks, cfg)
         flat = blocks.reshape(batch, total // cfg.rate, cfg.rate * width)
         new = _linear(params, flat, cfg)
-    return new.reshape(batch, total // cfg.rate, width).astype(old.rows.dtype)
+    return new.reshape(batch, total // cfg.rate, width).astype(old.vectors.dtype)
 
 
 def _linear(params, x: jax.Array, cfg: CompressiveConfig) -> jax.Array:
@@ -209,13 +209,13 @@ def _linear(params, x: jax.Array, cfg: CompressiveConfig) -> jax.Array:
 
 
 def _most_used(blocks: jax.Array, usage: jax.Array, keep: int) -> jax.Array:
-    """The `keep` rows of each block [B, N, U, D] that received most attention, in the order of time; ties: the oldest."""
+    """The `keep` vectors of each block [B, N, U, D] that received most attention, in the order of time; ties: the oldest."""
     chosen = jnp.sort(jnp.argsort(-usage, axis=-1, stable=True)[..., :keep], axis=-1)
     return jnp.take_along_axis(blocks, chosen[..., None], axis=2)
 
 
 def _dilated(layers: list, blocks: jax.Array, cfg: CompressiveConfig) -> jax.Array:
-    """x + relu(convolution of three rows at distance d), for each dilation d; zeros outside the block [B, N, U, D]."""
+    """x + relu(convolution of three vectors at distance d), for each dilation d; zeros outside the block [B, N, U, D]."""
     for layer, d in zip(layers, DILATIONS, strict=True):
         padded = jnp.pad(blocks, ((0, 0), (0, 0), (d, d), (0, 0)))
         near = [padded[:, :, i * d:i * d + blocks.shape[2]] for i in range(3)]
@@ -229,7 +229,7 @@ def update(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig
     """`write` with its loss.
 
     usage: [B, S+T], attention that each column of [`read` ; x] received, for "most_used"; None: the same everywhere.
-    attend: (x [B, T, D], rows [B, E, D], bool[B, E]) -> [B, T, D'], the layer's attention by content with stopped weights, for
+    attend: (x [B, T, D], vectors [B, E, D], bool[B, E]) -> [B, T, D'], the layer's attention by content with stopped weights, for
         the objective "attention"; None: there is no such loss.
     Returns the state and {"auxiliary_loss": f32[]}, or {} if nothing is to be learnt.
     """
@@ -243,14 +243,14 @@ def update(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig
     old = evict(state.recent, x, _usage(state, x, usage), cfg, length)
     new = compress(params, old, cfg)
     stored = new if cfg.objective == "bptt" else jax.lax.stop_gradient(new)
-    after = CompressiveState(XlState(recent.rows, state.recent.count + length - old.count),
+    after = CompressiveState(XlState(recent.vectors, state.recent.count + length - old.count),
                              xl.push(state.compressed, stored, old.count // cfg.rate))
     return after, auxiliary_loss(params, old, new, x, length, attend, cfg)
 
 
 def _usage(state: CompressiveState, x: jax.Array, usage: jax.Array | None) -> jax.Array:
-    """Attention that each row of [m ; x] received, those included that wait; a read of a whole call leaves their columns out."""
-    columns = state.recent.rows.shape[1] + x.shape[1]
+    """Attention that each vector of [m ; x] received, those included that wait; a read of a whole call leaves their columns out."""
+    columns = state.recent.vectors.shape[1] + x.shape[1]
     if usage is None:
         return jnp.zeros((x.shape[0], columns), jnp.float32)
     return jax.lax.stop_gradient(jnp.pad(usage, ((0, 0), (columns, 0)))[:, -columns:])
@@ -262,19 +262,19 @@ def auxiliary_loss(params, old: Evicted, new: jax.Array, x: jax.Array, length: j
 
     A batch row from which nothing leaves counts as zero.
     """
-    left = jnp.arange(old.rows.shape[1])[None] < old.count[:, None]
+    left = jnp.arange(old.vectors.shape[1])[None] < old.count[:, None]
     slots = left[:, ::cfg.rate]
     if cfg.objective == "autoencoding":
-        decoded = _linear(params["decoder"], new, cfg).reshape(old.rows.shape)
-        return {"auxiliary_loss": _mean_square(old.rows.astype(decoded.dtype) - decoded, left)}
+        decoded = _linear(params["decoder"], new, cfg).reshape(old.vectors.shape)
+        return {"auxiliary_loss": _mean_square(old.vectors.astype(decoded.dtype) - decoded, left)}
     if cfg.objective == "attention" and attend is not None:
         tokens = P.real_tokens(x, length) & (old.count > 0)[:, None]
-        return {"auxiliary_loss": _mean_square(attend(x, old.rows, left) - attend(x, new, slots), tokens)}
+        return {"auxiliary_loss": _mean_square(attend(x, old.vectors, left) - attend(x, new, slots), tokens)}
     return {}
 
 
 def _mean_square(error: jax.Array, real_BT: jax.Array) -> jax.Array:
-    """Mean over the batch of the mean over real rows and features, in float32; 0 for an empty batch."""
+    """Mean over the batch of the mean over real vectors and features, in float32; 0 for an empty batch."""
     square = jnp.square(error.astype(wide(error))).mean(-1)
     each = jnp.where(real_BT, square, 0).sum(1) / jnp.maximum(real_BT.sum(1), 1).astype(square.dtype)
     return each.sum() / max(each.shape[0], 1)
@@ -282,21 +282,21 @@ def _mean_square(error: jax.Array, real_BT: jax.Array) -> jax.Array:
 
 def write(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None, *,
           whole: bool = False) -> CompressiveState:
-    """Remember x[B, T, D], of which the first length[b] rows are real. What leaves m is compressed into cm."""
+    """Remember x[B, T, D], of which the first length[b] vectors are real. What leaves m is compressed into cm."""
     return update(params, state, x, cfg, length, whole=whole)[0]
 
 
 def run(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None, *,
         whole: bool = False):
     """`apply` with the loss of the compression, if x alone defines it: ([cm ; m ; x], state, stats)."""
-    rows, visible = read(params, state, cfg, whole=whole)
+    vectors, visible = read(params, state, cfg, whole=whole)
     state, stats = update(params, state, x, cfg, length, whole=whole)
     x, _ = checks.checked(x, length, cfg.width)
-    rows = jnp.where(visible[..., None], rows, jnp.zeros((), rows.dtype)).astype(x.dtype)
-    return jnp.concatenate([rows, x], axis=1), state, stats
+    vectors = jnp.where(visible[..., None], vectors, jnp.zeros((), vectors.dtype)).astype(x.dtype)
+    return jnp.concatenate([vectors, x], axis=1), state, stats
 
 
 def apply(params, state: CompressiveState, x: jax.Array, cfg: CompressiveConfig, length: jax.Array | None = None, *,
           whole: bool = False):
-    """Read, then write: x[B, T, D] -> ([cm ; m ; x] [B, S+T, D], state); rows that are not real are zero."""
+    """Read, then write: x[B, T, D] -> ([cm ; m ; x] [B, S+T, D], state); vectors that are not real are zero."""
     return run(params, state, x, cfg, length, whole=whole)[:2]

@@ -3,18 +3,18 @@
 Transformer-XL (Dai et al., arXiv 1901.02860), section 3.2, the first two lines of the recurrence:
 
     h~_t = [stop_gradient(m_t) ; h_t]                  keys and values of segment t are made from this
-    m_t+1 = the last n_m rows of [m_t ; h_t]           the cache starts empty
+    m_t+1 = the last n_m vectors of [m_t ; h_t]        the cache starts empty
 
 | symbol | name here | where in the paper |
 |---|---|---|
 | h      | x, the layer's input [B, T, D] | section 3.2 |
-| m      | `XlState.rows`, the real ones at the end | section 3.2, "SG" |
+| m      | `XlState.vectors`, the real ones at the end | section 3.2, "SG" |
 | n_m    | `length` | M of the paper's section 3.2, `mem_len` of its code |
 
-The cache holds vectors of width D, called rows here, one for each token. It differs from a window of keys and values: keys
-and values are made from the rows at each use, so while weights change in training, old rows are seen through the new weights,
-as in the paper. It differs from the compressive memory: rows that leave are forgotten. An empty slot is hidden, not zero,
-because a row of zeros still adds the position term to a score. No gradient enters the rows.
+The cache holds one vector of width D for each token. It differs from a window of keys and values: keys and values are made from
+the vectors at each use, so while weights change in training, old vectors are seen through the new weights, as in the paper. It
+differs from the compressive memory: vectors that leave are forgotten. An empty slot is hidden, not zero, because a vector of zeros
+still adds the position term to a score. No gradient enters the vectors.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from memtok_jax.numerics import DTYPES
 class XlConfig:
     """Options of the cache.
 
-    length: n_m, rows of the cache; 0 is no cache.
+    length: n_m, vectors of the cache; 0 is no cache.
     width: D, features of a token; 0 inside a model, which fills it in.
-    dtype: of the rows, that of the model's activations.
+    dtype: of the vectors, that of the model's activations.
     """
 
     length: int = field(metadata={"evaluation": True})
@@ -50,7 +50,7 @@ class XlConfig:
 
     @property
     def slots(self) -> int:
-        """Rows that a full memory shows."""
+        """Vectors that a full memory shows."""
         return self.length
 
     @property
@@ -60,10 +60,10 @@ class XlConfig:
 
 
 class XlState(NamedTuple):
-    """Rows from oldest to newest."""
+    """Vectors from oldest to newest."""
 
-    rows: jax.Array   # [B, n_m, D], the real ones at the end
-    count: jax.Array  # i32[B], how many of them are real
+    vectors: jax.Array  # [B, n_m, D], the real ones at the end
+    count: jax.Array    # i32[B], how many of them are real
 
 
 def specs(cfg: XlConfig) -> dict:
@@ -72,7 +72,7 @@ def specs(cfg: XlConfig) -> dict:
 
 
 def state_specs(cfg: XlConfig, batch: int) -> XlState:
-    """n_m rows for each stream."""
+    """n_m vectors for each stream."""
     checks.check_width(cfg.width)
     return XlState(P.StateSpec((batch, cfg.length, cfg.width), ("batch", None, "embed"), jnp.dtype(cfg.dtype)),
                    P.StateSpec((batch,), ("batch",), jnp.int32))
@@ -86,25 +86,25 @@ def init_state(params, cfg: XlConfig, batch: int) -> XlState:
 # ---------------------------------------------------------------------------------------- the queue, for other memories too
 
 def real(state: XlState) -> jax.Array:
-    """bool[B, n_m]: which rows are real."""
-    n = state.rows.shape[1]
+    """bool[B, n_m]: which vectors are real."""
+    n = state.vectors.shape[1]
     return jnp.arange(n)[None] >= n - state.count[:, None]
 
 
 def earlier(state: XlState, count: int, newest_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What `read` gave before the last newest_B[b] rows came: (rows [B, count, D], bool[B, count] which of them are real).
+    """What `read` gave before the last newest_B[b] vectors came: (vectors [B, count, D], bool[B, count] which of them are real).
 
     count + newest_B must not exceed the slots. So one queue serves a cache and the segment that is still open behind it.
     """
-    n = state.rows.shape[1]
+    n = state.vectors.shape[1]
     index = n - count - newest_B[:, None] + jnp.arange(count)[None]
-    return P.take_rows(state.rows, index), index >= n - state.count[:, None]
+    return P.take_rows(state.vectors, index), index >= n - state.count[:, None]
 
 
 def push(state: XlState, x: jax.Array, length: jax.Array) -> XlState:
-    """First in, first out: the last n_m rows of [rows ; the first length[b] rows of x[B, T, D]]."""
-    n = state.rows.shape[1]
-    stream = jnp.concatenate([state.rows, x.astype(state.rows.dtype)], axis=1)
+    """First in, first out: the last n_m vectors of [vectors ; the first length[b] vectors of x[B, T, D]]."""
+    n = state.vectors.shape[1]
+    stream = jnp.concatenate([state.vectors, x.astype(state.vectors.dtype)], axis=1)
     last = length[:, None] + jnp.arange(n)[None]
     return XlState(P.take_rows(stream, last), jnp.minimum(state.count + length, n))
 
@@ -112,9 +112,9 @@ def push(state: XlState, x: jax.Array, length: jax.Array) -> XlState:
 # -------------------------------------------------------------------------------------------------------------- the memory
 
 def read(params, state: XlState, cfg: XlConfig, *, whole: bool = False) -> tuple[jax.Array, jax.Array]:
-    """(rows [B, n_m, D], bool[B, n_m] which of them are real); the newest row is the last. `whole` changes nothing."""
+    """(vectors [B, n_m, D], bool[B, n_m] which of them are real); the newest vector is the last. `whole` changes nothing."""
     checks.check_state(state, state_specs(cfg, checks.batch_of(state)))
-    return state.rows, real(state)
+    return state.vectors, real(state)
 
 
 def update(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None, usage: Any = None,
@@ -126,19 +126,19 @@ def update(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Arra
 
 
 def write(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None, *, whole: bool = False) -> XlState:
-    """Remember x[B, T, D], of which the first length[b] rows are real. T may be longer than the cache."""
+    """Remember x[B, T, D], of which the first length[b] vectors are real. T may be longer than the cache."""
     return update(params, state, x, cfg, length, whole=whole)[0]
 
 
 def run(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None, *, whole: bool = False):
     """`apply` with statistics, of which there are none: (h~, state, {})."""
-    rows, visible = read(params, state, cfg, whole=whole)
+    vectors, visible = read(params, state, cfg, whole=whole)
     state, stats = update(params, state, x, cfg, length, whole=whole)
     x, _ = checks.checked(x, length, cfg.width)
-    rows = jnp.where(visible[..., None], rows, jnp.zeros((), rows.dtype)).astype(x.dtype)
-    return jnp.concatenate([rows, x], axis=1), state, stats
+    vectors = jnp.where(visible[..., None], vectors, jnp.zeros((), vectors.dtype)).astype(x.dtype)
+    return jnp.concatenate([vectors, x], axis=1), state, stats
 
 
 def apply(params, state: XlState, x: jax.Array, cfg: XlConfig, length: jax.Array | None = None, *, whole: bool = False):
-    """Read, then write: x[B, T, D] -> (h~ [B, n_m+T, D], state); rows that are not real are zero."""
+    """Read, then write: x[B, T, D] -> (h~ [B, n_m+T, D], state); vectors that are not real are zero."""
     return run(params, state, x, cfg, length, whole=whole)[:2]

@@ -14,6 +14,7 @@ alone, unless the options say otherwise. Left out of the published models: dropo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from memtok_jax.models.layers import enter
 from memtok_jax.models.mixers import MixerConfig, need_segment, options
 from memtok_jax.models.positions import Places
 from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import recompute
 
 MEMORIES: dict[type, ModuleType] = {XlConfig: xl, CompressiveConfig: compressive}
 EVALUATION = {"evaluation": True}
@@ -101,11 +103,11 @@ def specs(cfg: CachedConfig, b: Backbone) -> dict:
 
 
 def state_specs(cfg: CachedConfig, b: Backbone, batch: int) -> CachedState:
-    """The memory's rows, and one segment of layer inputs."""
+    """The memory's vectors, and one segment of layer inputs."""
     m = options(cfg.memory, b)
-    rows = P.StateSpec((batch, b.slots, b.width), ("batch", None, "embed"), jnp.dtype(b.dtype), "segment")
+    inputs = P.StateSpec((batch, b.slots, b.width), ("batch", None, "embed"), jnp.dtype(b.dtype), "segment")
     columns = m.slots + getattr(m, "waiting", 0) + b.slots if _wants_usage(cfg) else 0
-    return CachedState(A.prefix_specs(b, batch), _module(cfg).state_specs(m, batch), rows,
+    return CachedState(A.prefix_specs(b, batch), _module(cfg).state_specs(m, batch), inputs,
                        P.StateSpec((batch, columns), ("batch", None), jnp.float32, "segment"))
 
 
@@ -127,7 +129,7 @@ def _near(places: Places, cfg: CachedConfig) -> jax.Array:
 
 
 def _visible(real_BC: jax.Array, inside: jax.Array, places: Places, call: Call, cfg: CachedConfig) -> jax.Array:
-    """bool[B, T, C + S]: real rows of the cache, and what `inside` [B, T, S] shows of the segment, no farther than allowed."""
+    """bool[B, T, C + S]: real vectors of the cache, and what `inside` [B, T, S] shows of the segment, no farther than allowed."""
     tokens = inside.shape[1]
     own = borders.memory_tokens(call, tokens) & (not cfg.memory_tokens_see)
     cache = real_BC[:, None] & ~own[None, :, None]
@@ -137,8 +139,8 @@ def _visible(real_BC: jax.Array, inside: jax.Array, places: Places, call: Call, 
 def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedConfig, b: Backbone, side: dict):
     """Tokens of one segment see cache and segment: (branch, weight [B, H, T, C + S], inputs of the open segment)."""
     tokens, m = x.shape[1], options(cfg.memory, b)
-    rows, real = _module(cfg).read(params["memory"], state.memory, m)
-    c = rows.shape[1]
+    vectors, real = _module(cfg).read(params["memory"], state.memory, m)
+    c = vectors.shape[1]
     if call.whole:
         inputs, own = state.inputs, x
         where = Places(c + jnp.arange(tokens)[None], jnp.arange(c + tokens)[None])
@@ -148,17 +150,18 @@ def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedCon
         place = call.slot[:, None] + jnp.arange(tokens)[None]
         where = Places(c + place, jnp.broadcast_to(jnp.arange(c + b.slots)[None], (x.shape[0], c + b.slots)))
         inside = borders.visible_slots(call, tokens, b.slots)
-    columns = enter(params, jnp.concatenate([rows.astype(x.dtype), own.astype(x.dtype)], axis=1), b)
+    columns = enter(params, jnp.concatenate([vectors.astype(x.dtype), own.astype(x.dtype)], axis=1), b)
     k, v = (A.heads(params, columns, name, b) for name in "kv")
-    y, weight = A.at_places(params, enter(params, x, b), k, v, _visible(real, inside, where, call, cfg), b, side,
-                            prefix=state.prefix, places=None if call.whole else where, ahead=call.sees != "past")
+    attention = partial(A.at_places, b=b, side=side, prefix=state.prefix, places=None if call.whole else where,
+                        ahead=call.sees != "past")
+    y, weight = recompute(attention)(params, enter(params, x, b), k, v, _visible(real, inside, where, call, cfg))
     return A.output(params, y, b), weight, inputs
 
 
 # ------------------------------------------------------------------------------------------------------------------ writing
 
 def attend_by_content(params, u_BTD: jax.Array, rows_BSD: jax.Array, real_BS: jax.Array, b: Backbone) -> jax.Array:
-    """Attention to real rows without positions, mask, gate or output projection: [B, T, H V].
+    """Attention to real vectors without positions, mask, gate or output projection: [B, T, H V].
 
     This is what the Compressive Transformer reconstructs (arXiv 1911.05507, algorithm 2), at the layer's usual scale.
     """
@@ -178,7 +181,7 @@ def _write(params, state: CachedState, inputs: jax.Array, filled: jax.Array, usa
            cfg: CachedConfig, b: Backbone):
     """The segment's inputs into the memory, for rows whose segment closes: (memory, statistics)."""
     fixed = jax.lax.stop_gradient(params)
-    attend_fixed = lambda x, rows, real: attend_by_content(fixed, enter(fixed, x, b), enter(fixed, rows, b), real, b)
+    attend_fixed = lambda x, vectors, real: attend_by_content(fixed, enter(fixed, x, b), enter(fixed, vectors, b), real, b)
     kept, length = _kept(inputs, jnp.where(call.closes, filled, 0), cfg, b)
     m = options(cfg.memory, b)
     write = lambda memory: _module(cfg).update(params["memory"], memory, kept, m, length, usage, attend_fixed)
