@@ -43,18 +43,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None =
     Returns (y [..., T, H, V] in q's dtype, weight f32[..., H, T, S] of the keys alone). Scores and softmax are float32, or float64.
     """
     dtype, columns = wide(q), (*fronts, Front(q, k, v, visible, bias))
-    parts = [_scores(part, dtype) for part in columns]
-    values = [part.v for part in columns]
+    scores = [_scores(part, dtype) for part in columns]
+    empty = 0 if sink is None else sink.score.shape[-1]  # columns of the sink, in front of all others
     if sink is not None:
-        parts.insert(0, sink.score.astype(dtype))
-        values.insert(0, sink.v)
-    weight = jax.nn.softmax(jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0], axis=-1)
-    edges = [0]
-    for part in parts:
-        edges.append(edges[-1] + part.shape[-1])
-    weights = [weight[..., i:j] for i, j in zip(edges, edges[1:], strict=False)]
-    y = sum(_weighed(w, x, dtype) for w, x in zip(weights, values, strict=True) if x is not None)
-    return y.astype(q.dtype), weights[-1]
+        scores.insert(0, sink.score.astype(dtype))
+    weight = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
+    y = _weighed_parts(weight[..., empty:], [part.v for part in columns], dtype)
+    if sink is not None and sink.v is not None:
+        y = y + _weighed(weight[..., :empty], sink.v, dtype)
+    return y.astype(q.dtype), weight[..., weight.shape[-1] - k.shape[-3]:]
 
 
 def _scores(part: Front, dtype) -> jax.Array:
@@ -90,6 +87,17 @@ def _weighed(weight: jax.Array, v: jax.Array, dtype) -> jax.Array:
     weight = weight.reshape(*lead, groups, heads // groups, tokens, columns).astype(v.dtype)
     y = jnp.moveaxis(jnp.einsum("...grts,...sgv->...grtv", weight, v, preferred_element_type=dtype), -2, -4)
     return y.reshape(*y.shape[:-3], heads, size)
+
+
+def _weighed_parts(weight: jax.Array, values: list[jax.Array], dtype) -> jax.Array:
+    """weight[..., H, T, S1 + S2 + ...] on values [..., S1, G, V], [..., S2, G, V], ... side by side -> [..., T, H, V].
+
+    One product for many queries; for one query a product for each part, because joining would copy a whole cache for one token.
+    """
+    if weight.shape[-2] > 1:
+        return _weighed(weight, jnp.concatenate(values, axis=-3) if len(values) > 1 else values[0], dtype)
+    cuts = [sum(v.shape[-3] for v in values[:n]) for n in range(1, len(values))]
+    return sum(_weighed(w, v, dtype) for w, v in zip(jnp.split(weight, cuts, axis=-1), values, strict=True))
 
 
 def _rows(x: jax.Array) -> jax.Array:

@@ -8,16 +8,12 @@ A layer is given as the config of its mixer, or as a tuple of them, one a branch
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import jax
 
 from memtok_jax.models import layers
 from memtok_jax.models.call import Call
 from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.style import Backbone
-from memtok_jax.numerics import recompute
 from memtok_jax.sharding import constrain
 
 Layer = MixerConfig | tuple[MixerConfig, ...]
@@ -67,6 +63,5 @@ def run(params, state: dict, x: jax.Array, layer: Layer, b: Backbone, call: Call
         y, after[name], found, side = m.module.run(params[name], state[name], x, m, b, call, side)
         x = constrain(layers.add(params[name], x, y, b), "batch", "length", "embed")
         stats |= {f"{name}.{key}": value for key, value in found.items()}
-    own: Any = params["feed_forward"]
-    x = layers.add(own, x, recompute(partial(_feed_forward, b=b))(own, x), b)
+    x = layers.add(params["feed_forward"], x, _feed_forward(params["feed_forward"], x, b), b)
     return constrain(x, "batch", "length", "embed"), after, stats, side

@@ -14,7 +14,6 @@ alone, unless the options say otherwise. Left out of the published models: dropo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -34,7 +33,6 @@ from memtok_jax.models.layers import enter
 from memtok_jax.models.mixers import MixerConfig, need_segment, options
 from memtok_jax.models.positions import Places
 from memtok_jax.models.style import Backbone
-from memtok_jax.numerics import recompute
 
 MEMORIES: dict[type, ModuleType] = {XlConfig: xl, CompressiveConfig: compressive}
 EVALUATION = {"evaluation": True}
@@ -152,9 +150,8 @@ def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedCon
         inside = borders.visible_slots(call, tokens, b.slots)
     columns = enter(params, jnp.concatenate([vectors.astype(x.dtype), own.astype(x.dtype)], axis=1), b)
     k, v = (A.heads(params, columns, name, b) for name in "kv")
-    attention = partial(A.at_places, b=b, side=side, prefix=state.prefix, places=None if call.whole else where,
-                        ahead=call.sees != "past")
-    y, weight = recompute(attention)(params, enter(params, x, b), k, v, _visible(real, inside, where, call, cfg))
+    y, weight = A.at_places(params, enter(params, x, b), k, v, _visible(real, inside, where, call, cfg), b, side,
+                            prefix=state.prefix, places=None if call.whole else where, ahead=call.sees != "past")
     return A.output(params, y, b), weight, inputs
 
 

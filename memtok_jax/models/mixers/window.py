@@ -15,7 +15,6 @@ from the block's oldest key, so they stay small for ever.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +29,6 @@ from memtok_jax.models.layers import enter
 from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.positions import Places
 from memtok_jax.models.style import Backbone
-from memtok_jax.numerics import recompute
 
 EVALUATION = {"evaluation": True}
 
@@ -135,8 +133,8 @@ def _blocks(params, prefix: A.Prefix, past: RingState, after: RingState, new: tu
     keys, values = (_cut(s, n, r.window) for s in streams)
     everywhere = A.Prefix(*(jnp.broadcast_to(p[:, None], (p.shape[0], n, *p.shape[1:])) for p in prefix))
     pinned = _pinned(after, (past.count[:, None] + jnp.arange(n * size)[None]).reshape(batch, n, size), r)
-    attend = recompute(partial(A.at_places, b=b, prefix=everywhere, pinned=pinned))
-    y, _ = attend(params, pad(u).reshape(batch, n, size, -1), keys, values, visible_keys(past.count, n, size, r), side=side)
+    y, _ = A.at_places(params, pad(u).reshape(batch, n, size, -1), keys, values, visible_keys(past.count, n, size, r), b, side,
+                       prefix=everywhere, pinned=pinned)
     return y.reshape(batch, n * size, -1)[:, :tokens]
 
 
