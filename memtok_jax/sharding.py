@@ -1,4 +1,4 @@
-"""Where arrays lie on many devices: one mesh, one table of rules, one function for activations.
+"""How arrays are divided over devices: one mesh, one table of rules, one function for activations.
 
 Arrays name their dimensions with logical axes ("batch", "heads", ...; see `params.py`). The table says over which
 axes of the mesh a logical axis is divided. The mesh has three axes:
@@ -65,8 +65,8 @@ def mesh_axes_of(names: tuple[str | None, ...]) -> tuple[MeshAxes, ...]:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Tell the compiler how an activation is divided.
 
-    names: one logical axis or None for each dimension of x. Without a mesh (`jax.set_mesh`) x comes back untouched;
-    mesh axes that are not Auto (all of them inside `jax.shard_map`) are left alone.
+    names: one logical axis or None for each dimension of x. Without a mesh (`jax.set_mesh`) x comes back as it is. Mesh axes that
+    are not Auto, which inside `jax.shard_map` is all of them, are not used.
     Raises ValueError if the number of names does not fit, UserError if the size of a dimension does not divide.
     """
     if x.ndim != len(names):
@@ -135,8 +135,8 @@ def everywhere(x: jax.Array) -> jax.Array:
 def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
     """table[ids], f[B, T, D]: every device looks its own rows up in a whole copy of the table.
 
-    Spelled out rather than left to the compiler, which cannot partition an index into a divided table reliably
-    (jax 0.10.2 aborts on meshes that use all three axes).
+    Left to itself, the compiler cannot divide an index into a divided table reliably: that of jax 0.10.2 aborts on meshes that use
+    all three axes.
     """
     free = _free_axes()
     if not free:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from neural_cases import assert_close, random_params
 
+from memtok_jax.config import UserError
 from memtok_jax.models import adaptive
 from memtok_jax.models.adaptive import AdaptiveConfig
 
@@ -90,5 +91,5 @@ def test_tables_of_the_published_kind():
     (dict(cutoffs=(4, 7), shrink=3), "width=8 is not a multiple of 9, by which shrink=3 narrows the last of 3 clusters"),
 ], ids=str)
 def test_config_names_the_mistake(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         AdaptiveConfig(WORDS, WIDTH, **options)

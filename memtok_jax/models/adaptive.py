@@ -15,8 +15,8 @@ Transformer-XL has both (1901.02860). `cutoffs` are the first words of all clust
 | C, c    | `clusters` w, b | [clusters - 1, D], [clusters - 1] |
 | b       | `output_bias` | [V] |
 
-Without cutoffs this is the tied softmax. The result is a distribution over all words, so that losses, samplers and scores need not
-know of clusters; an output layer that computes the clusters of the targets alone would save time, not change a number.
+Without cutoffs this is the tied softmax. The result is a distribution over all words, so losses, samplers and scores need not know
+of clusters. An output layer that computes only the clusters of the targets would give the same numbers in less time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,21 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
+from memtok_jax.config import UserError
 from memtok_jax.numerics import matmul, spread
 from memtok_jax.sharding import look_up
 
 
 @dataclass(frozen=True)
 class AdaptiveConfig:
-    """vocabulary: V. width: D. cutoffs: rising word numbers. shrink: each cluster's embeddings are so many times narrower than
-    those of the one before. std: of the initial embeddings. dtype: of matrix operands.
+    """Options of embeddings and output layer.
+
+    vocabulary: V.
+    width: D.
+    cutoffs: the first words of all clusters but the first, rising; none: one cluster.
+    shrink: the embeddings of a cluster are so many times narrower than those of the cluster before.
+    std: of the initial embeddings.
+    dtype: of the operands of matrix products.
     """
 
     vocabulary: int
@@ -48,14 +55,14 @@ class AdaptiveConfig:
     def __post_init__(self):
         borders = (0, *self.cutoffs, self.vocabulary)
         if any(a >= b for a, b in pairwise(borders)):
-            raise ValueError(f"cutoffs={self.cutoffs} must rise between 0 and vocabulary={self.vocabulary}")
+            raise UserError(f"cutoffs={self.cutoffs} must rise between 0 and vocabulary={self.vocabulary}")
         if self.shrink < 1:
-            raise ValueError(f"shrink={self.shrink} must be at least 1")
+            raise UserError(f"shrink={self.shrink} must be at least 1")
         if self.shrink > 1 and not self.cutoffs:
-            raise ValueError(f"shrink={self.shrink} needs clusters: set cutoffs, or shrink=1")
+            raise UserError(f"shrink={self.shrink} needs clusters: set cutoffs, or shrink=1")
         if self.width % self.shrink ** len(self.cutoffs):
-            raise ValueError(f"width={self.width} is not a multiple of {self.shrink ** len(self.cutoffs)}, by which shrink="
-                             f"{self.shrink} narrows the last of {len(self.cutoffs) + 1} clusters")
+            raise UserError(f"width={self.width} is not a multiple of {self.shrink ** len(self.cutoffs)}, by which shrink="
+                            f"{self.shrink} narrows the last of {len(self.cutoffs) + 1} clusters")
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -102,14 +109,14 @@ def logits(params, h: jax.Array, cfg: AdaptiveConfig) -> jax.Array:
         return _scores(h, params["embedding"], bias, cfg)
     narrow = cfg.shrink > 1
     tables = params["embedding"] if narrow else [params["embedding"][a:b] for a, b in cfg.ranges]
-    ways = [params["output_projection"].T, *(p.T for p in params["projections"][1:])] if narrow else []
-    seen = [matmul(h, way, cfg.dtype).astype(h.dtype) for way in ways] if narrow else [h] * len(tables)
+    projections = [params["output_projection"].T, *(p.T for p in params["projections"][1:])] if narrow else []
+    inputs = [matmul(h, w, cfg.dtype).astype(h.dtype) for w in projections] if narrow else [h] * len(tables)
     first, clusters = cfg.cutoffs[0], params["clusters"]
-    head = jax.nn.log_softmax(_scores(seen[0], jnp.concatenate([tables[0], clusters["w"]]),
+    head = jax.nn.log_softmax(_scores(inputs[0], jnp.concatenate([tables[0], clusters["w"]]),
                                       jnp.concatenate([bias[:first], clusters["b"]]), cfg))
     parts = [head[..., :first]]
     for i, (begin, end) in enumerate(cfg.ranges[1:]):
-        inside = jax.nn.log_softmax(_scores(seen[i + 1], tables[i + 1], bias[begin:end], cfg))
+        inside = jax.nn.log_softmax(_scores(inputs[i + 1], tables[i + 1], bias[begin:end], cfg))
         parts.append(head[..., first + i, None] + inside)
     return jnp.concatenate(parts, axis=-1)
 

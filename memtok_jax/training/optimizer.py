@@ -1,4 +1,4 @@
-"""The optimizer: clipping, AdamW or LAMB with a decay mask from the parameter specs, and the learning-rate schedule."""
+"""The optimizer: clipping, AdamW or LAMB, and the schedule of the learning rate. The specs say which parameters decay."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def schedule(cfg: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(cfg: OptimizerConfig, specs: pr.Tree) -> optax.GradientTransformation:
-    """AdamW or LAMB over parameters described by `specs`, before the learning rate: the direction in which to go down.
+    """AdamW or LAMB over parameters described by `specs`, without the learning rate: what an update subtracts, before it is scaled.
 
-    The gradient is clipped first. The step multiplies by minus the learning rate itself, so that
-    the schedule follows the number of the update also where an update was left out.
+    The gradient is clipped first. The update itself multiplies by the learning rate, because its schedule counts all updates, those
+    that were left out included.
     """
     return optax.chain(clip(cfg.clip_norm, specs),
                        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon),
@@ -33,9 +33,9 @@ def make_optimizer(cfg: OptimizerConfig, specs: pr.Tree) -> optax.GradientTransf
 
 
 def clip(bound: float, specs: pr.Tree) -> optax.GradientTransformation:
-    """Shrink the gradient to a global norm of at most `bound`; auxiliary parameters and all others each by their own norm.
+    """Shrink the gradient to a global norm of at most `bound`: one norm for auxiliary parameters, one for all others.
 
-    With one norm for both, a loss that is meant to reach the compression of a memory alone would shorten every other step.
+    With one norm for both, a loss that concerns only the compression of a memory would shorten every other step.
     """
     apart = [spec.auxiliary for spec in _leaves(specs)]
     whole = optax.clip_by_global_norm(bound)
@@ -56,10 +56,10 @@ def _leaves(specs: pr.Tree) -> list[pr.ParamSpec]:
 
 
 def scale_by_trust_ratio(specs: pr.Tree) -> optax.GradientTransformation:
-    """LAMB (arXiv 1904.00962): the step u of each parameter w becomes |w| / |u| u, where neither is zero.
+    """LAMB (arXiv 1904.00962): the step u of each parameter w becomes |w| / |u| u; if w or u is zero, it stays u.
 
-    As optax's of the same name, but for two things that published recipes rest on: the layers of a stack have a ratio each, and
-    parameters without decay (norms, biases, tokens) keep their step, as in the fused LAMB of DeiT III.
+    It differs from optax's function of the same name in two points, on which published recipes rest: each layer of a stack has a
+    ratio of its own, and parameters without decay (norms, biases, tokens) keep their step, as in the fused LAMB of DeiT III.
     """
     known = _leaves(specs)
 
@@ -74,6 +74,6 @@ def _trusted(step: jax.Array, w: jax.Array, spec: pr.ParamSpec) -> jax.Array:
     if not spec.decayed:
         return step
     axes = tuple(range(int(spec.axes[0] == "layers"), w.ndim))
-    long, far = (jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axes, keepdims=True)) for x in (w, step))
-    ratio = jnp.where((long > 0) & (far > 0), long / jnp.where(far > 0, far, 1.0), 1.0)
+    of_w, of_step = (jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axes, keepdims=True)) for x in (w, step))
+    ratio = jnp.where((of_w > 0) & (of_step > 0), of_w / jnp.where(of_step > 0, of_step, 1.0), 1.0)
     return (step * ratio).astype(step.dtype)

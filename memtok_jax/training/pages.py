@@ -15,7 +15,7 @@ TUNABLES, WISH = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 def wished(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with the wish, beside whatever else is tuned; as it is where it says something about it already."""
+    """The environment with the wish added to what else is tuned. If it mentions the wish already, it is left as it is."""
     tuned = environment.get(TUNABLES, "")
     if WISH in tuned:
         return dict(environment)
@@ -31,7 +31,7 @@ def has_glibc() -> bool:
 
 
 def begin_again_with_large_pages() -> None:
-    """Replace this process by itself with the wish in its environment; where that is of no use, or done, do nothing."""
+    """Start this process anew with the wish in its environment. Do nothing if the wish is there, or without the GNU C library."""
     environment = wished(os.environ)
     if has_glibc() and environment != dict(os.environ):
         os.execve(sys.executable, sys.orig_argv, environment)
