@@ -8,12 +8,15 @@ A layer is given as the config of its mixer, or as a tuple of them, one a branch
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 
 from memtok_jax.models import layers
 from memtok_jax.models.call import Call
 from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import recompute
 from memtok_jax.sharding import constrain
 
 Layer = MixerConfig | tuple[MixerConfig, ...]
@@ -56,12 +59,23 @@ def begin(params, x_MD: jax.Array, layer: Layer, b: Backbone, batch: int, side: 
     return layers.add(params["feed_forward"], x_MD, _feed_forward(params["feed_forward"], x_MD, b), b), state, side
 
 
+def _close(own, feed_forward, x: jax.Array, y: jax.Array, b: Backbone) -> jax.Array:
+    """The sum with the last branch, and the feed-forward network."""
+    x = constrain(layers.add(own, x, y, b), "batch", "length", "embed")
+    return layers.add(feed_forward, x, _feed_forward(feed_forward, x, b), b)
+
+
 def run(params, state: dict, x: jax.Array, layer: Layer, b: Backbone, call: Call, side: dict) -> tuple[jax.Array, dict, dict, dict]:
-    """x[B, T, D] -> (x, state, statistics "mixer.name" -> f32[], side)."""
-    after, stats = {}, {}
+    """x[B, T, D] -> (x, state, statistics "mixer.name" -> f32[], side).
+
+    What follows the mixers is computed again in the backward pass, sums and norms included. A mixer does the same for its own part,
+    because a policy around the whole layer would reach into a memory that recomputes its chunks, and store their products.
+    """
+    after, stats, last = {}, {}, names(layer)[-1]
     for name, m in zip(names(layer), branches(layer), strict=True):
         y, after[name], found, side = m.module.run(params[name], state[name], x, m, b, call, side)
-        x = constrain(layers.add(params[name], x, y, b), "batch", "length", "embed")
         stats |= {f"{name}.{key}": value for key, value in found.items()}
-    x = layers.add(params["feed_forward"], x, _feed_forward(params["feed_forward"], x, b), b)
+        if name != last:
+            x = constrain(layers.add(params[name], x, y, b), "batch", "length", "embed")
+    x = recompute(partial(_close, b=b))(params[last], params["feed_forward"], x, y)
     return constrain(x, "batch", "length", "embed"), after, stats, side

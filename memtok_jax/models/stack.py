@@ -19,7 +19,6 @@ from memtok_jax.models import block, wavefront
 from memtok_jax.models.call import Call
 from memtok_jax.models.mixers import LayerConfig, MixerConfig
 from memtok_jax.models.style import Backbone
-from memtok_jax.numerics import recompute
 
 Pattern = tuple[MixerConfig | tuple[MixerConfig, ...], ...]
 
@@ -28,7 +27,7 @@ Pattern = tuple[MixerConfig | tuple[MixerConfig, ...], ...]
 class Stack:
     """pattern: layers of one repeat. repeats: how often they come. b: the backbone.
 
-    remat: what the backward pass computes again, see `numerics.recompute`.
+    remat: "block" computes each repeat again in the backward pass; "pointwise" stores matrix products only.
     unroll: repeats that are compiled side by side.
     """
 
@@ -71,7 +70,8 @@ def _scan(body: Callable, x: jax.Array, trees: tuple, s: Stack):
             outs.append(out)
         return x, tuple(outs)
 
-    return jax.lax.scan(recompute(repeat, s.remat), x, trees, unroll=s.unroll)
+    repeat = jax.checkpoint(repeat, prevent_cse=False) if s.remat == "block" else repeat
+    return jax.lax.scan(repeat, x, trees, unroll=s.unroll)
 
 
 def init_state(params: tuple, x_MD: jax.Array, s: Stack, batch: int, side: dict) -> StackState:
@@ -131,7 +131,8 @@ def run_segments(params: tuple, state: StackState, x_NBTD: jax.Array, s: Stack, 
             after.append(new)
         return x, tuple(after), {}
 
-    x, layers, _ = wavefront.run(recompute(repeat, s.remat), params, state.layers, x_NBTD)
+    repeat = jax.checkpoint(repeat, prevent_cse=False) if s.remat == "block" else repeat
+    x, layers, _ = wavefront.run(repeat, params, state.layers, x_NBTD)
     return x, state._replace(layers=layers)
 
 

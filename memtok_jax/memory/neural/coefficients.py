@@ -14,19 +14,20 @@ Both recursions of a chunk are linear (Titans, equations 10 and 13), so the weig
 | n_ti   | moving  | share of gradient i in the surprise after t                    |
 | g_ti   | written | share of gradient i in the weights after t                     |
 
-Everything is computed from sums of logarithms, masked before the exponential: no quotient of products ever appears. Each sum
-has terms of one sign. The difference of two cumulative sums would give the same number with fewer digits: if gates are nearly
-closed, the cumulative sum is large, and so is its rounding error, while the difference may be small.
+Everything is computed from sums of logarithms, masked before the exponential: no quotient of products ever appears. A sum over
+j < k <= i is the difference of two cumulative sums. Rounded as usual, it would lose digits if gates are nearly closed: then the
+cumulative sums are large while the difference may be small. So each logarithm is split in two: a multiple of a power of two, whose
+sums and differences are exact, and a rest so small that its rounding does not matter.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-BLOCK = 16  # tokens whose sums are formed at once
+import numpy as np
 
 
 class Coefficients(NamedTuple):
@@ -40,37 +41,25 @@ class Coefficients(NamedTuple):
     written: jax.Array  # f32[C, C]
 
 
-def _sums_inside(x: jax.Array) -> jax.Array:
-    """Sums of x over j < k <= i: x[..., C] -> [..., C, C] with entries (i, j), zero unless j < i."""
-    n = x.shape[-1]
-    later = jnp.where(jnp.tri(n, k=-1, dtype=bool), x[..., :, None], jnp.zeros((), x.dtype))  # entry (k, j): x_k if j < k
-    # A cumulative sum along k, written as a product: XLA's CPU backend takes 100 us for cumsum of a few hundred numbers.
-    return jnp.matmul(jnp.tri(n, dtype=x.dtype), later, precision="highest")
+def cumulative(log_x: jax.Array) -> jax.Array:
+    """Sums of log_x[C] up to each token, in two parts [C, 2]. Differences of the first part are exact; the second is small.
 
-
-def sums_between(x: jax.Array) -> jax.Array:
-    """Sums of x over j < k <= i for all pairs of places: x[C] -> [C, C] with entries (i, j), valid for j <= i.
-
-    Long chunks are cut into blocks. A sum is then what stands behind j in its block, the blocks between, and what stands in
-    the block of i up to i; so the work grows with C^2 instead of C^3.
+    A logarithm below `least` counts as `least`, whose exponential is zero too.
     """
-    c, n = x.shape[0], -(-x.shape[0] // BLOCK)
-    if n <= 4:  # up to 64 tokens, cutting costs more than it saves
-        return _sums_inside(x)
-    x = jnp.pad(x, (0, n * BLOCK - c)).reshape(n, BLOCK)
-    inside = _sums_inside(x)                                    # [n, BLOCK, BLOCK]
-    up_to, behind = x[:, :1] + inside[:, :, 0], inside[:, -1]   # [n, BLOCK] each
-    between = jnp.pad(_sums_inside(up_to[:, -1]), ((1, 0), (0, 0)))[:-1]  # [n, n]: sums of the blocks after J and before I
-    across = up_to[:, :, None, None] + between[:, None, :, None] + behind[None, None, :, :]  # (block, i, block, j)
-    same = jnp.eye(n, dtype=bool)[:, None, :, None]
-    return jnp.where(same, inside[:, :, None, :], across).reshape(n * BLOCK, n * BLOCK)[:c, :c]
+    limits, tokens = np.finfo(log_x.dtype), log_x.shape[0]
+    least = math.log(limits.smallest_subnormal) - 1
+    unit = 2.0 ** (math.ceil(math.log2(-least * tokens)) - limits.nmant)  # the largest sum has nmant binary digits
+    log_x = jnp.maximum(log_x, least)
+    coarse = jax.lax.stop_gradient(jnp.round(log_x / unit) * unit)
+    # A cumulative sum as a product: XLA's CPU backend takes 100 us for cumsum of a few hundred numbers.
+    return jnp.matmul(jnp.tri(tokens, dtype=log_x.dtype), jnp.stack([coarse, log_x - coarse], axis=-1), precision="highest")
 
 
 def decay(log_x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Products of x: over all tokens up to t, f32[C], and over j < k <= t for j <= t, lower-triangular f32[C, C]."""
-    low = jnp.tri(log_x.shape[0], dtype=bool)
-    sums = sums_between(log_x)
-    return jnp.exp(log_x[0] + sums[:, 0]), jnp.where(low, jnp.exp(jnp.where(low, sums, 0)), 0)
+    low, up_to = jnp.tri(log_x.shape[0], dtype=bool), cumulative(log_x)
+    sums = (up_to[:, None] - up_to[None]).sum(-1)
+    return jnp.exp(up_to.sum(-1)), jnp.where(low, jnp.exp(jnp.where(low, sums, 0)), 0)
 
 
 def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, real: jax.Array,

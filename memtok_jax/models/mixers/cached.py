@@ -14,6 +14,7 @@ alone, unless the options say otherwise. Left out of the published models: dropo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from memtok_jax.models.layers import enter
 from memtok_jax.models.mixers import MixerConfig, need_segment, options
 from memtok_jax.models.positions import Places
 from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import recompute
 
 MEMORIES: dict[type, ModuleType] = {XlConfig: xl, CompressiveConfig: compressive}
 EVALUATION = {"evaluation": True}
@@ -194,7 +196,7 @@ def _received(weight: jax.Array, call: Call) -> jax.Array:
     return jnp.where(mine[:, None, :, None], weight, 0).sum((1, 2))
 
 
-def _step(params, state: CachedState, x: jax.Array, call: Call, *, cfg: CachedConfig, b: Backbone, side: dict):
+def _step(params, state: CachedState, x: jax.Array, *, call: Call, cfg: CachedConfig, b: Backbone, side: dict):
     """Tokens of one segment: (branch, state, statistics)."""
     y, weight, inputs = _attend(params, state, x, call, cfg, b, side)
     usage = None
@@ -216,6 +218,8 @@ def _tokens_only(usage: jax.Array, inputs: jax.Array, cfg: CachedConfig, b: Back
 
 def run(params, state: CachedState, x: jax.Array, cfg: CachedConfig, b: Backbone, call: Call, side: dict):
     """x[B, T, D] -> (branch [B, T, D], state, statistics of the memory, side)."""
-    step = lambda state, x, call: _step(params, state, x, call, cfg=cfg, b=b, side=side)
+    def step(state, x, call):
+        return recompute(partial(_step, call=call, cfg=cfg, b=b))(params, state, x, side=side)
+
     y, state, stats = borders.walk(step, state, x, call, b, state_specs(cfg, b, x.shape[0]))
     return y, state, stats, side

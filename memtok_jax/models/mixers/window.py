@@ -15,6 +15,7 @@ from the block's oldest key, so they stay small for ever.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ from memtok_jax.models.layers import enter
 from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.positions import Places
 from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import recompute
 
 EVALUATION = {"evaluation": True}
 
@@ -133,8 +135,8 @@ def _blocks(params, prefix: A.Prefix, past: RingState, after: RingState, new: tu
     keys, values = (_cut(s, n, r.window) for s in streams)
     everywhere = A.Prefix(*(jnp.broadcast_to(p[:, None], (p.shape[0], n, *p.shape[1:])) for p in prefix))
     pinned = _pinned(after, (past.count[:, None] + jnp.arange(n * size)[None]).reshape(batch, n, size), r)
-    y, _ = A.at_places(params, pad(u).reshape(batch, n, size, -1), keys, values, visible_keys(past.count, n, size, r), b, side,
-                       prefix=everywhere, pinned=pinned)
+    attend = recompute(partial(A.at_places, b=b, prefix=everywhere, pinned=pinned))
+    y, _ = attend(params, pad(u).reshape(batch, n, size, -1), keys, values, visible_keys(past.count, n, size, r), side=side)
     return y.reshape(batch, n * size, -1)[:, :tokens]
 
 
