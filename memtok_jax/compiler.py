@@ -1,14 +1,30 @@
-"""How XLA is asked to compile this code."""
+"""How XLA is asked to compile this code, and where its programs are kept."""
 
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 
 import jax
 
 # Sums over rows of a few thousand numbers, of which the gradient of a memory has many, take several times as long in the
 # library that XLA uses for them on a CPU as in its own loops (docs/log.md, 2026-11-21).
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+PROGRAMS, PROGRAMS_BYTES = ".programs", 2 ** 30
+
+
+def keep_programs(folder: Path) -> None:
+    """Keep compiled programs in `folder/.programs`, so that the next command that needs one does not compile it again.
+
+    Those not used for longest leave if they take more than a gibibyte. Whoever has set JAX_COMPILATION_CACHE_DIR keeps that folder
+    and its limits.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / PROGRAMS))
+    jax.config.update("jax_compilation_cache_max_size", PROGRAMS_BYTES)
 
 
 @functools.cache

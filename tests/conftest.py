@@ -34,6 +34,7 @@ def pytest_configure(config):
     cache = config.cache.mkdir("jax_compilation") if hasattr(config, "cache") else None
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)  # for commands that tests run, in this process and in others
         # Small programs too: every file compiles hundreds of them anew, after `_forget_programs`.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

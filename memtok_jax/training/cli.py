@@ -104,10 +104,12 @@ def default_workdir(name: str) -> Path:
 
 def train(experiment: Any, workdir: Path, distributed: str) -> int:
     """Join the other processes, if any, and train."""
+    from memtok_jax.compiler import keep_programs
     from memtok_jax.training.curriculum import train_stages
     from memtok_jax.training.distributed import join, use_cores
     from memtok_jax.training.run import train
 
+    keep_programs(Path(workdir).parent)
     join(distributed)
     use_cores(experiment.training, experiment.evaluation.batch)
     return train_stages(train, experiment, Path(workdir))
@@ -125,17 +127,21 @@ def compile_only(experiment: Any, target: str) -> int:
 
 def evaluate(workdir: Path, overrides: tuple[str, ...], suite: str) -> int:
     """Score the newest checkpoint of a run; the last line on stdout is one JSON object."""
+    from memtok_jax.compiler import keep_programs
     from memtok_jax.evaluation.report import evaluate_run
 
+    keep_programs(Path(workdir).parent)
     print(json.dumps(evaluate_run(Path(workdir), overrides, print, suite)))
     return 0
 
 
 def stream(workdir: Path, overrides: tuple[str, ...], options: dict[str, Any]) -> int:
     """Read texts and write on. options: fields of `StreamConfig`, and of `Sampling`. Text goes to stdout, all else to stderr."""
+    from memtok_jax.compiler import keep_programs
     from memtok_jax.evaluation.streaming import StreamConfig, stream_text
     from memtok_jax.inference.filters import Sampling
 
+    keep_programs(workdir.parent)
     sampling, column = Sampling(**{name: options.pop(name) for name in Sampling._fields}), ["\n"]
 
     def write(text: str) -> None:
