@@ -64,7 +64,8 @@ def test_entry_points_are_short():
         assert len((ROOT / name).read_text().splitlines()) < 60
 
 
-OPTIONAL = ("PIL", "tensorflow", "tensorflow_datasets", "grain", "matplotlib", "tensorboardX", "chex", "torch")
+OPTIONAL = ("PIL", "tensorflow", "tensorflow_datasets", "grain", "matplotlib", "tensorboardX", "chex", "torch",
+            "tokenizers", "sentencepiece", "array_record", "pyarrow", "zstandard")
 
 
 def test_a_run_needs_only_the_core(tmp_path):

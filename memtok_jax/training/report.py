@@ -22,8 +22,16 @@ PROMPT_TOKENS = 64
 
 
 def headline(experiment: Experiment) -> Headline:
-    """The number by which a run is judged: that of the data's evaluation suite."""
-    return suite_named(data.suite(experiment.data)).HEADLINE
+    """The number by which a run is judged: that of the data's evaluation suite.
+
+    If the tokens have several bytes, the loss of training is scaled by the mean of the held-out text.
+    """
+    judged = suite_named(data.suite(experiment.data)).HEADLINE
+    if not data.tokenizer(experiment.data):
+        return judged
+    batches = data.open_eval(experiment.data, 1)
+    tokens, size = (sum(int(batch[name].sum()) for batch in batches) for name in ("length", "bytes"))
+    return judged._replace(scale=judged.scale * tokens / size)
 
 
 def held_out(experiment: Experiment, model: Model, params: Any, mesh: Mesh, most: int) -> tuple[Score, dict[str, float]]:
