@@ -15,6 +15,7 @@ import tokenizer_toys
 import toy_run
 
 from memtok_jax import config, data
+from memtok_jax.analysis import figures
 from memtok_jax.config import UserError
 from memtok_jax.data import text as text_source
 from memtok_jax.data import tokenizers
@@ -189,13 +190,16 @@ def test_bits_per_byte_of_a_uniform_model():
     assert suite_named("text").HEADLINE.of(score) == pytest.approx(500 * math.log2(320) / 2000)
 
 
-def test_a_run_on_tokens_reports_bits_per_byte_and_loss_per_token(source, tmp_path):
+def test_a_run_on_tokens_reports_bits_per_byte_and_loss_per_token(source, tmp_path, monkeypatch):
     vocabulary = data.tokenizer(source).vocabulary
     fields = (f"data.tokenizer={source.tokenizer}", f"model.vocabulary={vocabulary}", "optimizer.steps=2", "training.eval_every=0",
               "training.sample_tokens=0")
     workdir = tmp_path / "run"
+    drawn, said = [], []
+    monkeypatch.setattr(figures, "available", lambda: True)
+    monkeypatch.setattr(figures, "curves", lambda path, lines, *rest: drawn.append(lines))
+    monkeypatch.setattr(figures, "by_distance", lambda path, points, *rest: drawn.append(points))
     train(toy_run.experiment(source.source, *fields), workdir)
-    said = []
     result = evaluate_run(workdir, ("data.eval_bytes=400",), said.append)
     cfg = config.override(toy_run.experiment(source.source, *fields), ("data.eval_bytes=400",)).data
     tokens = sum(int(b["length"].sum()) for b in data.open_eval(cfg, 1))
@@ -204,6 +208,12 @@ def test_a_run_on_tokens_reports_bits_per_byte_and_loss_per_token(source, tmp_pa
     assert result["eval/loss"] == pytest.approx(math.log(vocabulary), rel=0.3)
     assert result["tokenizer"] == data.tokenizer(cfg).fingerprint
     assert any(line.startswith("loss per token") for line in said)
+    lines, points = drawn
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["train/loss"] for record in records if "train/loss" in record]
+    rate = records[-1]["eval/bits_per_byte"] / records[-1]["eval/loss"]
+    np.testing.assert_allclose(lines["training batches"][1], [loss * rate for loss in losses])
+    assert sum(bits * count for _, _, bits, count in points) / tokens == pytest.approx(result["eval/bits_per_byte"])
     with pytest.raises(UserError, match="stream.py is for models of bytes"):
         stream_text(workdir, (), StreamConfig(file=(source.source,)), said.append, said.append)
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])

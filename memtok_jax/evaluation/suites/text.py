@@ -33,7 +33,7 @@ def word_perplexity(bits_per_byte: float, size: int, words: int) -> float:
     return 2.0 ** (bits_per_byte * size / words)
 
 
-# The scale is that of tokens of one byte; `report.headline` divides it by the bytes of a token.
+# The scale is that of tokens of one byte; `report.draw_curve` divides it by the bytes of a token.
 HEADLINE = Headline("eval/bits_per_byte", "bits per byte", lambda score: bits_per_byte(score.nats, score.bytes), "train/loss",
                     bits_per_byte(1.0, 1))
 
