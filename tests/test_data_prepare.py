@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import json
 import signal
@@ -108,6 +109,14 @@ def test_held_out_documents_are_chosen_by_their_text():
     shares = [sum(is_held_out(t.encode(), share) for t in TEXTS) / len(TEXTS) for share in (0.0, 0.1, 0.5, 0.9)]
     assert shares[0] == 0 and all(abs(s - w) < 0.12 for s, w in zip(shares, (0, 0.1, 0.5, 0.9), strict=True))
     assert all(is_held_out(t.encode(), 0.6) for t in TEXTS if is_held_out(t.encode(), 0.3))
+
+
+def test_the_fingerprint_of_a_source_is_that_of_its_texts(tokenizer, tmp_path):
+    prints = []
+    for name, texts in (("a", TEXTS), ("b", TEXTS), ("c", (TEXTS[0] + ".", *TEXTS[1:])), ("d", TEXTS[::-1])):
+        (tmp_path / f"{name}.jsonl").write_bytes(lines_of(texts))
+        prints.append(run(tmp_path / f"{name}.jsonl", tokenizer, tmp_path / name)[0]["source"]["texts_sha256"])
+    assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
 # ---------------------------------------------------------------------------------------------------- kinds of source
@@ -361,6 +370,14 @@ def test_folders_that_cannot_be_used(tokenizer, tmp_path):
     for field, rule in ((dict(held_out=1.0), "below 1"), (dict(processes=-1), "at least 0"), (dict(part_bytes=0), "at least 1")):
         assert rule in message_of(lambda f=field: config(tmp_path, tokenizer, tmp_path, **f), UserError)
     assert "no tokenizer:" in message_of(lambda: config(tmp_path, "", tmp_path), UserError)
+
+
+def test_two_commands_cannot_prepare_the_same_folder(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines_of(TEXTS))
+    run(tmp_path / "a.jsonl", tokenizer, tmp_path / "out")
+    with (tmp_path / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another command prepares" in message_of(lambda: run(tmp_path / "a.jsonl", tokenizer, tmp_path / "out"), UserError)
 
 
 def test_the_command_says_mistakes_in_one_line(tokenizer, tmp_path):
