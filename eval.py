@@ -15,7 +15,7 @@ from memtok_jax.training import cli, pages
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its newest checkpoint is scored. eval.json and "
                               "figures are written there.")
 DATA = flags.DEFINE_string("data", None, "What to score instead of the run's data: a text file, a folder of text files, "
-                           "the name of a data set, tfds:NAME, task:NAME or images:NAME.")
+                           "the name of a data set, tfds:NAME, shards:FOLDER, task:NAME or images:NAME.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets. Default: environment variable "
                                "MEMTOK_DATA_DIR.")
 SUITE = flags.DEFINE_string("suite", "", "How the model is judged: a file of memtok_jax/evaluation/suites. Default: that of "

@@ -18,7 +18,8 @@ CONFIG = flags.DEFINE_string("config", "titans_mac", "Experiment: the name of a 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, figures. Default: "
                               "runs/<config>. A run that is already there is continued.")
 DATA = flags.DEFINE_string("data", None, "What to train on instead of the config's data: a text file, a folder of text "
-                           "files, the name of a data set, tfds:NAME, task:NAME or images:NAME.")
+                           "files, the name of a data set, tfds:NAME, shards:FOLDER (from memtok_jax.data.prepare), "
+                           "task:NAME or images:NAME.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets. Default: environment variable "
                                "MEMTOK_DATA_DIR.")
 DISTRIBUTED = flags.DEFINE_string("distributed", "auto", "Several processes: auto (join where a cluster is detected), "

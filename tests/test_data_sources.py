@@ -430,7 +430,8 @@ def test_data_imports_nothing_heavy():
     """The package opens tasks and files with tensorflow, tfds, grain and jax out of reach."""
     program = textwrap.dedent("""
         import sys
-        for name in ("tensorflow", "tensorflow_datasets", "grain", "array_record", "jax", "flax", "matplotlib"):
+        for name in ("tensorflow", "tensorflow_datasets", "grain", "array_record", "jax", "flax", "matplotlib", "tokenizers",
+                     "sentencepiece", "pyarrow", "zstandard"):
             sys.modules[name] = None
         from memtok_jax import data
         from memtok_jax.data.task import TaskConfig

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "memtok_jax"
 
 # Commands of `python -m`: they may import everything, and nothing imports them.
-COMMANDS = {"memtok_jax.analysis.registers": "analysis/registers.py"}
+COMMANDS = {"memtok_jax.analysis.registers": "analysis/registers.py", "memtok_jax.data.prepare": "data/prepare.py"}
 
 # Lower may not import higher. Folders and files of one level may import each other.
 LEVELS = {"config": 0, "params": 0, "sharding": 0, "numerics": 0, "compiler": 0, "checks": 0, "memory": 1, "models": 2,
@@ -64,7 +64,8 @@ def test_entry_points_are_short():
         assert len((ROOT / name).read_text().splitlines()) < 60
 
 
-OPTIONAL = ("PIL", "tensorflow", "tensorflow_datasets", "grain", "matplotlib", "tensorboardX", "chex", "torch")
+OPTIONAL = ("PIL", "tensorflow", "tensorflow_datasets", "grain", "matplotlib", "tensorboardX", "chex", "torch",
+            "tokenizers", "sentencepiece", "array_record", "pyarrow", "zstandard")
 
 
 def test_a_run_needs_only_the_core(tmp_path):

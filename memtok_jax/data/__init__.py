@@ -24,6 +24,12 @@ and the functions
     describe(cfg) -> str                     one line
     decode(cfg, ids) -> str                  readable text of token ids (only if the inputs are tokens)
 
+and, if its suite is "text",
+
+    tokenizer(cfg) -> Tokenizer | None       what cuts the text into tokens; None: tokens are bytes
+    eval_text(cfg) -> bytes                  the held-out text that `open_eval` scores
+    reference_words(cfg) -> int              words of it; 0 if it has none
+
 What the targets of a batch are is known without looking at them:
 
     tokens   int32[B, T], the next token. -100: not scored
@@ -45,6 +51,7 @@ from memtok_jax.data.errors import DataError as DataError
 from memtok_jax.data.errors import DataNotFoundError as DataNotFoundError
 from memtok_jax.data.iterators import NumpyIterator
 from memtok_jax.data.streams import Batch as Batch
+from memtok_jax.data.tokenizers import Tokenizer as Tokenizer
 
 TARGETS = ("tokens", "classes", "shares", "values")
 
@@ -86,10 +93,10 @@ def open_train(cfg: Any, batch: int, process_index: int = 0, process_count: int 
 
 
 def open_eval(cfg: Any, batch: int, process_index: int = 0, process_count: int = 1) -> Sequence[Batch]:
-    """Held-out batches, a finite sequence: every held-out byte, sample or image exactly once, for any batch size.
+    """Held-out batches, a finite sequence: every held-out token, sample or image exactly once, for any batch size.
 
     Beside the arrays of training: `length` int32[b], real tokens at the front of each row, and `document` int32[b], number of the
-    text, sample or image, -1 for a row that only fills the batch.
+    text, sample or image, -1 for a row that only fills the batch. Of text also `bytes` int32[b], what the targets stand for.
     """
     return source_of(cfg).open_eval(cfg, batch, process_index, process_count)
 
@@ -105,7 +112,7 @@ def targets(cfg: Any) -> str:
 
 
 def vocabulary(cfg: Any) -> int:
-    """Outputs that a model needs for a target: 256 for text, the number of classes for images."""
+    """Outputs that a model needs for a target: 256 for bytes, the number of classes for images."""
     return source_of(cfg).vocabulary(cfg)
 
 
@@ -116,6 +123,11 @@ def baselines(cfg: Any, reach: int, segment: int) -> dict[str, float]:
     0 if it has none.
     """
     return source_of(cfg).baselines(cfg, reach, segment)
+
+
+def tokenizer(cfg: Any) -> Tokenizer | None:
+    """What cuts the text into tokens; None if tokens are bytes, or the data is no text."""
+    return source_of(cfg).tokenizer(cfg) if suite(cfg) == "text" else None
 
 
 def suite(cfg: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memtok_jax.data import files, prepared, stdlib
-from memtok_jax.data.documents import Corpus, Document, document, first_bytes
+from memtok_jax.data.documents import SEPARATOR, Corpus, Document, document, first_bytes
 from memtok_jax.data.errors import DataError, nearest
 from memtok_jax.data.tasks import names as task_names
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from memtok_jax.data.text import TextConfig
 
 TFDS = "tfds:"
-SEPARATOR = b"\0"  # stands between joined documents; no text holds it
 
 
 def load(cfg: TextConfig) -> Corpus:
@@ -25,13 +24,17 @@ def load(cfg: TextConfig) -> Corpus:
     The last two sources stay in memory. Raises DataError (one line) for an unknown name, missing or unusable data,
     or a held-out split that the source does not have.
     """
-    data_dir = cfg.data_dir or (os.environ.get("MEMTOK_DATA_DIR", "") if cfg.source in files.REAL else "")
-    corpus = _load(cfg.source, data_dir, cfg.cache_dir, cfg.held_out)
+    corpus = _load(cfg.source, folder(cfg), cfg.cache_dir, cfg.held_out)
     if cfg.eval_split not in corpus.splits or cfg.eval_split == "train":
         names = [s for s in corpus.splits if s != "train"]
         raise DataError(f"{cfg.source} has no held-out split '{cfg.eval_split}', only {', '.join(names)}"
                         f"{nearest(cfg.eval_split, names)}")
     return corpus
+
+
+def folder(cfg: TextConfig) -> str:
+    """Where local data sets lie: the setting, or for one of them the environment variable."""
+    return cfg.data_dir or (os.environ.get("MEMTOK_DATA_DIR", "") if cfg.source in files.REAL else "")
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,12 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+SEPARATOR = b"\0"  # stands between joined documents; no text holds it
+
 
 class Document(NamedTuple):
-    """One text: its name, and its bytes as uint8[n] (a memory map where it is a plain file)."""
+    """One text: its name, and its bytes as uint8[n] (a memory map where it is a plain file) or its tokens as int32[n].
+
+    sizes: int32[n], bytes of each token; None if every token is one byte.
+    """
 
     name: str
     data: np.ndarray
+    sizes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -16,28 +16,43 @@ from memtok_jax.data.documents import Document
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.tasks.scoring import IGNORED
 
-START = 0x0A  # a newline stands before the first byte of a text, so that this byte is predicted as well
 Batch = dict[str, np.ndarray]
 
 
+class Marks(NamedTuple):
+    """Tokens that are not of a text: `first` stands before it, so that its first token is predicted as well; `last` ends it."""
+
+    first: int
+    last: int
+
+
+BYTES = Marks(first=0x0A, last=0)
+
+
+def lengths(documents: Sequence[Document]) -> np.ndarray:
+    """int64[number of documents]: tokens of each. A sequence that reads its documents when asked knows them, as `lengths`."""
+    known = getattr(documents, "lengths", None)
+    return np.array([len(one.data) for one in documents], np.int64) if known is None else known
+
+
 class Stream:
-    """Documents one after the other, each followed by a zero byte, behind one START byte; nothing is copied.
+    """Documents one after the other, each followed by `marks.last`, behind one `marks.first`; nothing is copied.
 
     order: int[number of documents], which document comes when.
     """
 
-    def __init__(self, documents: Sequence[Document], order: np.ndarray):
-        self._documents, self._order = documents, order
-        self._ends = np.cumsum([len(documents[i].data) + 1 for i in order])
+    def __init__(self, documents: Sequence[Document], order: np.ndarray, marks: Marks = BYTES):
+        self._documents, self._order, self._marks = documents, order, marks
+        self._ends = np.cumsum(lengths(documents)[order] + 1)
 
     def __len__(self) -> int:
         return 1 + int(self._ends[-1])
 
     def read(self, position: int, count: int) -> np.ndarray:
-        """uint8[count] from `position` on, which must lie inside."""
-        out, filled, position = np.zeros(count, np.uint8), 0, position - 1
+        """int32[count] from `position` on, which must lie inside."""
+        out, filled, position = np.full(count, self._marks.last, np.int32), 0, position - 1
         if position < 0:
-            out[0], filled, position = START, 1, 0
+            out[0], filled, position = self._marks.first, 1, 0
         piece = int(np.searchsorted(self._ends, position, side="right"))
         while filled < count:
             data = self._documents[self._order[piece]].data
@@ -59,16 +74,15 @@ def rows_of(process_index: int, process_count: int, batch: int) -> range:
 
 
 def _shifted(rows: np.ndarray, start: np.ndarray) -> Batch:
-    """Inputs and next-token targets from uint8[B, T + 1]."""
-    rows = rows.astype(np.int32)
+    """Inputs and next-token targets from int32[B, T + 1]."""
     return {"inputs": rows[:, :-1].copy(), "targets": rows[:, 1:].copy(), "start": start}
 
 
-def _check_length(documents: Sequence[Document], batch: int, sequence: int) -> None:
-    size = sum(len(d.data) for d in documents)
+def _check_length(documents: Sequence[Document], batch: int, sequence: int, marks: Marks) -> None:
+    size, unit = int(lengths(documents).sum()), "bytes" if marks == BYTES else "tokens"
     if size < batch * sequence + 1:
-        raise DataError(f"the training text of {size} bytes is too short for {batch} rows of {sequence} tokens "
-                        f"({batch * sequence + 1} bytes); lower the batch or the sequence")
+        raise DataError(f"the training text of {size} {unit} is too short for {batch} rows of {sequence} tokens "
+                        f"({batch * sequence + 1} {unit}); lower the batch or the sequence")
 
 
 def identity(documents: Sequence[Document], *settings) -> str:
@@ -84,10 +98,10 @@ class ContiguousBatches:
     byte on, so that what does not fill a row is different each time. `start` is True in the first batch of an epoch.
     """
 
-    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range):
-        _check_length(documents, batch, sequence)
-        self._documents, self._rows, self._sequence, self._seed = documents, rows, sequence, seed
-        self._size = 1 + sum(len(d.data) + 1 for d in documents)
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range, marks: Marks = BYTES):
+        _check_length(documents, batch, sequence, marks)
+        self._documents, self._rows, self._sequence, self._seed, self._marks = documents, rows, sequence, seed, marks
+        self._size = 1 + int((lengths(documents) + 1).sum())
         self.steps_per_epoch = (self._size - 1) // (batch * sequence)
         self._slack = self._size - batch * self.steps_per_epoch * sequence
         self._cached: tuple[int, Stream, int] | None = None
@@ -103,7 +117,7 @@ class ContiguousBatches:
         """The text of an epoch, and where its first row begins."""
         if self._cached is None or self._cached[0] != epoch:
             rng = np.random.default_rng((self._seed, epoch))
-            stream = Stream(self._documents, rng.permutation(len(self._documents)))
+            stream = Stream(self._documents, rng.permutation(len(self._documents)), self._marks)
             self._cached = (epoch, stream, int(rng.integers(self._slack)))
         return self._cached[1:]
 
@@ -115,9 +129,10 @@ class WindowBatches:
     at different times, so that a batch always holds young and old streams.
     """
 
-    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range, visit: int):
-        _check_length(documents, 1, sequence * visit)
-        self._stream = Stream(documents, np.arange(len(documents)))
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range, visit: int,
+                 marks: Marks = BYTES):
+        _check_length(documents, 1, sequence * visit, marks)
+        self._stream = Stream(documents, np.arange(len(documents)), marks)
         self._batch, self._rows, self._sequence, self._seed, self._visit = batch, rows, sequence, seed, visit
 
     def __getitem__(self, step: int) -> Batch:
@@ -132,10 +147,60 @@ class WindowBatches:
         return int(rng.integers(len(self._stream) - self._sequence * self._visit))
 
 
+class DocumentBatches:
+    """Row b of batch t + 1 continues row b of batch t, and every document begins at the front of a row.
+
+    In each epoch the documents come in a new order. Each is cut into pieces of T tokens; `marks.first` stands before its first
+    token, `marks.last` is the target after its last one, and what is left of its last piece is not scored. The pieces of all
+    documents are cut into B equal rows from a random first piece on. `start` is True where a document begins, and in the first
+    batch of an epoch.
+    """
+
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range, marks: Marks):
+        self._documents, self._rows, self._sequence, self._seed, self._marks = documents, rows, sequence, seed, marks
+        self._pieces = -(-(lengths(documents) + 1) // sequence)
+        self.steps_per_epoch, self._slack = divmod(int(self._pieces.sum()), batch)
+        if not self.steps_per_epoch:
+            raise DataError(f"the {len(documents)} training documents make {self._slack} pieces of {sequence} tokens, fewer than "
+                            f"the {batch} rows of a batch; lower the batch or the sequence")
+        self._cached: tuple[int, np.ndarray, np.ndarray, int] | None = None
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, inner = divmod(step, self.steps_per_epoch)
+        order, ends, first = self._epoch(epoch)
+        B, T = len(self._rows), self._sequence
+        batch = {"inputs": np.zeros((B, T), np.int32), "targets": np.full((B, T), IGNORED, np.int32),
+                 "start": np.full(B, inner == 0)}
+        for b, row in enumerate(self._rows):
+            place = first + row * self.steps_per_epoch + inner
+            at = int(np.searchsorted(ends, place, side="right"))
+            piece = place - int(ends[at]) + int(self._pieces[order[at]])
+            self._fill(batch, b, self._documents[order[at]].data, piece * T)
+            batch["start"][b] |= piece == 0
+        return batch
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Order of the documents in an epoch, where the pieces of each end, and the first piece of the first row."""
+        if self._cached is None or self._cached[0] != epoch:
+            rng = np.random.default_rng((self._seed, epoch))
+            order = rng.permutation(len(self._documents))
+            self._cached = (epoch, order, np.cumsum(self._pieces[order]), int(rng.integers(self._slack + 1)))
+        return self._cached[1:]
+
+    def _fill(self, batch: Batch, b: int, ids: np.ndarray, begin: int) -> None:
+        """Row b from token `begin` of a document on."""
+        T, marks = self._sequence, self._marks
+        n = min(T, len(ids) + 1 - begin)
+        batch["inputs"][b, 0] = ids[begin - 1] if begin else marks.first
+        batch["inputs"][b, 1:n] = ids[begin:begin + n - 1]
+        batch["targets"][b, :n - 1] = ids[begin:begin + n - 1]
+        batch["targets"][b, n - 1] = ids[begin + n - 1] if begin + n - 1 < len(ids) else marks.last
+
+
 # ------------------------------------------------------------------------------------------------------ evaluation
 
 class Span(NamedTuple):
-    """Bytes [begin, end) of held-out document `document`, scored in one row without a break."""
+    """Tokens [begin, end) of held-out document `document`, scored in one row without a break."""
 
     document: int
     begin: int
@@ -143,18 +208,19 @@ class Span(NamedTuple):
 
 
 class EvalBatches(Sequence):
-    """Batches that cover every held-out byte exactly once.
+    """Batches that cover every held-out token exactly once.
 
     One text is cut into B rows that go on from batch to batch; several texts are given to the rows whole, the longest
     first, and each starts from a fresh state. Beside `inputs`, `targets` and `start` (int32[B, T] twice, bool[B]) a batch
     holds `length` int32[B], the real tokens at the front of the row (0 where a row has ended; behind them inputs are 0 and
-    targets -100), and `document` int32[B], the index of the text (-1 where a row has ended).
+    targets -100), `document` int32[B], the index of the text (-1 where a row has ended), and `bytes` int32[B], the bytes of the
+    text that the row's targets stand for.
     """
 
-    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, rows: range):
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, rows: range, marks: Marks = BYTES):
         spans = _cut(documents, batch) if len(documents) == 1 else _deal(documents, batch, sequence)
         plans = [[(span, begin) for span in row for begin in range(span.begin, span.end, sequence)] for row in spans]
-        self._documents, self._sequence = documents, sequence
+        self._documents, self._sequence, self._marks = documents, sequence, marks
         self._plans = [plans[b] for b in rows]
         self._steps = max(len(plan) for plan in plans)
 
@@ -166,20 +232,22 @@ class EvalBatches(Sequence):
             raise IndexError(step)
         B, T = len(self._plans), self._sequence
         batch = {"inputs": np.zeros((B, T), np.int32), "targets": np.full((B, T), IGNORED, np.int32),
-                 "start": np.zeros(B, bool), "length": np.zeros(B, np.int32), "document": np.full(B, -1, np.int32)}
+                 "start": np.zeros(B, bool), "length": np.zeros(B, np.int32), "document": np.full(B, -1, np.int32),
+                 "bytes": np.zeros(B, np.int32)}
         for b, plan in enumerate(self._plans):
             if step < len(plan):
                 self._fill(batch, b, *plan[step])
         return batch
 
     def _fill(self, batch: Batch, b: int, span: Span, begin: int) -> None:
-        data = self._documents[span.document].data
+        _, data, sizes = self._documents[span.document]
         end = min(begin + self._sequence, span.end)
         n = end - begin
         batch["targets"][b, :n] = data[begin:end]
-        batch["inputs"][b, 0] = data[begin - 1] if begin else START
+        batch["inputs"][b, 0] = data[begin - 1] if begin else self._marks.first
         batch["inputs"][b, 1:n] = data[begin:end - 1]
         batch["start"][b], batch["length"][b], batch["document"][b] = begin == span.begin, n, span.document
+        batch["bytes"][b] = n if sizes is None else sizes[begin:end].sum()
 
 
 def _cut(documents: Sequence[Document], batch: int) -> list[list[Span]]:

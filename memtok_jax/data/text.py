@@ -1,7 +1,8 @@
-"""Text as a source of data: bytes of a named data set, a file or a folder. One token is one byte."""
+"""Text as a source of data: a named data set, a file or a folder. One token is one byte, or one piece of a tokenizer."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 from memtok_jax.config import check_numbers
 from memtok_jax.data import corpus as _corpus
 from memtok_jax.data.compressors import text_baselines
-from memtok_jax.data.documents import total
+from memtok_jax.data.documents import SEPARATOR, Document, total
+from memtok_jax.data.encoded import encoded, lossy, not_utf8
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.iterators import NumpyIterator, open_iterator
-from memtok_jax.data.streams import Batch, ContiguousBatches, EvalBatches, WindowBatches, identity, rows_of
+from memtok_jax.data.streams import BYTES, Batch, ContiguousBatches, EvalBatches, Marks, WindowBatches, identity, rows_of
+from memtok_jax.data.tokenizers import Tokenizer, load
 
 SUITE, UNIT = "text", "tokens"
+SAMPLE = 65_536  # bytes of text on which a tokenizer is tried
 NO_TEXT = 0xFF  # a byte that no UTF-8 text has: it is shown as a replacement sign
 
 
@@ -27,6 +31,8 @@ class TextConfig:
     source: "stdlib", "gutenberg_books", "wikitext2", "tinyshakespeare", "tfds:NAME", or the path of a text file (plain or .gz) or
         of a folder of text files.
     sequence: T, tokens per row of a batch.
+    tokenizer: a tokenizer.json or a SentencePiece .model. "": tokens are bytes. The text is encoded when it is opened and stays in
+        memory; a large corpus is better prepared once, see `prepare.py`.
     seed: order of the training data; the held-out data does not depend on it.
     contiguous: True: row b of a batch continues row b of the batch before, through the whole epoch. False: rows begin at random
         places and jump.
@@ -50,6 +56,7 @@ class TextConfig:
     max_bytes: int = 0
     eval_split: str = "valid"
     eval_bytes: int = 262_144
+    tokenizer: str = ""
 
     def __post_init__(self):
         check_numbers("data", self, at_least=dict(sequence=1, visit=1, seed=0, max_bytes=0, eval_bytes=0),
@@ -70,20 +77,46 @@ def named(old: Any, name: str) -> TextConfig:
     return TextConfig(source=name, sequence=old.sequence, seed=old.seed)
 
 
+def tokenizer(cfg: TextConfig) -> Tokenizer | None:
+    """What cuts the text into tokens; None: tokens are bytes."""
+    return load(cfg.tokenizer) if cfg.tokenizer else None
+
+
+def _marks(cfg: TextConfig) -> Marks:
+    chosen = tokenizer(cfg)
+    return Marks(chosen.first, chosen.last) if chosen else BYTES
+
+
+def _documents(cfg: TextConfig, part: str) -> tuple[Document, ...]:
+    """The texts to train on ("training") or to score ("held_out"), in tokens."""
+    if not cfg.tokenizer:
+        return getattr(_corpus, part)(cfg, _corpus.load(cfg))
+    fingerprint = load(cfg.tokenizer).fingerprint
+    # What does not change the texts is left out, so that they are encoded once.
+    return _encoded(TextConfig(source=cfg.source, data_dir=_corpus.folder(cfg), cache_dir=cfg.cache_dir, held_out=cfg.held_out,
+                               max_bytes=cfg.max_bytes, eval_split=cfg.eval_split, eval_bytes=cfg.eval_bytes,
+                               tokenizer=cfg.tokenizer), part, fingerprint)
+
+
+@functools.lru_cache(maxsize=4)
+def _encoded(cfg: TextConfig, part: str, fingerprint: str) -> tuple[Document, ...]:
+    return encoded(getattr(_corpus, part)(cfg, _corpus.load(cfg)), load(cfg.tokenizer))
+
+
 def open_train(cfg: TextConfig, batch: int, process_index: int, process_count: int) -> NumpyIterator:
     """Endless training batches; see `data.open_train`."""
-    rows, documents = rows_of(process_index, process_count, batch), _corpus.training(cfg, _corpus.load(cfg))
+    rows, documents, marks = rows_of(process_index, process_count, batch), _documents(cfg, "training"), _marks(cfg)
     if cfg.contiguous:
-        source = ContiguousBatches(documents, batch, cfg.sequence, cfg.seed, rows)
+        source = ContiguousBatches(documents, batch, cfg.sequence, cfg.seed, rows, marks)
     else:
-        source = WindowBatches(documents, batch, cfg.sequence, cfg.seed, rows, cfg.visit)
-    return open_iterator(source, identity(documents, cfg.contiguous, cfg.visit, batch, cfg.sequence, cfg.seed))
+        source = WindowBatches(documents, batch, cfg.sequence, cfg.seed, rows, cfg.visit, marks)
+    return open_iterator(source, identity(documents, cfg.contiguous, cfg.visit, batch, cfg.sequence, cfg.seed, marks))
 
 
 def open_eval(cfg: TextConfig, batch: int, process_index: int, process_count: int) -> Sequence[Batch]:
     """Held-out batches; see `data.open_eval` and `streams.EvalBatches`."""
     rows = rows_of(process_index, process_count, batch)
-    return EvalBatches(_corpus.held_out(cfg, _corpus.load(cfg)), batch, cfg.sequence, rows)
+    return EvalBatches(_documents(cfg, "held_out"), batch, cfg.sequence, rows, _marks(cfg))
 
 
 def input_shape(cfg: TextConfig) -> tuple[tuple[int, ...], type]:
@@ -92,13 +125,14 @@ def input_shape(cfg: TextConfig) -> tuple[tuple[int, ...], type]:
 
 
 def targets(cfg: TextConfig) -> str:
-    """The next byte."""
+    """The next token."""
     return "tokens"
 
 
 def vocabulary(cfg: TextConfig) -> int:
-    """Number of bytes."""
-    return 256
+    """Number of bytes, or of ids of the tokenizer."""
+    chosen = tokenizer(cfg)
+    return chosen.vocabulary if chosen else 256
 
 
 def baselines(cfg: TextConfig, reach: int, segment: int) -> dict[str, float]:
@@ -113,7 +147,7 @@ def eval_text(cfg: TextConfig) -> bytes:
 
 def train_text(cfg: TextConfig) -> bytes:
     """The training bytes, joined, for baselines."""
-    return _corpus.SEPARATOR.join(d.data.tobytes() for d in _corpus.training(cfg, _corpus.load(cfg)))
+    return SEPARATOR.join(d.data.tobytes() for d in _corpus.training(cfg, _corpus.load(cfg)))
 
 
 def reference_words(cfg: TextConfig) -> int:
@@ -124,7 +158,9 @@ def reference_words(cfg: TextConfig) -> int:
 
 
 def decode(cfg: TextConfig, ids: Any) -> str:
-    """Text of bytes; see `data.decode`."""
+    """Text of tokens; see `data.decode`."""
+    if chosen := tokenizer(cfg):
+        return chosen.decode(ids)
     numbers = [int(i) for i in ids]
     end = next((n for n, i in enumerate(numbers) if i < 0), len(numbers))
     return bytes(i if i < 256 else NO_TEXT for i in numbers[:end]).decode(errors="replace")
@@ -137,4 +173,18 @@ def describe(cfg: TextConfig) -> str:
     held = corpus.splits[cfg.eval_split]
     said = (f"{cfg.source}: {total(train):,} bytes in {len(train)} files to train on, {total(held):,} bytes in "
             f"{len(held)} files held out ({cfg.eval_split}), {total(scored):,} of them scored; from {corpus.origin}")
-    return "; ".join([said, *corpus.notes])
+    return "; ".join([said, *corpus.notes, *_said_of_tokens(cfg, (*train, *scored))])
+
+
+def _said_of_tokens(cfg: TextConfig, documents: tuple[Document, ...]) -> list[str]:
+    """What a reader should know about the tokens; nothing if they are bytes."""
+    chosen = tokenizer(cfg)
+    if chosen is None:
+        return []
+    tokens = sum(len(one.data) for part in ("training", "held_out") for one in _documents(cfg, part))
+    said = [f"{tokens:,} tokens by {chosen.name} of {chosen.vocabulary:,} ids ({total(documents) / tokens:.2f} bytes each)"]
+    if broken := not_utf8(documents):
+        said.append(f"{broken} text(s) are not UTF-8 everywhere and are read with replacement signs")
+    if lossy(eval_text(cfg)[:SAMPLE], chosen):
+        said.append("the tokenizer does not give back this text exactly, so its bits per byte are not those of the whole text")
+    return said

@@ -17,7 +17,7 @@ from memtok_jax.config import UserError
 from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.models.protocol import Model, bind
 from memtok_jax.training.checkpoint import Checkpoints, read_config
-from memtok_jax.training.experiment import Experiment
+from memtok_jax.training.experiment import Experiment, check_vocabulary
 
 RESULT_FILE = "eval.json"
 
@@ -34,6 +34,7 @@ def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str],
     workdir = Path(workdir)
     experiment = changed(read_config(workdir), overrides, workdir)
     chosen, model = suite_named(suite or data.suite(experiment.data)), bind(experiment.model)
+    check_vocabulary(experiment, model)
     mesh = sharding.make_mesh(1, 1, experiment.training.tensor)
     with jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
         params, meta = checkpoints.restore_params(abstract_params(model, mesh))

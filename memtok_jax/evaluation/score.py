@@ -32,12 +32,14 @@ class Score(NamedTuple):
     nats: sum of the loss, in nats if it is a cross-entropy. correct, count: right and scored targets.
     positions: (first, last, mean nats, count) of scored targets by their distance from the start of their stream, in
     bins that grow by a factor of sqrt(2); a bin without targets is left out.
+    bytes: of the text that the scored targets stand for; for other data as `count`.
     """
 
     nats: float
     correct: int
     count: int
     positions: tuple[tuple[int, int, float, int], ...]
+    bytes: int
 
     @property
     def loss(self) -> float:
@@ -111,7 +113,9 @@ def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, 
         whole = not ragged.any() and call_tokens % model.call_tokens == 0
         arrays = [sharding.place_rows(mesh, batch[name]) for name in ("inputs", "targets", "start", "length")]
         carry, losses_BT, correct = run(params, carry, *arrays, model=model, call_tokens=call_tokens, loss=loss, whole=whole)
-        tallies.add(np.asarray(losses.is_scored(batch["targets"])), np.asarray(losses_BT), np.asarray(correct), age)
+        scored = np.asarray(losses.is_scored(batch["targets"]))
+        size = int(batch["bytes"].sum()) if "bytes" in batch else int(scored.sum())
+        tallies.add(scored, np.asarray(losses_BT), np.asarray(correct), age, size)
         age = age + total
     return tallies.result()
 
@@ -136,11 +140,15 @@ class _Tallies:
     """Running totals on the host in float64, because float32 sums over a million tokens lose digits."""
 
     def __init__(self):
-        self._nats, self._correct, self._count = 0.0, 0, 0
+        self._nats, self._correct, self._count, self._bytes = 0.0, 0, 0, 0
         self._by_bin: dict[int, list[float]] = {}
 
-    def add(self, scored: np.ndarray, nats: np.ndarray, correct: np.ndarray, age: np.ndarray) -> None:
-        """Add one batch. scored, correct: bool[B, T]. nats: f32[B, T]. age: i64[B], tokens that each row has read before."""
+    def add(self, scored: np.ndarray, nats: np.ndarray, correct: np.ndarray, age: np.ndarray, size: int) -> None:
+        """Add one batch.
+
+        scored, correct: bool[B, T]. nats: f32[B, T]. age: i64[B], tokens that each row has read before. size: bytes of the scored.
+        """
+        self._bytes += size
         self._nats += float(nats.sum(dtype=np.float64))
         self._correct += int(correct.sum())
         self._count += int(scored.sum())
@@ -155,7 +163,7 @@ class _Tallies:
     def result(self) -> Score:
         """The totals so far."""
         positions = tuple((*_edges(b), nats / count, count) for b, (nats, count) in sorted(self._by_bin.items()))
-        return Score(self._nats, self._correct, self._count, positions)
+        return Score(self._nats, self._correct, self._count, positions, self._bytes)
 
 
 def _bin(places: np.ndarray) -> np.ndarray:

@@ -312,6 +312,8 @@ def _load_model(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig,
     if data.suite(experiment.data) != "text":
         raise UserError(f"{workdir} holds a model of {experiment.data.source} ({data.suite(experiment.data)}); stream.py is for "
                         "models of text")
+    if tokenizer := data.tokenizer(experiment.data):
+        raise UserError(f"{workdir} holds a model of the tokens of {tokenizer.name}; stream.py is for models of bytes")
     model, mesh = bind(experiment.model), sharding.make_mesh(1, 1, 1)
     with jax.set_mesh(mesh), Checkpoints(workdir, None) as checkpoints:
         params, meta = checkpoints.restore_params(abstract_params(model, mesh))

@@ -30,9 +30,10 @@ from memtok_jax.training.step import TrainState
 
 FOLDER, CONFIG_FILE, LOCK_FILE = "checkpoints", "config.json", "run.lock"
 
-# Fields that may change between a run and its continuation; all others of these groups must stay.
-FREE = ("config.data.data_dir", "config.data.cache_dir", "config.data.eval_split", "config.data.eval_bytes",
-        "config.data.eval_samples")
+# Fields that may change between a run and its continuation; all others of these groups must stay. The saved position in the data is
+# refused if the text or its tokens have changed, so these may lie elsewhere.
+FREE = ("config.data.data_dir", "config.data.tokenizer", "config.data.folder", "config.data.cache_dir", "config.data.eval_split",
+        "config.data.eval_bytes", "config.data.eval_samples")
 FIXED_GROUPS = ("config.model", "config.data", "config.training.batch", "config.training.seed")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from memtok_jax import data
 from memtok_jax.config import UserError, check_numbers, choose, override
 from memtok_jax.evaluation.suites import suite_named
+from memtok_jax.models.protocol import Model
 from memtok_jax.training import backpropagation, losses
 
 RULES, REMAT = ("adamw", "lamb"), ("nothing", "call")
@@ -163,6 +164,15 @@ class Experiment:
     def call_tokens(self) -> int:
         """Tokens per call of the model."""
         return self.training.call_tokens or self.data.sequence
+
+
+def check_vocabulary(experiment: Experiment, model: Model) -> None:
+    """Raise UserError, naming both numbers, where the model has no output for a target of the data."""
+    symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
+    of_classes = data.targets(experiment.data) in ("classes", "shares")
+    if symbols > kinds or (of_classes and symbols != kinds):
+        what, name = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
+        raise UserError(f"the data has {symbols} {what}, model.{name} is {kinds}; set --config.model.{name}={symbols}")
 
 
 def shorter_warmup(experiment: Experiment, changes: tuple[str, ...]) -> tuple[str, ...]:

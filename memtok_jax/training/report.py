@@ -64,7 +64,7 @@ def final(experiment: Experiment, model: Model, params: Any, step: int, mesh: Me
     if experiment.training.sample_tokens and data.suite(cfg) == "text" and jax.process_count() == 1:
         say("sample of generated text (the prompt is held-out text and ends at the bar):")
         say("  " + sample_text(experiment, model, params, mesh).replace("\n", "\n  "))
-    draw_curve(experiment, workdir, free, say)
+    draw_curve(experiment, workdir, free, say, result.count / max(result.bytes, 1))
     curve = ", loss_curve.png" if figures.available() else ""
     say(f"written to {workdir}: config.json, {mx.FILE}, checkpoints{curve}")
 
@@ -81,15 +81,19 @@ def sample_text(experiment: Experiment, model: Model, params: Any, mesh: Mesh) -
     return data.decode(experiment.data, prompt[0]) + "|" + data.decode(experiment.data, np.asarray(ids)[0])
 
 
-def draw_curve(experiment: Experiment, workdir: Path, free: dict[str, float], say: Callable[[str], None]) -> None:
-    """Draw training and held-out numbers over the tokens read, with the baselines as levels."""
+def draw_curve(experiment: Experiment, workdir: Path, free: dict[str, float], say: Callable[[str], None],
+               per_byte: float) -> None:
+    """Draw training and held-out numbers over the tokens read, with the baselines as levels.
+
+    per_byte: targets for each byte of the held-out text, which also brings the loss of training to bits per byte; 1 for other data.
+    """
     if not figures.available():
         say("matplotlib is not installed: no figure is drawn")
         return
     records, judged, unit = mx.read(workdir), headline(experiment), data.unit(experiment.data)
     steps_known, read = mx.column(records, f"train/{unit}_seen")
     lines = {}
-    for label, column, scale in (("training batches", judged.train, judged.scale), ("held out", judged.name, 1.0)):
+    for label, column, scale in (("training batches", judged.train, judged.scale * per_byte), ("held out", judged.name, 1.0)):
         steps, values = mx.column(records, column)
         lines[label] = (list(np.interp(steps, [0, *steps_known], [0, *read])), [v * scale for v in values])
     figures.curves(workdir / "loss_curve.png", lines, free, f"{unit} read", judged.label,

@@ -15,7 +15,7 @@ from memtok_jax.config import UserError
 from memtok_jax.models.protocol import bind
 from memtok_jax.training import machine, report
 from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config, refuse_foreign
-from memtok_jax.training.experiment import Experiment
+from memtok_jax.training.experiment import Experiment, check_vocabulary
 from memtok_jax.training.loop import Run, reached, run_loop
 from memtok_jax.training.metrics import Metrics, NoMetrics
 from memtok_jax.training.progress import Progress, duration
@@ -105,11 +105,7 @@ def check(experiment: Experiment, update: Update, mesh: Mesh) -> None:
         if rows % groups:
             raise UserError(f"{name} {rows} rows do not divide over {groups} parts of the mesh "
                             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
-    symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
-    of_classes = data.targets(experiment.data) in ("classes", "shares")
-    if symbols > kinds or (of_classes and symbols != kinds):
-        what, field = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
-        raise UserError(f"the data has {symbols} {what}, model.{field} is {kinds}; set --config.model.{field}={symbols}")
+    check_vocabulary(experiment, model)
     state_shardings(update, mesh)
 
 
