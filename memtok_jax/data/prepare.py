@@ -183,20 +183,20 @@ def _write_in_pool(job: shard_writer.Job, order: list[int], processes: int, bar:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    with futures.ProcessPoolExecutor(processes, context, shard_writer.begin, (job, counter)) as pool:
+    pool = futures.ProcessPoolExecutor(processes, context, shard_writer.begin, (job, counter))
+    try:
         running = {pool.submit(shard_writer.write_in_pool, number) for number in order}
-        try:
-            while running:
-                done, running = futures.wait(running, POLL, futures.FIRST_COMPLETED)
-                bar.at(counter.value)
-                for one in done:
-                    bar.finished(job.source.parts[one.result()].size)
-        except BrokenProcessPool:
-            raise StoppedError("a process was ended from outside, perhaps for want of memory; finished shards are kept, the same "
-                               "command goes on, with fewer processes if you add --processes=NUMBER") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while running:
+            done, running = futures.wait(running, POLL, futures.FIRST_COMPLETED)
+            bar.at(counter.value)
+            for one in done:
+                bar.finished(job.source.parts[one.result()].size)
+    except BrokenProcessPool:
+        raise StoppedError("a process was ended from outside, perhaps for want of memory; finished shards are kept, the same "
+                           "command goes on, with fewer processes if you add --processes=NUMBER") from None
+    finally:
+        counter.value = shard_writer.STOP  # heard by processes that are still at work after an error or Ctrl-C
+        pool.shutdown(cancel_futures=True)
 
 
 class _Bar:
