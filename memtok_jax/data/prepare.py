@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,6 @@ from memtok_jax.data.raw import Source
 from memtok_jax.data.tokenizers import Tokenizer
 from memtok_jax.training import cli
 from memtok_jax.training.progress import BAR, PLAIN_SECONDS, duration
-
-TOKENIZER = flags.DEFINE_string("tokenizer", "", "A tokenizer.json, or a SentencePiece .model.")
-OUTPUT = flags.DEFINE_string("output", "", "Folder for the shards; a command that was ended goes on in it.")
-COLUMN = flags.DEFINE_string("column", "text", "Field of a JSON line, or column of a table, that holds the text.")
-FILES = flags.DEFINE_string("files", "", "Files of the folder to read, as in '*.parquet'. Default: all.")
-HELD_OUT = flags.DEFINE_float("held_out", 0.05, "Share of the documents that is held out, chosen by the hash of their text.")
-PROCESSES = flags.DEFINE_integer("processes", 0, "Processes that work at once; 0: one for each core.")
-PART_BYTES = flags.DEFINE_integer("part_bytes", 32_000_000, "Bytes of the source in a shard, about; a packed file is never cut.")
-DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of a TFDS data set. Default: the one TFDS uses itself.")
-DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 LOCK = ".lock"
 NAMED = 20    # documents that the manifest names for each reason why they were left out
@@ -74,12 +64,28 @@ class PrepareConfig:
                 raise UserError(f"no {name}: python -m memtok_jax.data.prepare SOURCE --tokenizer=FILE --output=FOLDER")
 
 
+def define_flags() -> Any:
+    """Define the flags, one for each field of `PrepareConfig` after the first; returns that of tracebacks.
+
+    Called by the command alone, because other commands have flags of the same names.
+    """
+    flags.DEFINE_string("tokenizer", "", "A tokenizer.json, or a SentencePiece .model.")
+    flags.DEFINE_string("output", "", "Folder for the shards; a command that was ended goes on in it.")
+    flags.DEFINE_string("column", "text", "Field of a JSON line, or column of a table, that holds the text.")
+    flags.DEFINE_string("files", "", "Files of the folder to read, as in '*.parquet'. Default: all.")
+    flags.DEFINE_float("held_out", 0.05, "Share of the documents that is held out, chosen by the hash of their text.")
+    flags.DEFINE_integer("processes", 0, "Processes that work at once; 0: one for each core.")
+    flags.DEFINE_integer("part_bytes", 32_000_000, "Bytes of the source in a shard, about; a packed file is never cut.")
+    flags.DEFINE_string("data_dir", "", "Folder of a TFDS data set. Default: the one TFDS uses itself.")
+    return flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
+
+
 def main(argv: list[str], overrides: tuple[str, ...]) -> int:
     """Prepare one corpus; returns the exit status."""
     if overrides or len(argv) > 2:
         raise UserError(f"{(*argv[2:], *overrides)[0]!r} is one thing too many; see --help")
-    cfg = PrepareConfig((*argv[1:], "")[0], TOKENIZER.value, OUTPUT.value, COLUMN.value, FILES.value, HELD_OUT.value,
-                        PROCESSES.value, PART_BYTES.value, DATA_DIR.value)
+    given = {field.name: getattr(flags.FLAGS, field.name) for field in fields(PrepareConfig)[1:]}
+    cfg = PrepareConfig((*argv[1:], "")[0], **given)
     try:
         prepare(cfg, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
@@ -183,20 +189,20 @@ def _write_in_pool(job: shard_writer.Job, order: list[int], processes: int, bar:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    with futures.ProcessPoolExecutor(processes, context, shard_writer.begin, (job, counter)) as pool:
+    pool = futures.ProcessPoolExecutor(processes, context, shard_writer.begin, (job, counter))
+    try:
         running = {pool.submit(shard_writer.write_in_pool, number) for number in order}
-        try:
-            while running:
-                done, running = futures.wait(running, POLL, futures.FIRST_COMPLETED)
-                bar.at(counter.value)
-                for one in done:
-                    bar.finished(job.source.parts[one.result()].size)
-        except BrokenProcessPool:
-            raise StoppedError("a process was ended from outside, perhaps for want of memory; finished shards are kept, the same "
-                               "command goes on, with fewer processes if you add --processes=NUMBER") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while running:
+            done, running = futures.wait(running, POLL, futures.FIRST_COMPLETED)
+            bar.at(counter.value)
+            for one in done:
+                bar.finished(job.source.parts[one.result()].size)
+    except BrokenProcessPool:
+        raise StoppedError("a process was ended from outside, perhaps for want of memory; finished shards are kept, the same "
+                           "command goes on, with fewer processes if you add --processes=NUMBER") from None
+    finally:
+        counter.value = shard_writer.STOP  # heard by processes that are still at work after an error or Ctrl-C
+        pool.shutdown(cancel_futures=True)
 
 
 class _Bar:
@@ -290,4 +296,4 @@ def _report(manifest: dict[str, Any], folder: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    cli.run(app, sys.argv, main, DEBUG)
+    cli.run(app, sys.argv, main, define_flags())

@@ -31,6 +31,7 @@ from memtok_jax.data.prepared_corpus import (
 from memtok_jax.data.raw import Source
 
 NO_TOKENS = "gives no tokens"
+STOP = -1  # value of the shared counter that ends the processes of a pool
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def write_in_pool(number: int) -> int:
 
     def advance(size: int) -> None:
         with counter.get_lock():
+            if counter.value == STOP:
+                raise InterruptedError("the first process has ended the work")
             counter.value += size
 
     return write_part(job, number, advance)
