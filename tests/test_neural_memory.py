@@ -81,12 +81,18 @@ THREE_VIEWS = {
     "gated-no-momentum-no-forget": dict(network="gated", momentum=False, forget=False, activation="gelu_tanh"),
     "low_rank-before": dict(network="low_rank", read="before", activation="silu"),
     "fast_norm-zero-clip-before": dict(fast_norm=True, forget_to="zero", surprise_clip=1.0, read="before"),
+    "per_layer-clip-zero": dict(gates="per_layer", surprise_clip=1.0, forget_to="zero"),
+    "per_layer-swiglu-before": dict(gates="per_layer", network="swiglu", read="before"),
+    "per_layer-depth3-plain-no-momentum": dict(gates="per_layer", depth=3, norm=False, residual=False, momentum=False),
+    "per_layer-gated-fast_bias-fast_norm": dict(gates="per_layer", network="gated", fast_bias=True, fast_norm=True),
+    "per_layer-low_rank-no-forget": dict(gates="per_layer", network="low_rank", forget=False),
     "fast_bias-plain-zero": dict(fast_bias=True, norm=False, forget_to="zero", surprise_clip=0.7, conv=1),
 }
 
 
 # The others run with --run_slow: each is a compilation of ten seconds and more.
-ALWAYS = ("depth2-default", "swiglu-zero-clip", "low_rank-before", "depth4-residual-before-no-forget", "depth1-norm-zero-before")
+ALWAYS = ("depth2-default", "swiglu-zero-clip", "low_rank-before", "depth4-residual-before-no-forget", "depth1-norm-zero-before",
+          "per_layer-clip-zero")
 
 
 @pytest.mark.parametrize("options", [pytest.param(o, id=name, marks=() if name in ALWAYS else pytest.mark.slow)

@@ -10,6 +10,7 @@ from memtok_jax.numerics import DTYPES
 
 NETWORKS = ("mlp", "swiglu", "gated", "low_rank")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
+GATES = ("shared", "per_layer")
 VIEWS = ("chunked", "literal")
 
 
@@ -34,6 +35,8 @@ class NeuralMemoryConfig:
     surprise_clip: largest norm of one token's gradient; 0 is no clip, -1 takes `default_surprise_clip`.
     momentum: whether the surprise has a past (False is the paper's ablation).
     forget: whether weights decay (False is the paper's ablation).
+    gates: "shared" (one step size, momentum and forgetting of a token for the whole network) or "per_layer" (one set for each
+        dense layer; a fast vector takes that of the dense layer before it).
     forget_to: where forgetting leads, "init" (the learned initial weights) or "zero" (the paper's equation 13).
     read: whether token t reads "after" or "before" it is written.
     conv: width of the causal depthwise convolution on q, k and v; 1 is none.
@@ -65,6 +68,7 @@ class NeuralMemoryConfig:
     surprise_clip: float = -1.0
     momentum: bool = True
     forget: bool = True
+    gates: str = "shared"
     forget_to: str = "init"
     read: str = "after"
     conv: int = 4
@@ -82,7 +86,7 @@ class NeuralMemoryConfig:
         positive = ("head_dim", "chunk", "depth", "expansion", "rank", "conv")
         check_numbers("memory", self, at_least={"width": 0, "step_max": 0, "remat_group": -1, **dict.fromkeys(positive, 1)},
                       above={"forget_range": 0, "loss_scale": 0}, below={"forget_range": 1})
-        for name, known in (("network", NETWORKS), ("activation", ACTIVATIONS), ("forget_to", ("init", "zero")),
+        for name, known in (("network", NETWORKS), ("activation", ACTIVATIONS), ("gates", GATES), ("forget_to", ("init", "zero")),
                             ("read", ("after", "before")), ("dtype", DTYPES), ("view", VIEWS)):
             choose(f"memory.{name}", getattr(self, name), known)
         if self.surprise_clip < 0 and self.surprise_clip != -1:

@@ -23,6 +23,8 @@ from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.numerics import layer_norm, lift, matmul
 from memtok_jax.params import ParamSpec, constant, fan_in, ones, zeros
 
+ALL = "all"  # the set of gates of a network whose weights share one
+
 
 class Hooks(NamedTuple):
     """How a network reaches its fast weights."""
@@ -96,6 +98,20 @@ def _dense_shapes(cfg: NeuralMemoryConfig) -> dict[str, tuple[int, int]]:
     widths = [k] + [f] * (cfg.depth - 1) + [k]
     shapes = {f"w{i}": (widths[i], widths[i + 1]) for i in range(cfg.depth)}
     return shapes | ({"gate": (2 * k, k)} if cfg.network == "gated" else {})
+
+
+def dense_names(cfg: NeuralMemoryConfig) -> tuple[str, ...]:
+    """Names of the dense layers, in the order of the network."""
+    return tuple(_dense_shapes(cfg))
+
+
+def gate_sets(cfg: NeuralMemoryConfig) -> dict[str, str]:
+    """Fast weight -> the set of gates that moves it: ALL, or the name of its dense layer (for a vector, the one before it)."""
+    if cfg.gates == "shared":
+        return dict.fromkeys(fast_specs(cfg), ALL)
+    layers = dense_names(cfg)
+    before = {f"b{i}": f"w{i}" for i in range(cfg.depth)} | {"gamma": layers[-1]}
+    return {name: name if name in layers else before[name] for name in fast_specs(cfg)}
 
 
 def fast_specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:

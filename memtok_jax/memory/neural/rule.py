@@ -17,6 +17,7 @@ each token is causal attention over (h_i, delta_i) with the mask of `coefficient
 
 from __future__ import annotations
 
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -24,10 +25,12 @@ import jax.numpy as jnp
 
 from memtok_jax.memory.neural.coefficients import Coefficients, before, coefficients
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.memory.neural.networks import Hooks, forward
+from memtok_jax.memory.neural.features import Gate, gate_of
+from memtok_jax.memory.neural.networks import Hooks, forward, gate_sets
 from memtok_jax.numerics import lift, matmul
 
 Weights = dict[str, jax.Array]
+BySet = dict[str, Coefficients]  # set of gates -> its coefficients, see `networks.gate_sets`
 
 
 class Carry(NamedTuple):
@@ -44,9 +47,9 @@ class Inputs(NamedTuple):
     k: jax.Array             # f32[C, K]
     v: jax.Array             # f32[C, K]
     q: jax.Array             # f32[C, K]
-    step: jax.Array          # f32[C]
-    log_momentum: jax.Array  # f32[C]
-    log_keep: jax.Array      # f32[C]
+    step: Gate               # f32[C], or dense layer -> f32[C]
+    log_momentum: Gate       # the same
+    log_keep: Gate           # the same
     real: jax.Array          # bool[C]
 
 
@@ -96,15 +99,15 @@ def gradients(slow, weights: Weights, k: jax.Array, v: jax.Array, cfg: NeuralMem
     return Taps(record, delta, per_token)
 
 
-def _squared_norms(taps: Taps, weights: Weights, shifts: set[str]) -> jax.Array:
-    """|G_i|^2 of every token, summed over hooks: f32[C]."""
-    total = 0.0
+def _squared_norms(taps: Taps, weights: Weights, shifts: set[str], sets: dict[str, str]) -> dict[str, jax.Array]:
+    """|G_i|^2 of every token, summed over the hooks of each set of gates: set -> f32[C]."""
+    total = dict.fromkeys(sets.values(), 0.0)
     for name, w in weights.items():
         h, delta = taps.h[name], taps.delta[name]
         if w.ndim == 2:
-            total = total + jnp.square(h).sum(-1) * jnp.square(delta).sum(-1)
+            total[sets[name]] += jnp.square(h).sum(-1) * jnp.square(delta).sum(-1)
         else:
-            total = total + jnp.square(delta if name in shifts else h * delta).sum(-1)
+            total[sets[name]] += jnp.square(delta if name in shifts else h * delta).sum(-1)
     return total
 
 
@@ -113,16 +116,19 @@ def _rank_one(h: jax.Array, delta: jax.Array, is_shift: bool) -> jax.Array:
     return delta if is_shift else h * delta
 
 
-def _dual(start: Weights, carry: Carry, taps: Taps, c: Coefficients, dtype: str) -> Hooks:
-    """Interpreter of the read: token t uses the weights after (or before) token t. c: the coefficients of all C tokens."""
-    keep, initial, pushed = c.keep[:, None], c.initial[:, None], c.pushed[:, None]
+def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str], dtype: str) -> Hooks:
+    """Interpreter of the read: token t uses the weights after (or before) token t. by_set: coefficients of all C tokens."""
+    columns = {s: (c.keep[:, None], c.initial[:, None], c.pushed[:, None]) for s, c in by_set.items()}
+    written = {name: by_set[s].written for name, s in sets.items()}
 
     def vector(name, is_shift):
-        grown = matmul(c.written, _rank_one(taps.h[name], taps.delta[name], is_shift), "float32")
+        grown = matmul(written[name], _rank_one(taps.h[name], taps.delta[name], is_shift), "float32")
+        keep, initial, pushed = columns[sets[name]]
         return initial * start[name][None] + keep * carry.weights[name][None] + pushed * carry.surprise[name][None] - grown
 
     def dense(name, h):
-        scores = -c.written * matmul(h, taps.h[name].T, dtype)
+        scores = -written[name] * matmul(h, taps.h[name].T, dtype)
+        keep, initial, pushed = columns[sets[name]]
         factors, parts = (initial, keep, pushed), (start[name], carry.weights[name], carry.surprise[name])
         if h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
             scaled = jnp.concatenate([*(factor * h for factor in factors), scores], axis=-1)
@@ -141,10 +147,12 @@ def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, dtype: str) -> 
     return jnp.split(matmul(h.T, twice(delta), dtype), 2, axis=-1)
 
 
-def _end(start: Weights, carry: Carry, taps: Taps, c: Coefficients, shifts: set[str], cfg) -> tuple[Weights, Weights]:
-    """Weights (as deviations) and surprise after the last token. c: the coefficients of that token."""
+def _end(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str], shifts: set[str],
+         cfg) -> tuple[Weights, Weights]:
+    """Weights (as deviations) and surprise after the last token. by_set: the coefficients of that token."""
     weights, surprise = {}, {}
     for name, w in carry.weights.items():
+        c = by_set[sets[name]]
         if w.ndim == 2:
             grown, moved = _outer_sums(taps.h[name], taps.delta[name], c, cfg.dtype)
         else:
@@ -174,20 +182,31 @@ def piece(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
     start: learned initial weights of this memory, leaves [d_in, d_out] or [d]. slow: its slow parameters.
     Returns (weights, surprise, y f32[C, K], Surprise). The caller updates the anchor.
     """
-    shifts = _shift_names(start)
+    shifts, sets = _shift_names(start), gate_sets(cfg)
     anchor = {name: w + carry.anchor[name] for name, w in start.items()}
     taps = gradients(slow, anchor, x.k, x.v, cfg)
-    squared = _squared_norms(taps, start, shifts)
-    step = clip_steps(x.step, squared, cfg.clip)
-    after = coefficients(step, x.log_momentum, x.log_keep, x.real, cfg.forget_to)
-    read = after if cfg.read == "after" else before(after)
-    y = forward(slow, x.q, _dual(start, carry, taps, read, cfg.dtype), cfg)
+    squared = _squared_norms(taps, start, shifts, sets)
+    clipped = partial(clip_steps, squared_norm=_total(squared), clip=cfg.clip)
+    after = {s: coefficients(clipped(gate_of(x.step, s)), gate_of(x.log_momentum, s), gate_of(x.log_keep, s), x.real, cfg.forget_to)
+             for s in squared}
+    read = after if cfg.read == "after" else {s: before(c) for s, c in after.items()}
+    y = forward(slow, x.q, _dual(start, carry, taps, read, sets, cfg.dtype), cfg)
     last = jax.tree.map(lambda c: c[-1], after)
-    weights, surprise = _end(start, carry, taps, last, shifts, cfg)
-    return weights, surprise, y, _surprise(taps.loss, squared, jnp.where(x.real, last.written, 0))
+    weights, surprise = _end(start, carry, taps, last, sets, shifts, cfg)
+    written = {s: jnp.where(x.real, c.written, 0) for s, c in last.items()}
+    return weights, surprise, y, _surprise(taps.loss, squared, written)
 
 
-def _surprise(loss: jax.Array, squared_norm: jax.Array, written: jax.Array) -> Surprise:
-    """Statistics of one piece. The gradient stops before the root, whose derivative at 0 is infinite."""
-    loss, squared_norm, written = jax.lax.stop_gradient((loss, squared_norm, written))
-    return Surprise(loss, jnp.sqrt(squared_norm), written @ (squared_norm / (2 * loss + 1e-6)))
+def _total(by_set: dict[str, jax.Array]) -> jax.Array:
+    """The sum over the sets of gates."""
+    return reduce(jnp.add, by_set.values())
+
+
+def _surprise(loss: jax.Array, squared: dict[str, jax.Array], written: dict[str, jax.Array]) -> Surprise:
+    """Statistics of one piece. The gradient stops before the root, whose derivative at 0 is infinite.
+
+    squared, written: set of gates -> f32[C], squared norm of each token's gradient and its share in the weights at the end.
+    """
+    loss, squared, written = jax.lax.stop_gradient((loss, squared, written))
+    stability = {s: written[s] @ (squared[s] / (2 * loss + 1e-6)) for s in squared}
+    return Surprise(loss, jnp.sqrt(_total(squared)), _total(stability))
