@@ -28,6 +28,7 @@ def _token(start, slow, carry: Carry, phase, x, cfg: NeuralMemoryConfig):
     for name, gates in gate_sets(cfg).items():
         step, log_momentum, log_keep = (gate_of(gate, gates) for gate in (x.step, x.log_momentum, x.log_keep))
         surprise[name] = jnp.exp(log_momentum) * carry.surprise[name] - clip_steps(step, norm, cfg.clip) * gradient[name]
+        log_keep = log_keep[:, None] if log_keep.ndim else log_keep  # channels are rows of W
         target = jnp.zeros_like(start[name]) if cfg.forget_to == "init" else -start[name]
         weights[name] = jnp.exp(log_keep) * carry.weights[name] - jnp.expm1(log_keep) * target + surprise[name]
     read_at = weights if cfg.read == "after" else carry.weights

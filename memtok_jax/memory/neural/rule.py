@@ -23,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from memtok_jax.memory.neural import channels
 from memtok_jax.memory.neural.coefficients import Coefficients, before, coefficients
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.features import Gate, gate_of
@@ -49,7 +50,7 @@ class Inputs(NamedTuple):
     q: jax.Array             # f32[C, K]
     step: Gate               # f32[C], or dense layer -> f32[C]
     log_momentum: Gate       # the same
-    log_keep: Gate           # the same
+    log_keep: Gate           # the same, or dense layer -> f32[C, d_in]
     real: jax.Array          # bool[C]
 
 
@@ -118,7 +119,8 @@ def _rank_one(h: jax.Array, delta: jax.Array, is_shift: bool) -> jax.Array:
 
 def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str], dtype: str) -> Hooks:
     """Interpreter of the read: token t uses the weights after (or before) token t. by_set: coefficients of all C tokens."""
-    columns = {s: (c.keep[:, None], c.initial[:, None], c.pushed[:, None]) for s, c in by_set.items()}
+    column = lambda c: c[:, None] if c.ndim == 1 else c
+    columns = {s: (column(c.keep), column(c.initial), column(c.pushed)) for s, c in by_set.items()}
     written = {name: by_set[s].written for name, s in sets.items()}
 
     def vector(name, is_shift):
@@ -127,10 +129,12 @@ def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[st
         return initial * start[name][None] + keep * carry.weights[name][None] + pushed * carry.surprise[name][None] - grown
 
     def dense(name, h):
-        scores = -written[name] * matmul(h, taps.h[name].T, dtype)
+        by_channel = written[name].ndim == 3
+        scores = -(channels.scores(written[name], h, taps.h[name]) if by_channel
+                   else written[name] * matmul(h, taps.h[name].T, dtype))
         keep, initial, pushed = columns[sets[name]]
         factors, parts = (initial, keep, pushed), (start[name], carry.weights[name], carry.surprise[name])
-        if h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
+        if by_channel or h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
             scaled = jnp.concatenate([*(factor * h for factor in factors), scores], axis=-1)
             return matmul(scaled, jnp.concatenate([*parts, taps.delta[name]]), dtype)
         base = sum(factor * matmul(h, part, dtype) for factor, part in zip(factors, parts, strict=True))
@@ -141,8 +145,10 @@ def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[st
 
 def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, dtype: str) -> list[jax.Array]:
     """Sums of all tokens' gradients h_i^T delta_i, weighted as in the weights and as in the surprise, in one product."""
-    twice = lambda x: jnp.concatenate([c.written[:, None] * x, c.moving[:, None] * x], axis=-1)
-    if h.shape[-1] <= delta.shape[-1]:
+    by_channel = c.written.ndim == 2
+    written = c.written if by_channel else c.written[:, None]
+    twice = lambda x: jnp.concatenate([written * x, c.moving[:, None] * x], axis=-1)
+    if by_channel or h.shape[-1] <= delta.shape[-1]:
         return jnp.split(matmul(twice(h).T, delta, dtype), 2)
     return jnp.split(matmul(h.T, twice(delta), dtype), 2, axis=-1)
 
@@ -158,7 +164,8 @@ def _end(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str
         else:
             rank_one = _rank_one(taps.h[name], taps.delta[name], name in shifts)
             grown, moved = c.written @ rank_one, c.moving @ rank_one
-        weights[name] = (c.initial - 1) * start[name] + c.keep * w + c.pushed * carry.surprise[name] - grown
+        initial, keep, pushed = (x[:, None] if x.ndim else x for x in (c.initial, c.keep, c.pushed))
+        weights[name] = (initial - 1) * start[name] + keep * w + pushed * carry.surprise[name] - grown
         surprise[name] = c.past * carry.surprise[name] - moved
     return weights, surprise
 
@@ -182,19 +189,57 @@ def piece(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
     start: learned initial weights of this memory, leaves [d_in, d_out] or [d]. slow: its slow parameters.
     Returns (weights, surprise, y f32[C, K], Surprise). The caller updates the anchor.
     """
-    shifts, sets = _shift_names(start), gate_sets(cfg)
     anchor = {name: w + carry.anchor[name] for name, w in start.items()}
     taps = gradients(slow, anchor, x.k, x.v, cfg)
-    squared = _squared_norms(taps, start, shifts, sets)
-    clipped = partial(clip_steps, squared_norm=_total(squared), clip=cfg.clip)
-    after = {s: coefficients(clipped(gate_of(x.step, s)), gate_of(x.log_momentum, s), gate_of(x.log_keep, s), x.real, cfg.forget_to)
-             for s in squared}
+    squared = _squared_norms(taps, start, _shift_names(start), gate_sets(cfg))
+    x = x._replace(step=jax.tree.map(partial(clip_steps, squared_norm=_total(squared), clip=cfg.clip), x.step))
+    if cfg.forget_by == "channel":
+        weights, surprise, y = _by_blocks(start, slow, carry, taps, x, cfg)
+        written = {s: _mean_share(taps.h[s], *_gates(x, s)) for s in squared}
+    else:
+        weights, surprise, y, last = _apply(start, slow, carry, taps, x, cfg)
+        written = {s: jnp.where(x.real, c.written, 0) for s, c in last.items()}
+    return weights, surprise, y, _surprise(taps.loss, squared, written)
+
+
+def _gates(x: Inputs, gate_set: str) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Step, log_momentum, log_keep of one set of gates, and which tokens are real."""
+    return *(gate_of(gate, gate_set) for gate in (x.step, x.log_momentum, x.log_keep)), x.real
+
+
+def _apply(start: Weights, slow, carry: Carry, taps: Taps, x: Inputs, cfg: NeuralMemoryConfig):
+    """Read every token and close the piece: (weights, surprise, y f32[C, K], coefficients of the last token)."""
+    sets, of = gate_sets(cfg), channels.coefficients if cfg.forget_by == "channel" else coefficients
+    after = {s: of(*_gates(x, s), cfg.forget_to) for s in dict.fromkeys(sets.values())}
     read = after if cfg.read == "after" else {s: before(c) for s, c in after.items()}
     y = forward(slow, x.q, _dual(start, carry, taps, read, sets, cfg.dtype), cfg)
     last = jax.tree.map(lambda c: c[-1], after)
-    weights, surprise = _end(start, carry, taps, last, sets, shifts, cfg)
-    written = {s: jnp.where(x.real, c.written, 0) for s, c in last.items()}
-    return weights, surprise, y, _surprise(taps.loss, squared, written)
+    return *_end(start, carry, taps, last, sets, _shift_names(start), cfg), y, last
+
+
+def _by_blocks(start: Weights, slow, carry: Carry, taps: Taps, x: Inputs, cfg: NeuralMemoryConfig):
+    """`_apply` to one block of tokens after the other, so that coefficients of C x C x d_in stay small: (weights, surprise, y).
+
+    The gradients are those of the whole piece, and a block starts with the weights and the surprise that the one before left.
+    """
+    tokens = x.k.shape[0]
+    blocks, missing = -(-tokens // channels.BLOCK), -tokens % channels.BLOCK
+    if blocks == 1:
+        return _apply(start, slow, carry, taps, x, cfg)[:3]
+    cut = lambda a: jnp.pad(a, ((0, missing),) + ((0, 0),) * (a.ndim - 1)).reshape(blocks, channels.BLOCK, *a.shape[1:])
+
+    def block(state, part):
+        *state, y, _ = _apply(start, slow, Carry(carry.anchor, *state), *part, cfg)
+        return tuple(state), y
+
+    (weights, surprise), y = jax.lax.scan(block, (carry.weights, carry.surprise), jax.tree.map(cut, (taps, x)))
+    return weights, surprise, y.reshape(-1, y.shape[-1])[:tokens]
+
+
+def _mean_share(h: jax.Array, *gates: jax.Array) -> jax.Array:
+    """Share of each token's gradient in the weights at the end, the mean over channels k with the weights h_k^2: f32[C]."""
+    squares = jnp.square(h)
+    return (channels.shares_at_end(*gates) * squares).sum(-1) / (squares.sum(-1) + 1e-30)
 
 
 def _total(by_set: dict[str, jax.Array]) -> jax.Array:

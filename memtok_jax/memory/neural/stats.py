@@ -38,7 +38,7 @@ def masked_mean(x: jax.Array, real: jax.Array) -> jax.Array:
 
 def of_gates(inputs: Inputs, real_BT: jax.Array) -> Stats:
     """Statistics of the gates. inputs: leaves [B, T, H, ...]."""
-    mean = lambda x_BTH: masked_mean(x_BTH, real_BT[:, :, None])
+    mean = lambda x: masked_mean(x, real_BT.reshape(real_BT.shape + (1,) * (x.ndim - 2)))
     gates = {"step_size": (inputs.step, lambda x: x), "momentum": (inputs.log_momentum, jnp.exp),
              "forget": (inputs.log_keep, lambda x: -jnp.expm1(x))}
     out: Stats = {}
