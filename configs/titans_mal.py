@@ -1,12 +1,17 @@
 """Titans, memory as a layer (MAL), as a byte-level language model.
 
-Paper: Titans: Learning to Memorize at Test Time, section 4.3, https://arxiv.org/abs/2501.00663
+Paper: Titans: Learning to Memorize at Test Time. Two versions: arXiv v1, section 4.3, https://arxiv.org/abs/2501.00663, and
+    NeurIPS 2025, section 3.2. Numbers of equations here and in the code are those of v1.
 Command: python train.py --config=titans_mal
 Hardware, time: 2 CPU cores, minutes (the preset "laptop")
 Expected: see docs/results
 
-The presets 170m, 340m, 400m and 760m have the paper's recipe at the width and depth of MAC of that size, see
-`memtok_jax/training/recipes.py` and the header of configs/titans_mac.py.
+The presets 170m, 340m, 400m, 760m and 1.3b have the recipe of the NeurIPS version (table 5; chunk 16, window 2,048, 128 persistent
+tokens), see `memtok_jax/training/recipes.py`. The header of configs/titans_mac.py lists what contradicts itself in the paper: the
+learning rates of table 5 against 4e-4, "four scales" that are five, the width of heads, the factor of the inner loss.
+A contradiction of the NeurIPS version: MAL is "Samba-like" in section 3.2 and "similar to H3" in appendix D.2. Here a block has two
+residual branches, memory and then window attention.
+Parameters: 170m 151M, 340m 480M, 400m 554M, 760m 1,039M, 1.3b 1,379M, with the vocabulary of 32,000.
 Neighbours: titans_mac, titans_mag, titans_lmm, transformer.
 """
 

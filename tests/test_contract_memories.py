@@ -23,6 +23,7 @@ from memtok_jax.models.rmt import RmtConfig
 
 RING = ring.RingConfig(3, 2, kv_heads=2, key_dim=1, value_dim=3)
 NEURAL = neural.NeuralMemoryConfig(**{**vars(MEMORY), "width": 8})
+CHANNEL = replace(NEURAL, gates="per_layer", forget_by="channel", forget_rank=2)
 MAMBA, MAMBA2 = (replace(case.memory, width=8) for case in (model_cases.MAMBA, model_cases.MAMBA2))
 CASES = {
     "tokens": memory_case(tokens, tokens.TokensConfig(8, 3), head=3),
@@ -30,6 +31,8 @@ CASES = {
     "ring": memory_case(ring, RING, head=5),
     "compressive": memory_case(compressive, compressive.CompressiveConfig(4, 3, 2, "conv", "bptt", width=8), head=8),
     "neural": memory_case(neural, NEURAL),
+    "neural.per_layer": memory_case(neural, replace(NEURAL, gates="per_layer")),
+    "neural.channel": memory_case(neural, CHANNEL),
     "rmt": memory_case(rmt, rmt.RmtTokensConfig(8, 3), head=3, tail=3),
     "armt": memory_case(armt, armt.ArmtConfig(8, 3)),
     "ssm.mamba": memory_case(ssm.mamba, MAMBA),
@@ -109,6 +112,7 @@ OFF = {
     "tokens": (tokens, tokens.TokensConfig(8, 0)), "xl": (xl, xl.XlConfig(0, 8)),
     "compressive": (compressive, compressive.CompressiveConfig(0, 0, 2, width=8)),
     "rmt": (rmt, rmt.RmtTokensConfig(8, 0)), "armt": (armt, armt.ArmtConfig(8, 3)), "neural": (neural, NEURAL),
+    "neural.channel": (neural, CHANNEL),
 }
 # A scan without a state is another network, not the input; test_ssm.py compares it with a loop.
 
@@ -131,8 +135,8 @@ def test_6_switched_off_is_the_plain_model(name):
     module, cfg = OFF[name]
     params, x = closed(random_params(module.specs(cfg), 0, jnp.float32)), checks(name).x
     y, _ = jit(lambda p, x: module.apply(p, module.init_state(p, cfg, B), x, cfg))(params, x)
-    plain = neural.read(params, neural.init_state(params, cfg, B), x, cfg) if name == "neural" else x
-    assert_close(y, plain, 1e-6 if name == "neural" else 0.0)
+    plain = neural.read(params, neural.init_state(params, cfg, B), x, cfg) if module is neural else x
+    assert_close(y, plain, 1e-6 if module is neural else 0.0)
 
 
 # ------------------------------------------------------------------------------------------------------- item 7: sharding
@@ -158,9 +162,10 @@ def loop_bodies(text: str) -> list[list[str]]:
     return [reached(name) for name in sorted(bodies)]
 
 
-def test_7_sharded_equals_unsharded():
+@pytest.mark.parametrize("name", ["neural", "neural.channel"])
+def test_7_sharded_equals_unsharded(name):
     """The neural memory's loop over chunks runs without a collective."""
-    loops = loop_bodies(checks("neural").sharded())
+    loops = loop_bodies(checks(name).sharded())
     assert loops, "the chunks run in a loop"
     assert not [line for body in loops for line in body if COLLECTIVE.search(line)]
 

@@ -20,6 +20,7 @@ CASES = {
     "neural": (neural, NeuralMemoryConfig(D, head_dim=4, chunk=4, expansion=1)),
     "neural literal": (neural, NeuralMemoryConfig(D, head_dim=4, chunk=4, expansion=1, view="literal")),
     "neural fast norm": (neural, NeuralMemoryConfig(D, head_dim=4, chunk=4, expansion=1, fast_norm=True, forget_to="zero")),
+    "neural channel": (neural, NeuralMemoryConfig(D, head_dim=4, chunk=4, expansion=1, gates="per_layer", forget_by="channel")),
     "xl": (xl, xl.XlConfig(5, D)),
     "compressive conv": (compressive, CompressiveConfig(2, 2, 2, "conv", "bptt", width=D)),
     "compressive dilated": (compressive, CompressiveConfig(2, 2, 2, "dilated", "autoencoding", width=D)),

@@ -23,9 +23,10 @@ from neural_cases import (
 )
 
 from memtok_jax import params as P
+from memtok_jax.config import UserError
 from memtok_jax.memory import neural
+from memtok_jax.memory.neural import channels, features, networks, rule
 from memtok_jax.memory.neural import coefficients as C
-from memtok_jax.memory.neural import features, rule
 
 F64 = np.float64
 
@@ -81,12 +82,26 @@ THREE_VIEWS = {
     "gated-no-momentum-no-forget": dict(network="gated", momentum=False, forget=False, activation="gelu_tanh"),
     "low_rank-before": dict(network="low_rank", read="before", activation="silu"),
     "fast_norm-zero-clip-before": dict(fast_norm=True, forget_to="zero", surprise_clip=1.0, read="before"),
+    "per_layer-clip-zero": dict(gates="per_layer", surprise_clip=1.0, forget_to="zero"),
+    "per_layer-swiglu-before": dict(gates="per_layer", network="swiglu", read="before"),
+    "per_layer-depth3-plain-no-momentum": dict(gates="per_layer", depth=3, norm=False, residual=False, momentum=False),
+    "per_layer-gated-fast_bias-fast_norm": dict(gates="per_layer", network="gated", fast_bias=True, fast_norm=True),
+    "per_layer-low_rank-no-forget": dict(gates="per_layer", network="low_rank", forget=False),
+    "channel-clip-zero": dict(forget_by="channel", forget_rank=2, surprise_clip=1.0, forget_to="zero"),
+    "channel-per_layer-swiglu-before": dict(forget_by="channel", gates="per_layer", network="swiglu", read="before"),
+    "channel-blocks-per_layer": dict(forget_by="channel", gates="per_layer", chunk=20),
+    "channel-blocks-before-zero-linear": dict(forget_by="channel", chunk=40, depth=1, norm=False, residual=False,
+                                              forget_to="zero", read="before"),
+    "channel-depth3-plain-no-momentum": dict(forget_by="channel", depth=3, norm=False, residual=False, momentum=False),
+    "channel-per_layer-gated": dict(forget_by="channel", gates="per_layer", network="gated"),
+    "channel-low_rank": dict(forget_by="channel", network="low_rank", forget_rank=2),
     "fast_bias-plain-zero": dict(fast_bias=True, norm=False, forget_to="zero", surprise_clip=0.7, conv=1),
 }
 
 
 # The others run with --run_slow: each is a compilation of ten seconds and more.
-ALWAYS = ("depth2-default", "swiglu-zero-clip", "low_rank-before", "depth4-residual-before-no-forget", "depth1-norm-zero-before")
+ALWAYS = ("depth2-default", "swiglu-zero-clip", "low_rank-before", "depth4-residual-before-no-forget", "depth1-norm-zero-before",
+          "per_layer-clip-zero", "channel-clip-zero", "channel-blocks-per_layer")
 
 
 @pytest.mark.parametrize("options", [pytest.param(o, id=name, marks=() if name in ALWAYS else pytest.mark.slow)
@@ -94,8 +109,9 @@ ALWAYS = ("depth2-default", "swiglu-zero-clip", "low_rank-before", "depth4-resid
 def test_chunks_equal_tokens_one_by_one(options):
     """Outputs, end state and gradients with respect to all parameters, the tokens and the incoming state."""
     cfg = config(**options)
-    params, state, x = setup(cfg)
-    length_B = jnp.array([17, 11], jnp.int32)
+    tokens = 17 if cfg.chunk < 17 else 37  # blocks of 16 tokens: more than one of them inside a chunk
+    params, state, x = setup(cfg, length=tokens)
+    length_B = jnp.array([tokens, 11], jnp.int32)
     out, grads = value_and_gradients(neural.apply, cfg, length_B)(params, state, x)
     expected, expected_grads = value_and_gradients(neural.apply_literal, cfg, length_B)(params, state, x)
     assert_close(out, expected, 1e-12)
@@ -251,6 +267,25 @@ def test_coefficients_of_varying_gates():
     for name, value in want.items():
         np.testing.assert_allclose(getattr(got, name), value[1:], rtol=1e-12, atol=1e-14, err_msg=name)
         np.testing.assert_allclose(getattr(before, name), value[:-1], rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_coefficients_of_channels_equal_scalar_recursions():
+    """Each channel has the coefficients of its own forgetting: gates open, shut and between, padding, after and before tokens."""
+    rng = np.random.default_rng(4)
+    theta, eta = rng.uniform(0, 1, (2, 16))
+    keep = rng.uniform(0, 1, (16, 5))
+    keep[:, 3:] = 1e-12, 1 - 1e-9
+    real = rng.uniform(size=16) < 0.7
+    arguments = (jnp.array(theta), jnp.log(eta), jnp.log(keep), jnp.array(real))
+    got, end = channels.coefficients(*arguments, "zero"), channels.shares_at_end(*arguments)
+    before = C.before(got)
+    for k in range(5):
+        want = ref.scalar_coefficients(theta, eta, keep[:, k], real, "zero")
+        for name, value in want.items():
+            channel = ... if name in ("past", "moving") else (..., k)
+            np.testing.assert_allclose(getattr(got, name)[channel], value[1:], rtol=1e-12, atol=1e-14, err_msg=name)
+            np.testing.assert_allclose(getattr(before, name)[channel], value[:-1], rtol=1e-12, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(end[:, k], want["written"][-1], rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("size", [5, 64, 65, 200, 512])
@@ -411,6 +446,115 @@ def test_the_gradient_at_a_perfect_memory_is_finite():
         return jnp.square(y).sum() + sum(stats.values())
 
     assert np.isfinite(jit(jax.grad(loss))(jnp.zeros_like(x))).all()
+
+
+# ------------------------------------------------------------------------------------------ gates of layers and channels
+
+def as_separate_gates(params, cfg):
+    """Parameters of the config `cfg` in which all layers and channels have the gates of the head in `params`."""
+    shapes = networks.dense_shapes(cfg)
+    repeat = lambda w: jnp.repeat(w[..., None, :], len(shapes), axis=-2) if cfg.gates == "per_layer" else w
+    w, b = params["w_gates"], params["b_gates"]
+    if cfg.forget_by == "head":
+        return params | {"w_gates": repeat(w), "b_gates": repeat(b)}
+    # rank D: the first matrix is the identity, the second the gate's own vector for each channel
+    of_channels = lambda gate, d_in: jnp.repeat(gate[..., 2:], d_in, axis=-1)
+    forget = {name: {"down": jnp.eye(cfg.width), "up": of_channels(w, d_in), "bias": of_channels(b, d_in)}
+              for name, (d_in, _) in shapes.items()}
+    return params | {"w_gates": repeat(w[..., :2]), "b_gates": repeat(b[..., :2]), "forget": forget}
+
+
+SEPARATE = {
+    "per_layer": (dict(), dict(gates="per_layer")),
+    "per_layer-gated": (dict(network="gated", fast_bias=True, forget_to="zero"), dict(gates="per_layer")),
+    "channel": (dict(forget_to="zero", surprise_clip=1.0), dict(forget_by="channel", forget_rank=12)),
+    "both-blocks": (dict(chunk=20), dict(gates="per_layer", forget_by="channel", forget_rank=12)),
+}
+
+
+@pytest.mark.parametrize("options, separate", SEPARATE.values(), ids=SEPARATE)
+def test_equal_gates_are_the_gates_of_the_head(options, separate):
+    """Values, end state and statistics; and the gradients of the separate gates add up to that of the head's gates."""
+    shared, cfg = config(**options), config(**options, **separate)
+    params, state, x = setup(shared, length=37 if shared.chunk > 16 else 17)
+
+    def scored(params, cfg):
+        y, end, stats = neural.run(params, state, x, cfg)
+        return jnp.sin(y).sum(), (y, end, stats)
+
+    run = jit(jax.value_and_grad(lambda p, cfg: scored(p if cfg == shared else as_separate_gates(p, cfg), cfg), has_aux=True),
+              static_argnums=1)
+    ((_, want), gradient), ((_, got), summed) = run(params, shared), run(params, cfg)
+    assert_close(got[:2], want[:2], 1e-12)
+    assert_close({name: got[2][name] for name in want[2]}, want[2], 1e-12)
+    assert_close(summed, gradient, 1e-10)
+
+
+@pytest.mark.parametrize("chunk", [3, 20])
+def test_no_token_sees_a_later_one(chunk):
+    """The Jacobian of reads by tokens is zero above the diagonal and not on it: with chunks, and with blocks inside a chunk."""
+    cfg = config(width=4, head_dim=4, chunk=chunk, expansion=1, conv=1, gates="per_layer", forget_by="channel", forget_rank=2)
+    params, state, x = setup(cfg, batch=1, length=19)
+    jacobian = jit(jax.jacrev(lambda x: neural.apply(params, state, x, cfg)[0][0]))(x)[:, :, 0]
+    by_token = np.abs(jacobian).max(axis=(1, 3))
+    assert not np.any(np.triu(by_token, 1)) and by_token[np.tril_indices(19)].min() > 0
+
+
+@pytest.mark.parametrize("splits", [[1, 18, 17, 1], [16, 21]], ids=str)
+def test_any_split_gives_the_same_with_blocks_inside_a_chunk(splits):
+    cfg = config(chunk=20, gates="per_layer", forget_by="channel", forget_rank=2)
+    params, state, x = setup(cfg, length=37)
+    whole, end = jit_apply(params, state, x, cfg)
+    parts = []
+    for part in jnp.split(x, np.cumsum(splits)[:-1], axis=1):
+        y, state = jit_apply(params, state, part, cfg)
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=0, atol=1e-12)
+    assert_close(state, end, 1e-12)
+
+
+def test_each_channel_forgets_by_its_own_gate():
+    """With steps shut and no surprise, row k of the weights shrinks by its own gates and by no other."""
+    cfg = config(forget_by="channel", forget_rank=2)
+    params, state, x = setup(cfg)
+    state = state._replace(surprise=jax.tree.map(jnp.zeros_like, state.surprise))
+    params["w_gates"], params["b_gates"] = params["w_gates"].at[..., 0].set(0.0), params["b_gates"].at[..., 0].set(-1e4)
+    params["forget"]["w1"]["bias"] = params["forget"]["w1"]["bias"].at[0, 7].add(-50.0)  # head 0, channel 7: keeps
+    kept = jit_apply(params, state, x, cfg)[1].weights["w1"] / state.weights["w1"]
+    logs = neural._inputs(params, state, x, cfg, P.full_length(x))[0].log_keep["w1"]
+    want = jnp.exp(logs.sum(1))
+    np.testing.assert_allclose(kept, jnp.broadcast_to(want[..., None], kept.shape), rtol=1e-10)
+    assert np.all(want[:, 0, 7] > 0.999) and np.all(want[:, 0, :7] < 0.9)
+
+
+def test_statistics_of_layers():
+    """Of each dense layer, and the mean over layers under the plain name; padding does not count."""
+    cfg = config(gates="per_layer", forget_by="channel", forget_rank=2)
+    params, state, x = setup(cfg)
+    stats = jit_run(params, state, x, cfg, jnp.array([17, 0]))[2]
+    gates = neural._inputs(params, state, x, cfg, P.full_length(x))[0]
+    for name, gate, value in (("step_size", gates.step, lambda z: z), ("momentum", gates.log_momentum, jnp.exp),
+                              ("forget", gates.log_keep, lambda z: 1 - jnp.exp(z))):
+        want = {layer: value(z)[0].mean() for layer, z in gate.items()}
+        for layer in ("w0", "w1"):
+            np.testing.assert_allclose(stats[f"{name}_{layer}"], want[layer], rtol=1e-12)
+        np.testing.assert_allclose(stats[name], (want["w0"] + want["w1"]) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [dict(forget=False), dict(fast_norm=True), dict(fast_bias=True)], ids=str)
+def test_forgetting_by_channel_refuses_what_has_no_channels(options):
+    with pytest.raises(UserError, match=f"forget_by='channel' needs memory.{next(iter(options))}="):
+        config(forget_by="channel", **options)
+
+
+def test_each_layer_moves_by_its_own_gates():
+    """A layer whose step is shut and that has no surprise stays at its initial weights; the other moves."""
+    cfg = config(gates="per_layer")
+    params, _, x = setup(cfg)
+    params["w_gates"] = params["w_gates"].at[:, :, 1, 0].set(0.0)
+    params["b_gates"] = params["b_gates"].at[:, 1, 0].set(-1e4)
+    weights = jit_apply(params, fresh(params, cfg, 2), x, cfg)[1].weights
+    assert not np.any(weights["w1"]) and np.abs(weights["w0"]).max() > 1e-2
 
 
 # ------------------------------------------------------------------------------------------- between two segments

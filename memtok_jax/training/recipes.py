@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.recall import RecallConfig
@@ -19,20 +20,32 @@ from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.style import TRANSFORMER_XL, Style
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 
-# Width and layers of each size of Titans (arXiv 2501.00663, table 1). The paper gives neither. Ours: the widths of
-# models of that size in its baselines, and as many MAC layers as give the named number of parameters at a
-# vocabulary of 32,000; the other architectures keep the same width and depth.
-TITANS_SIZES = {"170m": (768, 15), "340m": (1024, 18), "400m": (1024, 21), "760m": (1536, 18)}
 
-# Tokens of training in the paper's section 5.1, and of one update.
-TITANS_TOKENS = {"170m": 15e9, "340m": 15e9, "400m": 15e9, "760m": 30e9}
-TITANS_BATCH_TOKENS, TITANS_SEQUENCE = 524_288, 4096
+class TitansSize(NamedTuple):
+    """A row of table 5 of Titans (NeurIPS 2025 version)."""
+
+    layers: int  # blocks
+    width: int
+    heads: int
+    learning_rate: float  # peak
+    tokens: float  # of training
 
 
-def titans_layer(kind: str, window: int, memory: NeuralMemoryConfig, combine: str = "gate"):
+# arXiv v1 names a size of 400M that table 5 does not have. Ours: 340m with as many more layers as the names say.
+TITANS_SIZES = {
+    "170m": TitansSize(12, 768, 16, 3e-3, 15e9),
+    "340m": TitansSize(24, 1024, 16, 1.5e-3, 15e9),
+    "400m": TitansSize(28, 1024, 16, 1.5e-3, 15e9),
+    "760m": TitansSize(24, 1536, 16, 1.25e-3, 30e9),
+    "1.3b": TitansSize(18, 2048, 8, 7e-4, 100e9),
+}
+TITANS_BATCH_TOKENS = 524_288  # of one update
+
+
+def titans_layer(kind: str, window: int, memory: NeuralMemoryConfig, combine: str = "gate", retrieved: int = 0):
     """One layer of an architecture: "lmm", "mac", "mag", "mal" (two branches: memory, then window attention) or "window"."""
     return {
-        "lmm": lambda: LmmConfig(memory), "mac": lambda: MacConfig(combine=combine, memory=memory),
+        "lmm": lambda: LmmConfig(memory), "mac": lambda: MacConfig(retrieved, combine, memory),
         "mag": lambda: MagConfig(window, combine, memory), "mal": lambda: (LmmConfig(memory), WindowConfig(window)),
         "window": lambda: WindowConfig(window),
     }[kind]()
@@ -44,26 +57,28 @@ def segment_of(kind: str, tokens: int) -> int:
 
 
 def titans_paper(kind: str, size: str) -> Experiment:
-    """One of the paper's sizes with its recipe (section 5.1): AdamW at 4e-4, cosine, weight decay 0.1, half a million
-    tokens per update, sequences of 4,096.
+    """One of the paper's sizes with the recipe of its NeurIPS 2025 version: sizes and peak learning rates of table 5; chunk 16,
+    segment 512, window 2,048 (appendix E.1); 128 persistent and 256 retrieved tokens (section 4.1); gates for each layer of
+    the memory (B.3) and forgetting by channel (2.1); AdamW, cosine, weight decay 0.1, half a million tokens per update, sequences
+    of 4,096, or 2,048 where attention has a window. configs/titans_mac.py says where the paper contradicts itself.
 
-    Where the paper is silent: warm-up 1 % of the steps, betas 0.9 and 0.95, clipping at 1, final learning rate a tenth
-    of the peak (all of them usual for models of this size); chunk 64, attention segment and window 512, 16 persistent
-    tokens where attention reads them. The mesh suits 256 chips; on fewer, set training.data, fsdp, tensor and raise
-    training.microbatches.
+    Where the paper is silent: memory of heads of 64; warm-up 1 % of the steps, betas 0.9 and 0.95, clipping at 1, final learning
+    rate a tenth of the peak (all of them usual for models of this size). The mesh suits 256 chips; on fewer, set training.data,
+    fsdp, tensor and raise training.microbatches.
     """
-    width, layers = TITANS_SIZES[size]
-    steps = int(TITANS_TOKENS[size] / TITANS_BATCH_TOKENS)
-    memory = NeuralMemoryConfig(head_dim=64, chunk=64)
-    model = LanguageModelConfig(vocabulary=32_000, width=width, layers=layers, pattern=(titans_layer(kind, 512, memory),),
-                                head_dim=64, segment=segment_of(kind, 512), prefix=0 if kind == "lmm" else 16, dtype="bfloat16",
-                                remat="block")
-    batch = TITANS_BATCH_TOKENS // TITANS_SEQUENCE
+    row = TITANS_SIZES[size]
+    steps, sequence = int(row.tokens / TITANS_BATCH_TOKENS), 2048 if kind in ("mag", "mal") else 4096
+    memory = NeuralMemoryConfig(head_dim=64, chunk=16, gates="per_layer", forget_by="channel")
+    layer = titans_layer(kind, 2048, memory, retrieved=256)
+    model = LanguageModelConfig(vocabulary=32_000, width=row.width, layers=row.layers, pattern=(layer,),
+                                head_dim=row.width // row.heads, segment=segment_of(kind, 512), prefix=0 if kind == "lmm" else 128,
+                                dtype="bfloat16", remat="block")
+    batch = TITANS_BATCH_TOKENS // sequence
     return Experiment(
         model=model,
-        data=TextConfig(source="stdlib", sequence=TITANS_SEQUENCE),
-        optimizer=OptimizerConfig(learning_rate=4e-4, steps=steps, warmup_steps=steps // 100, weight_decay=0.1),
-        training=TrainingConfig(batch=batch, call_tokens=TITANS_SEQUENCE, log_every=10, eval_every=1000,
+        data=TextConfig(source="stdlib", sequence=sequence),
+        optimizer=OptimizerConfig(learning_rate=row.learning_rate, steps=steps, warmup_steps=steps // 100, weight_decay=0.1),
+        training=TrainingConfig(batch=batch, call_tokens=sequence, log_every=10, eval_every=1000,
                                 checkpoint_every=500, data=-1, fsdp=16, tensor=2),
         evaluation=EvaluationConfig(batch=batch, batches=1),
     )

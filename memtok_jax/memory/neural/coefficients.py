@@ -79,6 +79,5 @@ def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, 
 
 def before(after: Coefficients) -> Coefficients:
     """The same one token earlier: entry t - 1 holds the value before token t."""
-    ones, zeros = jnp.ones_like(after.keep[:1]), jnp.zeros_like(after.written[:1])
-    first = Coefficients(ones, ones, ones, zeros[:, 0], zeros, zeros)
-    return Coefficients(*(jnp.concatenate([start, later[:-1]]) for start, later in zip(first, after, strict=True)))
+    first = Coefficients(keep=1, initial=1, past=1, pushed=0, moving=0, written=0)
+    return jax.tree.map(lambda start, later: jnp.concatenate([jnp.full_like(later[:1], start), later[:-1]]), first, after)

@@ -34,6 +34,11 @@ class NeuralMemoryConfig:
     surprise_clip: largest norm of one token's gradient; 0 is no clip, -1 takes `default_surprise_clip`.
     momentum: whether the surprise has a past (False is the paper's ablation).
     forget: whether weights decay (False is the paper's ablation).
+    gates: "shared" (one step size, momentum and forgetting of a token for the whole network) or "per_layer" (one set for each
+        dense layer; a fast vector takes that of the dense layer before it).
+    forget_by: "head" (one forgetting of a token for all weights of a set) or "channel" (one for each input channel of each dense
+        layer). Chunks of more than 16 tokens then cost more.
+    forget_rank: inner width of the projection from tokens to the forgetting of channels.
     forget_to: where forgetting leads, "init" (the learned initial weights) or "zero" (the paper's equation 13).
     read: whether token t reads "after" or "before" it is written.
     conv: width of the causal depthwise convolution on q, k and v; 1 is none.
@@ -65,6 +70,9 @@ class NeuralMemoryConfig:
     surprise_clip: float = -1.0
     momentum: bool = True
     forget: bool = True
+    gates: str = "shared"
+    forget_by: str = "head"
+    forget_rank: int = 16
     forget_to: str = "init"
     read: str = "after"
     conv: int = 4
@@ -79,10 +87,11 @@ class NeuralMemoryConfig:
     view: str = "chunked"
 
     def __post_init__(self):
-        positive = ("head_dim", "chunk", "depth", "expansion", "rank", "conv")
+        positive = ("head_dim", "chunk", "depth", "expansion", "rank", "conv", "forget_rank")
         check_numbers("memory", self, at_least={"width": 0, "step_max": 0, "remat_group": -1, **dict.fromkeys(positive, 1)},
                       above={"forget_range": 0, "loss_scale": 0}, below={"forget_range": 1})
-        for name, known in (("network", NETWORKS), ("activation", ACTIVATIONS), ("forget_to", ("init", "zero")),
+        for name, known in (("network", NETWORKS), ("activation", ACTIVATIONS), ("gates", ("shared", "per_layer")),
+                            ("forget_by", ("head", "channel")), ("forget_to", ("init", "zero")),
                             ("read", ("after", "before")), ("dtype", DTYPES), ("view", VIEWS)):
             choose(f"memory.{name}", getattr(self, name), known)
         if self.surprise_clip < 0 and self.surprise_clip != -1:
@@ -91,6 +100,10 @@ class NeuralMemoryConfig:
             raise UserError(f"memory.width={self.width} is not a multiple of memory.head_dim={self.head_dim}")
         if self.fast_norm and not self.norm:
             raise UserError("memory.fast_norm=True needs memory.norm=True")
+        if self.forget_by == "channel":
+            for name, value in (("forget", True), ("fast_norm", False), ("fast_bias", False)):
+                if getattr(self, name) is not value:
+                    raise UserError(f"memory.forget_by='channel' needs memory.{name}={value}; it acts on rows of matrices alone")
 
     @property
     def unit(self) -> int:

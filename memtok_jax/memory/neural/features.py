@@ -2,6 +2,10 @@
 
     k, v, q = SiLU(conv(x W)), with k and q normalised to length 1 in each head        (equations 11, 15)
     theta = step_max sigmoid(.), eta = sigmoid(.), alpha = sigmoid(.)                    one scalar per token and head
+
+With `gates="per_layer"` each dense layer of the memory network has its own three (Titans, NeurIPS 2025 version, appendix B.3).
+With `forget_by="channel"` alpha is a vector over the input channels of each dense layer (same version, section 2.1). Two thin
+matrices make its logits from the token, as in gated linear attention (arXiv 2312.06635).
 """
 
 from __future__ import annotations
@@ -12,20 +16,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from memtok_jax.memory.neural import networks
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.numerics import matmul, spread, wide
 from memtok_jax.params import ParamSpec, fan_in, normal, take_rows
+
+Gate = jax.Array | dict[str, jax.Array]
 
 L2_EPS = 1e-6
 LOG_ZERO = -1e4  # exp of it is 0, and differences of its sums stay finite
 
 
 class Gates(NamedTuple):
-    """Step size and the logarithms of momentum and of what forgetting leaves: each f32[B, T, H]."""
+    """Step size and the logarithms of momentum and of what forgetting leaves.
 
-    step: jax.Array
-    log_momentum: jax.Array
-    log_keep: jax.Array
+    Each is f32[B, T, H], or dense layer -> f32[B, T, H] where layers have gates of their own. log_keep is dense layer ->
+    f32[B, T, H, d_in] where channels have.
+    """
+
+    step: Gate
+    log_momentum: Gate
+    log_keep: Gate
 
 
 def _conv_init(key, shape, dtype):
@@ -33,20 +44,31 @@ def _conv_init(key, shape, dtype):
     return jnp.zeros(shape, dtype).at[-1].set(1) + 0.02 * jax.random.normal(key, shape, dtype)
 
 
+def _forget_bias(cfg: NeuralMemoryConfig) -> jax.Array:
+    """Initial bias [H] of forgetting, log-spaced over the heads; one head takes the middle."""
+    first, last = (math.log(p) for p in cfg.forget_range)
+    logs = jnp.linspace(first, last, cfg.heads) if cfg.heads > 1 else jnp.full((1,), (first + last) / 2)
+    return logs - jnp.log1p(-jnp.exp(logs))
+
+
 def _gate_bias(cfg: NeuralMemoryConfig):
-    """Initial biases [H, 3] of step, momentum and forgetting, which is log-spaced over the heads; one head takes the middle."""
+    """Initial biases of step, momentum and forgetting [H, 3]. Layers with gates of their own start alike: [H, layers, 3].
+
+    Forgetting by channel has its own parameters; two gates are then left.
+    """
 
     def init(key, shape, dtype):
-        first, last = (math.log(p) for p in cfg.forget_range)
-        logs = jnp.linspace(first, last, cfg.heads) if cfg.heads > 1 else jnp.full((1,), (first + last) / 2)
-        forget = logs - jnp.log1p(-jnp.exp(logs))
-        return jnp.stack([jnp.full((cfg.heads,), b) for b in (cfg.step_bias, cfg.momentum_bias)] + [forget], axis=1).astype(dtype)
+        same = [jnp.full((cfg.heads,), b) for b in (cfg.step_bias, cfg.momentum_bias)]
+        bias = jnp.stack([*same, _forget_bias(cfg)][:shape[-1]], axis=1).astype(dtype)
+        return bias if len(shape) == 2 else jnp.broadcast_to(bias[:, None], shape)
 
     return init
 
 
 def specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
-    """Projections [D, H, K], convolutions [width, H, K] and gates [D, H, 3].
+    """Projections [D, H, K], convolutions [width, H, K] and gates [D, H, 3], or [D, H, layers, 3].
+
+    Forgetting by channel has its own: dense layer -> `down` [D, rank], `up` [rank, H, d_in], `bias` [H, d_in]; two gates are left.
 
     Heads have an axis of their own, so that a sharded head axis stays sharded in the product.
     """
@@ -54,10 +76,25 @@ def specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
     out = {f"w{name}": ParamSpec((d, h, k), ("embed", "heads", None), fan_in(0)) for name in "kvq"}
     if cfg.conv > 1:
         out |= {f"conv_{name}": ParamSpec((cfg.conv, h, k), (None, "heads", None), _conv_init, decayed=False) for name in "kvq"}
+    count = 3 if cfg.forget_by == "head" else 2
+    gates = (count,) if cfg.gates == "shared" else (len(networks.dense_shapes(cfg)), count)
+    whole = (None,) * len(gates)
     return out | {
-        "w_gates": ParamSpec((d, h, 3), ("embed", "heads", None), normal(0.02)),
-        "b_gates": ParamSpec((h, 3), ("heads", None), _gate_bias(cfg), decayed=False),
+        "w_gates": ParamSpec((d, h, *gates), ("embed", "heads", *whole), normal(0.02)),
+        "b_gates": ParamSpec((h, *gates), ("heads", *whole), _gate_bias(cfg), decayed=False),
+        **({"forget": _channel_specs(cfg)} if cfg.forget_by == "channel" else {}),
     }
+
+
+def _channel_specs(cfg: NeuralMemoryConfig) -> dict[str, dict[str, ParamSpec]]:
+    """At the start all channels of a head forget alike, and their logits spread as much as those of the other gates."""
+    d, h, r = cfg.width, cfg.heads, cfg.forget_rank
+    bias = lambda key, shape, dtype: jnp.broadcast_to(_forget_bias(cfg)[:, None], shape).astype(dtype)
+    return {name: {
+        "down": ParamSpec((d, r), ("embed", None), fan_in(0)),
+        "up": ParamSpec((r, h, d_in), (None, "heads", None), normal(0.02 * math.sqrt(d / r))),
+        "bias": ParamSpec((h, d_in), ("heads", None), bias, decayed=False),
+    } for name, (d_in, _) in networks.dense_shapes(cfg).items()}
 
 
 def causal_conv(x: jax.Array, tail: jax.Array, kernel: jax.Array, length_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -92,14 +129,35 @@ def project(params, name: str, x: jax.Array, tail: jax.Array, length_B: jax.Arra
 
 
 def gates(params, x: jax.Array, cfg: NeuralMemoryConfig) -> Gates:
-    """Gates of every token, in float32 whatever the compute dtype: x[B, T, D] -> leaves [B, T, H]."""
-    out = wide(x)
-    d, h, _ = params["w_gates"].shape
-    logits = (x.astype(out) @ params["w_gates"].reshape(d, 3 * h)).reshape(*x.shape[:2], h, 3) + params["b_gates"][None, None]
-    step, momentum, forget = (logits[..., i] for i in range(3))
+    """Gates of every token, in float32 whatever the compute dtype: x[B, T, D] -> leaves [B, T, H], or [B, T, H, d_in]."""
+    d, *gates = params["w_gates"].shape
+    x = x.astype(wide(x))
+    logits = (x @ params["w_gates"].reshape(d, -1)).reshape(*x.shape[:2], *gates) + params["b_gates"][None, None]
+    step, momentum, *forget = (logits[..., i] for i in range(gates[-1]))
     off = jnp.zeros_like(step)
     return Gates(
-        step=cfg.largest_step * jax.nn.sigmoid(step),
-        log_momentum=jax.nn.log_sigmoid(momentum) if cfg.momentum else off + LOG_ZERO,
-        log_keep=jax.nn.log_sigmoid(-forget) if cfg.forget else off,
+        step=_by_layer(cfg.largest_step * jax.nn.sigmoid(step), cfg),
+        log_momentum=_by_layer(jax.nn.log_sigmoid(momentum) if cfg.momentum else off + LOG_ZERO, cfg),
+        log_keep=_by_layer(jax.nn.log_sigmoid(-forget[0]) if cfg.forget else off, cfg) if forget else _by_channel(params, x),
     )
+
+
+def _by_channel(params, x: jax.Array) -> dict[str, jax.Array]:
+    """log(1 - alpha) of every channel: x[B, T, D] -> dense layer -> [B, T, H, d_in]."""
+
+    def one(layer):
+        rank, *channels = layer["up"].shape
+        logits = (x @ layer["down"]) @ layer["up"].reshape(rank, -1)
+        return jax.nn.log_sigmoid(-(logits.reshape(*x.shape[:2], *channels) + layer["bias"][None, None]))
+
+    return {name: one(layer) for name, layer in params["forget"].items()}
+
+
+def _by_layer(gate: jax.Array, cfg: NeuralMemoryConfig) -> Gate:
+    """[B, T, H] as it is, or [B, T, H, layers] as dense layer -> [B, T, H]."""
+    return gate if cfg.gates == "shared" else {name: gate[..., i] for i, name in enumerate(networks.dense_shapes(cfg))}
+
+
+def gate_of(gate: Gate, gate_set: str) -> jax.Array:
+    """The gate of one set (see `networks.gate_sets`)."""
+    return gate[gate_set] if isinstance(gate, dict) else gate

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.memory.neural.networks import forward, plain
+from memtok_jax.memory.neural.features import gate_of
+from memtok_jax.memory.neural.networks import forward, gate_sets, plain
 from memtok_jax.memory.neural.rule import Carry, Inputs, clip_steps
 
 
@@ -22,11 +23,14 @@ def _token(start, slow, carry: Carry, phase, x, cfg: NeuralMemoryConfig):
         return cfg.loss_scale * jnp.square(forward(slow, x.k[None], plain(weights, cfg.dtype), cfg)[0] - x.v).sum()
 
     gradient = jax.grad(loss)(total(carry.anchor))
-    step = clip_steps(x.step, sum(jnp.square(g).sum() for g in gradient.values()), cfg.clip)
-    surprise = jax.tree.map(lambda s, g: jnp.exp(x.log_momentum) * s - step * g, carry.surprise, gradient)
-    keep, forget = jnp.exp(x.log_keep), -jnp.expm1(x.log_keep)
-    target = jax.tree.map(jnp.zeros_like if cfg.forget_to == "init" else jnp.negative, start)
-    weights = jax.tree.map(lambda w, t, s: keep * w + forget * t + s, carry.weights, target, surprise)
+    norm = sum(jnp.square(g).sum() for g in gradient.values())
+    weights, surprise = {}, {}
+    for name, gates in gate_sets(cfg).items():
+        step, log_momentum, log_keep = (gate_of(gate, gates) for gate in (x.step, x.log_momentum, x.log_keep))
+        surprise[name] = jnp.exp(log_momentum) * carry.surprise[name] - clip_steps(step, norm, cfg.clip) * gradient[name]
+        log_keep = log_keep[:, None] if log_keep.ndim else log_keep  # channels are rows of W
+        target = jnp.zeros_like(start[name]) if cfg.forget_to == "init" else -start[name]
+        weights[name] = jnp.exp(log_keep) * carry.weights[name] - jnp.expm1(log_keep) * target + surprise[name]
     read_at = weights if cfg.read == "after" else carry.weights
     y = forward(slow, x.q[None], plain(total(read_at), cfg.dtype), cfg)[0]
     phase = (phase + 1) % cfg.chunk

@@ -23,6 +23,8 @@ from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.numerics import layer_norm, lift, matmul
 from memtok_jax.params import ParamSpec, constant, fan_in, ones, zeros
 
+ALL = "all"  # the set of gates of a network whose weights share one
+
 
 class Hooks(NamedTuple):
     """How a network reaches its fast weights."""
@@ -87,7 +89,8 @@ def forward(slow: dict[str, jax.Array], x: jax.Array, hooks: Hooks, cfg: NeuralM
 
 # ------------------------------------------------------------------------------------------------------- parameters
 
-def _dense_shapes(cfg: NeuralMemoryConfig) -> dict[str, tuple[int, int]]:
+def dense_shapes(cfg: NeuralMemoryConfig) -> dict[str, tuple[int, int]]:
+    """(d_in, d_out) of every dense layer, in the order of the network."""
     k, f, r = cfg.head_dim, cfg.hidden, cfg.rank
     if cfg.network == "swiglu":
         return {"w0": (k, 2 * f), "w1": (f, k)}
@@ -98,11 +101,20 @@ def _dense_shapes(cfg: NeuralMemoryConfig) -> dict[str, tuple[int, int]]:
     return shapes | ({"gate": (2 * k, k)} if cfg.network == "gated" else {})
 
 
+def gate_sets(cfg: NeuralMemoryConfig) -> dict[str, str]:
+    """Fast weight -> the set of gates that moves it: ALL, or the name of its dense layer (for a vector, the one before it)."""
+    if cfg.gates == "shared" and cfg.forget_by == "head":
+        return dict.fromkeys(fast_specs(cfg), ALL)
+    layers = list(dense_shapes(cfg))
+    before = {f"b{i}": f"w{i}" for i in range(cfg.depth)} | {"gamma": layers[-1]}
+    return {name: name if name in layers else before[name] for name in fast_specs(cfg)}
+
+
 def fast_specs(cfg: NeuralMemoryConfig) -> dict[str, ParamSpec]:
     """The learned initial fast weights, leaves [H, ...]. Weight decay leaves them out: a deep memory at zero learns nothing."""
     h = cfg.heads
     dense = {name: ParamSpec((h, *shape), ("heads", None, None), fan_in(-2), decayed=False)
-             for name, shape in _dense_shapes(cfg).items()}
+             for name, shape in dense_shapes(cfg).items()}
     vectors = {f"b{i}": cfg.hidden if i < cfg.depth - 1 else cfg.head_dim for i in range(cfg.depth)} \
         if cfg.fast_bias and cfg.network in ("mlp", "gated") else {}
     if cfg.fast_norm:

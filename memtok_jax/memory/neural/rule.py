@@ -17,17 +17,21 @@ each token is causal attention over (h_i, delta_i) with the mask of `coefficient
 
 from __future__ import annotations
 
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from memtok_jax.memory.neural import channels
 from memtok_jax.memory.neural.coefficients import Coefficients, before, coefficients
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.memory.neural.networks import Hooks, forward
+from memtok_jax.memory.neural.features import Gate, gate_of
+from memtok_jax.memory.neural.networks import Hooks, forward, gate_sets
 from memtok_jax.numerics import lift, matmul
 
 Weights = dict[str, jax.Array]
+BySet = dict[str, Coefficients]  # set of gates -> its coefficients, see `networks.gate_sets`
 
 
 class Carry(NamedTuple):
@@ -44,9 +48,9 @@ class Inputs(NamedTuple):
     k: jax.Array             # f32[C, K]
     v: jax.Array             # f32[C, K]
     q: jax.Array             # f32[C, K]
-    step: jax.Array          # f32[C]
-    log_momentum: jax.Array  # f32[C]
-    log_keep: jax.Array      # f32[C]
+    step: Gate               # f32[C], or dense layer -> f32[C]
+    log_momentum: Gate       # the same
+    log_keep: Gate           # the same, or dense layer -> f32[C, d_in]
     real: jax.Array          # bool[C]
 
 
@@ -96,15 +100,15 @@ def gradients(slow, weights: Weights, k: jax.Array, v: jax.Array, cfg: NeuralMem
     return Taps(record, delta, per_token)
 
 
-def _squared_norms(taps: Taps, weights: Weights, shifts: set[str]) -> jax.Array:
-    """|G_i|^2 of every token, summed over hooks: f32[C]."""
-    total = 0.0
+def _squared_norms(taps: Taps, weights: Weights, shifts: set[str], sets: dict[str, str]) -> dict[str, jax.Array]:
+    """|G_i|^2 of every token, summed over the hooks of each set of gates: set -> f32[C]."""
+    total = dict.fromkeys(sets.values(), 0.0)
     for name, w in weights.items():
         h, delta = taps.h[name], taps.delta[name]
         if w.ndim == 2:
-            total = total + jnp.square(h).sum(-1) * jnp.square(delta).sum(-1)
+            total[sets[name]] += jnp.square(h).sum(-1) * jnp.square(delta).sum(-1)
         else:
-            total = total + jnp.square(delta if name in shifts else h * delta).sum(-1)
+            total[sets[name]] += jnp.square(delta if name in shifts else h * delta).sum(-1)
     return total
 
 
@@ -113,18 +117,24 @@ def _rank_one(h: jax.Array, delta: jax.Array, is_shift: bool) -> jax.Array:
     return delta if is_shift else h * delta
 
 
-def _dual(start: Weights, carry: Carry, taps: Taps, c: Coefficients, dtype: str) -> Hooks:
-    """Interpreter of the read: token t uses the weights after (or before) token t. c: the coefficients of all C tokens."""
-    keep, initial, pushed = c.keep[:, None], c.initial[:, None], c.pushed[:, None]
+def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str], dtype: str) -> Hooks:
+    """Interpreter of the read: token t uses the weights after (or before) token t. by_set: coefficients of all C tokens."""
+    column = lambda c: c[:, None] if c.ndim == 1 else c
+    columns = {s: (column(c.keep), column(c.initial), column(c.pushed)) for s, c in by_set.items()}
+    written = {name: by_set[s].written for name, s in sets.items()}
 
     def vector(name, is_shift):
-        grown = matmul(c.written, _rank_one(taps.h[name], taps.delta[name], is_shift), "float32")
+        grown = matmul(written[name], _rank_one(taps.h[name], taps.delta[name], is_shift), "float32")
+        keep, initial, pushed = columns[sets[name]]
         return initial * start[name][None] + keep * carry.weights[name][None] + pushed * carry.surprise[name][None] - grown
 
     def dense(name, h):
-        scores = -c.written * matmul(h, taps.h[name].T, dtype)
+        by_channel = written[name].ndim == 3
+        scores = -(channels.scores(written[name], h, taps.h[name]) if by_channel
+                   else written[name] * matmul(h, taps.h[name].T, dtype))
+        keep, initial, pushed = columns[sets[name]]
         factors, parts = (initial, keep, pushed), (start[name], carry.weights[name], carry.surprise[name])
-        if h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
+        if by_channel or h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
             scaled = jnp.concatenate([*(factor * h for factor in factors), scores], axis=-1)
             return matmul(scaled, jnp.concatenate([*parts, taps.delta[name]]), dtype)
         base = sum(factor * matmul(h, part, dtype) for factor, part in zip(factors, parts, strict=True))
@@ -135,22 +145,27 @@ def _dual(start: Weights, carry: Carry, taps: Taps, c: Coefficients, dtype: str)
 
 def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, dtype: str) -> list[jax.Array]:
     """Sums of all tokens' gradients h_i^T delta_i, weighted as in the weights and as in the surprise, in one product."""
-    twice = lambda x: jnp.concatenate([c.written[:, None] * x, c.moving[:, None] * x], axis=-1)
-    if h.shape[-1] <= delta.shape[-1]:
+    by_channel = c.written.ndim == 2
+    written = c.written if by_channel else c.written[:, None]
+    twice = lambda x: jnp.concatenate([written * x, c.moving[:, None] * x], axis=-1)
+    if by_channel or h.shape[-1] <= delta.shape[-1]:
         return jnp.split(matmul(twice(h).T, delta, dtype), 2)
     return jnp.split(matmul(h.T, twice(delta), dtype), 2, axis=-1)
 
 
-def _end(start: Weights, carry: Carry, taps: Taps, c: Coefficients, shifts: set[str], cfg) -> tuple[Weights, Weights]:
-    """Weights (as deviations) and surprise after the last token. c: the coefficients of that token."""
+def _end(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str], shifts: set[str],
+         cfg) -> tuple[Weights, Weights]:
+    """Weights (as deviations) and surprise after the last token. by_set: the coefficients of that token."""
     weights, surprise = {}, {}
     for name, w in carry.weights.items():
+        c = by_set[sets[name]]
         if w.ndim == 2:
             grown, moved = _outer_sums(taps.h[name], taps.delta[name], c, cfg.dtype)
         else:
             rank_one = _rank_one(taps.h[name], taps.delta[name], name in shifts)
             grown, moved = c.written @ rank_one, c.moving @ rank_one
-        weights[name] = (c.initial - 1) * start[name] + c.keep * w + c.pushed * carry.surprise[name] - grown
+        initial, keep, pushed = (x[:, None] if x.ndim else x for x in (c.initial, c.keep, c.pushed))
+        weights[name] = (initial - 1) * start[name] + keep * w + pushed * carry.surprise[name] - grown
         surprise[name] = c.past * carry.surprise[name] - moved
     return weights, surprise
 
@@ -174,20 +189,69 @@ def piece(start: Weights, slow, carry: Carry, x: Inputs, cfg: NeuralMemoryConfig
     start: learned initial weights of this memory, leaves [d_in, d_out] or [d]. slow: its slow parameters.
     Returns (weights, surprise, y f32[C, K], Surprise). The caller updates the anchor.
     """
-    shifts = _shift_names(start)
     anchor = {name: w + carry.anchor[name] for name, w in start.items()}
     taps = gradients(slow, anchor, x.k, x.v, cfg)
-    squared = _squared_norms(taps, start, shifts)
-    step = clip_steps(x.step, squared, cfg.clip)
-    after = coefficients(step, x.log_momentum, x.log_keep, x.real, cfg.forget_to)
-    read = after if cfg.read == "after" else before(after)
-    y = forward(slow, x.q, _dual(start, carry, taps, read, cfg.dtype), cfg)
+    squared = _squared_norms(taps, start, _shift_names(start), gate_sets(cfg))
+    x = x._replace(step=jax.tree.map(partial(clip_steps, squared_norm=_total(squared), clip=cfg.clip), x.step))
+    if cfg.forget_by == "channel":
+        weights, surprise, y = _by_blocks(start, slow, carry, taps, x, cfg)
+        written = {s: _mean_share(taps.h[s], *_gates(x, s)) for s in squared}
+    else:
+        weights, surprise, y, last = _apply(start, slow, carry, taps, x, cfg)
+        written = {s: jnp.where(x.real, c.written, 0) for s, c in last.items()}
+    return weights, surprise, y, _surprise(taps.loss, squared, written)
+
+
+def _gates(x: Inputs, gate_set: str) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Step, log_momentum, log_keep of one set of gates, and which tokens are real."""
+    return *(gate_of(gate, gate_set) for gate in (x.step, x.log_momentum, x.log_keep)), x.real
+
+
+def _apply(start: Weights, slow, carry: Carry, taps: Taps, x: Inputs, cfg: NeuralMemoryConfig):
+    """Read every token and close the piece: (weights, surprise, y f32[C, K], coefficients of the last token)."""
+    sets, of = gate_sets(cfg), channels.coefficients if cfg.forget_by == "channel" else coefficients
+    after = {s: of(*_gates(x, s), cfg.forget_to) for s in dict.fromkeys(sets.values())}
+    read = after if cfg.read == "after" else {s: before(c) for s, c in after.items()}
+    y = forward(slow, x.q, _dual(start, carry, taps, read, sets, cfg.dtype), cfg)
     last = jax.tree.map(lambda c: c[-1], after)
-    weights, surprise = _end(start, carry, taps, last, shifts, cfg)
-    return weights, surprise, y, _surprise(taps.loss, squared, jnp.where(x.real, last.written, 0))
+    return *_end(start, carry, taps, last, sets, _shift_names(start), cfg), y, last
 
 
-def _surprise(loss: jax.Array, squared_norm: jax.Array, written: jax.Array) -> Surprise:
-    """Statistics of one piece. The gradient stops before the root, whose derivative at 0 is infinite."""
-    loss, squared_norm, written = jax.lax.stop_gradient((loss, squared_norm, written))
-    return Surprise(loss, jnp.sqrt(squared_norm), written @ (squared_norm / (2 * loss + 1e-6)))
+def _by_blocks(start: Weights, slow, carry: Carry, taps: Taps, x: Inputs, cfg: NeuralMemoryConfig):
+    """`_apply` to one block of tokens after the other, so that coefficients of C x C x d_in stay small: (weights, surprise, y).
+
+    The gradients are those of the whole piece, and a block starts with the weights and the surprise that the one before left.
+    """
+    tokens = x.k.shape[0]
+    blocks, missing = -(-tokens // channels.BLOCK), -tokens % channels.BLOCK
+    if blocks == 1:
+        return _apply(start, slow, carry, taps, x, cfg)[:3]
+    cut = lambda a: jnp.pad(a, ((0, missing),) + ((0, 0),) * (a.ndim - 1)).reshape(blocks, channels.BLOCK, *a.shape[1:])
+
+    def block(state, part):
+        *state, y, _ = _apply(start, slow, Carry(carry.anchor, *state), *part, cfg)
+        return tuple(state), y
+
+    (weights, surprise), y = jax.lax.scan(block, (carry.weights, carry.surprise), jax.tree.map(cut, (taps, x)))
+    return weights, surprise, y.reshape(-1, y.shape[-1])[:tokens]
+
+
+def _mean_share(h: jax.Array, *gates: jax.Array) -> jax.Array:
+    """Share of each token's gradient in the weights at the end, the mean over channels k with the weights h_k^2: f32[C]."""
+    squares = jnp.square(h)
+    return (channels.shares_at_end(*gates) * squares).sum(-1) / (squares.sum(-1) + 1e-30)
+
+
+def _total(by_set: dict[str, jax.Array]) -> jax.Array:
+    """The sum over the sets of gates."""
+    return reduce(jnp.add, by_set.values())
+
+
+def _surprise(loss: jax.Array, squared: dict[str, jax.Array], written: dict[str, jax.Array]) -> Surprise:
+    """Statistics of one piece. The gradient stops before the root, whose derivative at 0 is infinite.
+
+    squared, written: set of gates -> f32[C], squared norm of each token's gradient and its share in the weights at the end.
+    """
+    loss, squared, written = jax.lax.stop_gradient((loss, squared, written))
+    stability = {s: written[s] @ (squared[s] / (2 * loss + 1e-6)) for s in squared}
+    return Surprise(loss, jnp.sqrt(_total(squared)), _total(stability))

@@ -114,13 +114,13 @@ def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Ar
     """The memory over T tokens of each row.
 
     start, slow: leaves [H, ...]. carry: leaves [B, H, ...]. phase_B, length_B: i32[B].
-    inputs: k, v, q [B, T, H, K]; step, log_momentum, log_keep [B, T, H]; `real` is computed here.
+    inputs: k, v, q [B, T, H, K]; step, log_momentum, log_keep [B, T, H] or dicts of these; `real` is computed here.
     whole: each row starts at a chunk border and has T real tokens, a multiple of the chunk; the caller has checked it.
     Returns reads [B, T, H, K], the carry, the phase, and the statistics of the writes.
     """
     tokens = inputs.k.shape[1]
     grid = _whole_grid(phase_B, tokens, cfg.chunk) if whole else _open_grid(phase_B, length_B, tokens, cfg.chunk)
-    xs = inputs._replace(real=grid.real, **{name: _per_head(grid.split(getattr(inputs, name))) for name in Inputs._fields[:-1]})
+    xs = jax.tree.map(lambda x: _per_head(grid.split(x)), inputs._replace(real=None))._replace(real=grid.real)
     group = group_size(grid.closes.shape[0], cfg.remat_group) if cfg.remat_group >= 0 else -1
     if whole:
         body = _whole_body(start, slow, cfg)

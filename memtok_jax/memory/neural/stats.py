@@ -8,6 +8,7 @@ Means are taken over real tokens only; padding and empty pieces do not count. So
 | step_size      | mean step size theta, before the clip                                               |
 | momentum       | mean eta                                                                            |
 | forget         | mean alpha                                                                          |
+| step_size_w0 ... | one of these three for one dense layer, if layers have gates of their own; above is then their mean |
 | inner_loss     | mean inner loss (f(k) - v)^2 at the weights of the chunk's start                    |
 | gradient_norm  | mean norm of a token's gradient                                                     |
 | clip_rate      | share of tokens whose gradient is longer than the clip                              |
@@ -37,9 +38,17 @@ def masked_mean(x: jax.Array, real: jax.Array) -> jax.Array:
 
 def of_gates(inputs: Inputs, real_BT: jax.Array) -> Stats:
     """Statistics of the gates. inputs: leaves [B, T, H, ...]."""
-    mean = lambda x_BTH: masked_mean(x_BTH, real_BT[:, :, None])
-    return {"step_size": mean(inputs.step), "momentum": mean(jnp.exp(inputs.log_momentum)),
-            "forget": mean(-jnp.expm1(inputs.log_keep))}
+    mean = lambda x: masked_mean(x, real_BT.reshape(real_BT.shape + (1,) * (x.ndim - 2)))
+    gates = {"step_size": (inputs.step, lambda x: x), "momentum": (inputs.log_momentum, jnp.exp),
+             "forget": (inputs.log_keep, lambda x: -jnp.expm1(x))}
+    out: Stats = {}
+    for name, (gate, value) in gates.items():
+        means = jax.tree.map(lambda x, value=value: mean(value(x)), gate)
+        if isinstance(means, dict):
+            out |= {f"{name}_{layer}": found for layer, found in means.items()}
+            means = sum(means.values()) / len(means)
+        out[name] = means
+    return out
 
 
 def of_surprise(surprise: Surprise, real_NBC: jax.Array, cfg: NeuralMemoryConfig) -> Stats:
