@@ -123,7 +123,8 @@ def test_one_compilation_for_every_rule_and_for_many_steps():
     params, carry = setup(exp.model, 2)
     batch = batch_of(4)
     ids, targets = (step.split_time(x, 4) for x in (batch.inputs, batch.targets))
-    run = jit(lambda cut: jax.grad(step.group_loss, has_aux=True)(params, carry, batch.start, ids, targets, jnp.ones(4, bool),
+    starts = step.starts(batch.start, 4)
+    run = jit(lambda cut: jax.grad(step.group_loss, has_aux=True)(params, carry, None, starts, ids, targets, jnp.ones(4, bool),
                                                                   cut, 1.0, 0.25, update(exp))[0])
     found = [run(jnp.asarray(backpropagation.cuts(rule, 4))) for rule in ("full", "every:1", "every:2", "last:1", "last:3")]
     assert run._cache_size() == 1

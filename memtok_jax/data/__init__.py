@@ -6,6 +6,7 @@ config, and nothing lists it. Its config is a frozen dataclass and states
     source     name of the data, for messages
     sequence   T, tokens per row of a batch
     lengths    other lengths that a training batch may have, () for none
+    parts      equal parts of a row that may each begin a new stream, if they are more than one
 
 The module has the constants
 
@@ -83,7 +84,8 @@ def _source(kind: str) -> ModuleType | None:
 
 
 def open_train(cfg: Any, batch: int, process_index: int = 0, process_count: int = 1) -> NumpyIterator:
-    """Endless training batches: `inputs` [b, T, ...], `targets` [b, T, ...], `start` bool[b], the row begins a new stream.
+    """Endless training batches: `inputs` [b, T, ...], `targets` [b, T, ...], `start` bool[b], the row begins a new stream
+    (bool[b, parts]: each part of it does).
 
     batch: B, rows of all processes together; a process reads b = B / process_count of them, so that the processes'
     batches one below the other are the batch of a single process. The iterator has `get_state`, `set_state` and
@@ -128,6 +130,11 @@ def baselines(cfg: Any, reach: int, segment: int) -> dict[str, float]:
 def tokenizer(cfg: Any) -> Tokenizer | None:
     """What cuts the text into tokens; None if tokens are bytes, or the data is no text."""
     return source_of(cfg).tokenizer(cfg) if suite(cfg) == "text" else None
+
+
+def parts(cfg: Any) -> int:
+    """Equal parts of a training row, each of which may begin a new stream; 1: only the row may."""
+    return getattr(cfg, "parts", 1)
 
 
 def suite(cfg: Any) -> str:

@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
     inputs: jax.Array     # [B, T, ...]: token ids i32[B, T], or images u8[B, 1, rows, columns, C], a sequence of one
     targets: jax.Array    # i32[B, T] or f32[B, T, n], see `memtok_jax/data/__init__.py`
-    start: jax.Array      # bool[B], the row begins a new stream
+    start: jax.Array      # bool[B], the row begins a new stream; or bool[B, N], each of N equal parts of the row does
 
 
 # ------------------------------------------------------------------------------------------------------- state
@@ -119,7 +119,8 @@ def abstract_batch(update: Update, source: Any, mesh: Mesh) -> Batch:
 
     numbers = data.targets(source) in ("shares", "values")
     targets = rows((source.sequence, update.model.vocabulary), jnp.float32) if numbers else rows((source.sequence,), jnp.int32)
-    return Batch(rows(*data.input_shape(source)), targets, rows((), jnp.bool_))
+    parts = data.parts(source)
+    return Batch(rows(*data.input_shape(source)), targets, rows((parts,) if parts > 1 else (), jnp.bool_))
 
 
 # -------------------------------------------------------------------------------------------------- cut and join
@@ -142,6 +143,12 @@ def join_rows(x: jax.Array, axis: int) -> jax.Array:
 def split_time(x: jax.Array, segments: int) -> jax.Array:
     """[B, T, ...] -> [segments, B, T / segments, ...]."""
     return jnp.moveaxis(x.reshape(x.shape[0], segments, x.shape[1] // segments, *x.shape[2:]), 1, 0)
+
+
+def starts(start: jax.Array, calls: int) -> jax.Array:
+    """bool[B], or bool[B, N] for N equal parts of a row -> bool[calls, B]: the rows that begin a new stream at each call."""
+    parts = start.reshape(start.shape[0], -1)
+    return jnp.zeros((calls, start.shape[0]), bool).at[::calls // parts.shape[1]].set(parts.T)
 
 
 # ------------------------------------------------------------------------------------------------------ gradient
@@ -173,19 +180,29 @@ def first_carry(params: Tree, carry: Tree, start_B: jax.Array, model: Model) -> 
     return pr.reset(carry, start_B, model.init_state(params, rows), model.state_specs(rows))
 
 
+def restart(carry: Tree, start_B: jax.Array, first: Tree, initial: Tree, specs: Tree) -> Tree:
+    """The carry with the values of `first` and the gradient of `initial` in the rows that begin.
+
+    first: the first carry of these rows, which need not be numbered from 0.
+    """
+    return pr.select_rows(start_B, jax.tree.map(_with_gradient, jax.lax.stop_gradient(first), initial), carry, specs)
+
+
 def cut_gradient(carry: Tree, cut: jax.Array, initial: Tree, specs: Tree) -> Tree:
     """The same carry, without gradient where `cut` (bool[]) is True; derived leaves keep theirs. initial, specs: as in `begin`."""
     stopped = pr.renew(jax.lax.stop_gradient(carry), initial, specs)
     return jax.tree.map(lambda a, b: jnp.where(cut, a, b), stopped, carry)
 
 
-def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Array, targets_NBT: jax.Array,
+def group_loss(params: Tree, carry: Tree, first: Tree | None, start_NB: jax.Array, inputs_NBT: jax.Array, targets_NBT: jax.Array,
                scored_N: jax.Array, cut_N: jax.Array | None, total: jax.Array, share: float,
                update: Update) -> tuple[jax.Array, tuple[Tree, losses.Sums]]:
     """Loss of N calls through which the gradient flows, unless it is cut.
 
-    carry: from the call before, or the first carry in rows that begin; no gradient enters it.
-    start_B: rows that begin a new stream here.
+    carry: from the call before; no gradient enters it.
+    first: the first carry of these rows, for streams that begin at any call. None: they begin at call 0 only, and `carry` is the
+        first carry in those rows already.
+    start_NB: bool[N, B], rows that begin a new stream at each call.
     scored_N: bool[N], the calls whose loss counts.
     cut_N: bool[N], the gradient is cut before that call. None: nowhere.
     total: scored positions of the whole batch. The loss is divided by it.
@@ -193,27 +210,36 @@ def group_loss(params: Tree, carry: Tree, start_B: jax.Array, inputs_NBT: jax.Ar
         rows is of all rows and calls of the batch.
     Returns the loss and (carry after the last call, totals); the totals hold the model's own loss apart.
     """
-    specs = update.model.state_specs(start_B.shape[0])
-    initial = update.model.init_state(params, start_B.shape[0])
+    specs = update.model.state_specs(start_NB.shape[1])
+    initial = update.model.init_state(params, start_NB.shape[1])
 
     def one_call(carry, x):
-        inputs, targets, scored, cut = x
+        start, inputs, targets, scored, cut = x
         carry = carry if cut is None else cut_gradient(carry, cut, initial, specs)
+        carry = carry if first is None else restart(carry, start, first, initial, specs)
         logits, carry, stats = update.model.run(params, carry, inputs, TRAINING_CALL)
         own = losses.auxiliary_loss(stats) * jnp.where(scored, share, 0)
         return carry, losses.totals(logits, targets, update.loss)._replace(auxiliary=own)
 
     one_call = jax.checkpoint(one_call, prevent_cse=False) if update.remat else one_call
-    carry, sums = jax.lax.scan(one_call, begin(carry, start_B, initial, specs), (inputs_NBT, targets_NBT, scored_N, cut_N))
+    carry = begin(carry, start_NB[0] & (first is None), initial, specs)
+    carry, sums = jax.lax.scan(one_call, carry, (start_NB, inputs_NBT, targets_NBT, scored_N, cut_N))
     sums = jax.tree.map(lambda s: s.sum(), sums)
     return sums.nats / total + sums.auxiliary, (carry, sums)
 
 
-def carries_before(params: Tree, carry: Tree, inputs_NBT: jax.Array, model: Model) -> tuple[Tree, Tree]:
+def carries_before(params: Tree, carry: Tree, first: Tree | None, start_NB: jax.Array, inputs_NBT: jax.Array,
+                   model: Model) -> tuple[Tree, Tree]:
     """A pass without gradient: (carry after the last call, carries that enter each call, stacked [N, ...])."""
     rows = inputs_NBT.shape[1]
-    carry = pr.renew(carry, model.init_state(params, rows), model.state_specs(rows))
-    return jax.lax.scan(lambda c, x: (model.run(params, c, x, TRAINING_CALL)[1], c), carry, inputs_NBT)
+    specs = model.state_specs(rows)
+
+    def one_call(carry, x):
+        start, inputs = x
+        carry = carry if first is None else pr.reset(carry, start, first, specs)
+        return model.run(params, carry, inputs, TRAINING_CALL)[1], carry
+
+    return jax.lax.scan(one_call, pr.renew(carry, model.init_state(params, rows), specs), (start_NB, inputs_NBT))
 
 
 def scored_positions(batch: Batch) -> jax.Array:
@@ -228,57 +254,64 @@ def batch_gradient(params: Tree, carry: Tree, batch: Batch, update: Update) -> t
     left to itself, would take that sum in every iteration of the inner loops.
     Returns the gradient, the carry after the batch, and the totals.
     """
-    total, carry = scored_positions(batch), first_carry(params, carry, batch.start, update.model)
+    total, first = scored_positions(batch), None
+    if batch.start.ndim == 1:
+        carry = first_carry(params, carry, batch.start, update.model)
+    else:
+        first = update.model.init_state(params, update.batch)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["data"] == 1:
-        return _part_gradient(params, carry, batch, total, update)
+        return _part_gradient(params, carry, first, batch, total, update)
     rows = pr.map_rows(lambda x, axis: PartitionSpec(*[None] * axis, "data"), update.model.state_specs(update.batch), carry)
 
-    def part(params, carry, batch, total):
-        grads, carry, sums = _part_gradient(params, carry, batch, total, update)
+    def part(params, carry, first, batch, total):
+        grads, carry, sums = _part_gradient(params, carry, first, batch, total, update)
         return jax.lax.psum(grads, "data"), carry, jax.lax.psum(sums, "data")
 
     whole, split = PartitionSpec(), PartitionSpec("data")
-    return jax.shard_map(part, in_specs=(whole, rows, split, whole), out_specs=(whole, rows, whole),
-                         axis_names={"data"}, check_vma=False)(params, carry, batch, total)
+    specs = (whole, rows, None if first is None else rows, split, whole)
+    return jax.shard_map(part, in_specs=specs, out_specs=(whole, rows, whole),
+                         axis_names={"data"}, check_vma=False)(params, carry, first, batch, total)
 
 
-def _part_gradient(params: Tree, carry: Tree, batch: Batch, total: jax.Array, update: Update) -> tuple[Tree, Tree, losses.Sums]:
-    """`batch_gradient` of some of the rows; total: scored positions of all rows."""
+def _part_gradient(params: Tree, carry: Tree, first: Tree | None, batch: Batch, total: jax.Array,
+                   update: Update) -> tuple[Tree, Tree, losses.Sums]:
+    """`batch_gradient` of some of the rows. first: as in `group_loss`. total: scored positions of all rows."""
     n, calls = update.microbatches, batch.targets.shape[1] // update.call_tokens
     plan = backpropagation.plan(update.gradient, calls)
     specs, state_specs = update.model.specs(), update.model.state_specs(update.batch)
     share = batch.start.shape[0] / n / (update.batch * calls)
 
-    def group(outer, carry, x):
+    def group(outer, carry, first, x):
         grads, sums = outer
         # Each device adds up its own slice of a gradient only: that of its slice of the parameter.
-        more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, *x, total, share, update)
+        more, (carry, s) = jax.grad(group_loss, has_aux=True)(params, carry, first, *x, total, share, update)
         return (sharding.constrain_tree(jax.tree.map(jnp.add, grads, more), specs), jax.tree.map(jnp.add, sums, s)), carry
 
     def microbatch(outer, x):
-        carry, inputs, targets, start = x
+        carry, first, inputs, targets, start = x
         inputs, targets = (split_time(x, calls) for x in (inputs, targets))
-        xs = _groups(plan, inputs, targets, start)
+        start = starts(start, calls)
+        xs = _groups(plan, start, inputs, targets)
         if plan.chained:
-            (outer, carry), _ = jax.lax.scan(lambda both, x: (group(*both, x), None), (outer, carry), xs)
+            (outer, carry), _ = jax.lax.scan(lambda both, x: (group(*both, first, x), None), (outer, carry), xs)
             return outer, carry
-        carry, before = carries_before(params, carry, inputs, update.model)
+        carry, before = carries_before(params, carry, first, start, inputs, update.model)
         before = jax.tree.map(lambda c: c[plan.index[:, 0]], before)
-        outer, _ = jax.lax.scan(lambda outer, x: (group(outer, *x)[0], None), outer, (before, xs))
+        outer, _ = jax.lax.scan(lambda outer, x: (group(outer, x[0], first, x[1])[0], None), outer, (before, xs))
         return outer, carry
 
     zero = (jax.tree.map(jnp.zeros_like, params), losses.Sums(*(jnp.float32(0),) * 4))
     parts = [split_rows(x, n, 0) for x in batch]
-    carries = pr.map_rows(lambda x, axis: split_rows(x, n, axis), state_specs, carry)
-    (grads, sums), carries = jax.lax.scan(microbatch, zero, (carries, *parts))
+    split = lambda carry: pr.map_rows(lambda x, axis: split_rows(x, n, axis), state_specs, carry)
+    (grads, sums), carries = jax.lax.scan(microbatch, zero, (split(carry), None if first is None else split(first), *parts))
     return grads, pr.map_rows(join_rows, state_specs, carries), sums
 
 
-def _groups(plan: backpropagation.Plan, inputs_NBT: jax.Array, targets_NBT: jax.Array, start_B: jax.Array) -> tuple:
-    """What `group_loss` takes for each of G groups of S calls: starts, inputs and targets [G, S, B, T], scored, cut."""
+def _groups(plan: backpropagation.Plan, start_NB: jax.Array, inputs_NBT: jax.Array, targets_NBT: jax.Array) -> tuple:
+    """What `group_loss` takes for each of G groups of S calls: starts [G, S, B], inputs and targets [G, S, B, T], scored, cut."""
     scored = jnp.asarray(plan.scored)
-    return (start_B[None] & (plan.index[:, :1] == 0), inputs_NBT[plan.index], losses.keep(targets_NBT[plan.index], scored), scored,
+    return (start_NB[plan.index], inputs_NBT[plan.index], losses.keep(targets_NBT[plan.index], scored), scored,
             jnp.asarray(plan.cut) if plan.cut.any() else None)
 
 

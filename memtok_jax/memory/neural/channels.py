@@ -16,9 +16,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from memtok_jax.memory.neural.coefficients import BLOCK, Coefficients, decay
+from memtok_jax.memory.neural.coefficients import Coefficients, decay
 
-__all__ = ["BLOCK", "coefficients", "scores", "shares_at_end"]
+BLOCK = 16  # the most tokens whose coefficients are formed at once
 
 
 def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, real: jax.Array, forget_to: str) -> Coefficients:

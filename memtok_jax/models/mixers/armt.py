@@ -12,6 +12,7 @@ window beside the matrix, and the per-layer RMT of the paper's ablation.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from memtok_jax.models.call import Call
 from memtok_jax.models.mixers import LayerConfig, MixerConfig, need_segment, options
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import recompute
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ def begin(params, x_MD: jax.Array, cfg: ArmtLayerConfig, b: Backbone, batch: int
 def run(params, state: ArmtLayerState, x: jax.Array, cfg: ArmtLayerConfig, b: Backbone, call: Call, side: dict):
     """One layer on tokens of one segment: (x[B, T, D], state, statistics, side)."""
     m = options(cfg.memory, b)
-    x = armt.read(params["memory"], state.memory, x, m)
+    x = recompute(partial(armt.read, cfg=m))(params["memory"], state.memory, x)
     x, layer, stats, side = block.run(params, state.layer, x, cfg.layer, b, call, side)
     written = state.memory
     if call.tail:
-        written = armt.write(params["memory"], written, x[:, x.shape[1] - call.tail:], m, call.closes)
+        write = recompute(partial(armt.write, cfg=m))
+        written = write(params["memory"], written, x[:, x.shape[1] - call.tail:], closes=call.closes)
     rms = lambda leaf: jnp.sqrt(jnp.square(leaf).mean()).astype(jnp.float32)
     own = {"matrix_rms": rms(written.matrix), "normaliser_rms": rms(written.normaliser)}
     return x, ArmtLayerState(written, layer), stats | {f"armt.{name}": value for name, value in own.items()}, side

@@ -136,10 +136,10 @@ def _visible(real_BC: jax.Array, inside: jax.Array, places: Places, call: Call, 
     return jnp.concatenate([jnp.broadcast_to(cache, (*inside.shape[:2], real_BC.shape[1])), inside], axis=2) & _near(places, cfg)
 
 
-def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedConfig, b: Backbone, side: dict):
+def _attend(params, state: CachedState, x: jax.Array, call: Call, cfg: CachedConfig, b: Backbone, side: dict, blocks: bool):
     """Tokens of one segment see cache and segment: (branch, weight [B, H, T, C + S], inputs of the open segment)."""
     tokens, m = x.shape[1], options(cfg.memory, b)
-    vectors, real = _module(cfg).read(params["memory"], state.memory, m)
+    vectors, real = _module(cfg).read(params["memory"], state.memory, m, whole=blocks)
     c = vectors.shape[1]
     if call.whole:
         inputs, own = state.inputs, x
@@ -177,13 +177,14 @@ def _kept(inputs: jax.Array, filled: jax.Array, cfg: CachedConfig, b: Backbone) 
 
 
 def _write(params, state: CachedState, inputs: jax.Array, filled: jax.Array, usage: jax.Array | None, call: Call,
-           cfg: CachedConfig, b: Backbone):
+           cfg: CachedConfig, b: Backbone, blocks: bool):
     """The segment's inputs into the memory, for rows whose segment closes: (memory, statistics)."""
     fixed = jax.lax.stop_gradient(params)
     attend_fixed = lambda x, vectors, real: attend_by_content(fixed, enter(fixed, x, b), enter(fixed, vectors, b), real, b)
     kept, length = _kept(inputs, jnp.where(call.closes, filled, 0), cfg, b)
     m = options(cfg.memory, b)
-    write = lambda memory: _module(cfg).update(params["memory"], memory, kept, m, length, usage, attend_fixed)
+    length = None if blocks else length
+    write = lambda memory: _module(cfg).update(params["memory"], memory, kept, m, length, usage, attend_fixed, whole=blocks)
     if call.whole:
         return write(state.memory)
     none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(write, state.memory)[1])
@@ -196,15 +197,15 @@ def _received(weight: jax.Array, call: Call) -> jax.Array:
     return jnp.where(mine[:, None, :, None], weight, 0).sum((1, 2))
 
 
-def _step(params, state: CachedState, x: jax.Array, *, call: Call, cfg: CachedConfig, b: Backbone, side: dict):
-    """Tokens of one segment: (branch, state, statistics)."""
-    y, weight, inputs = _attend(params, state, x, call, cfg, b, side)
+def _step(params, state: CachedState, x: jax.Array, *, call: Call, cfg: CachedConfig, b: Backbone, side: dict, blocks: bool):
+    """Tokens of one segment: (branch, state, statistics). blocks: the memory receives whole blocks only, now and before."""
+    y, weight, inputs = _attend(params, state, x, call, cfg, b, side, blocks)
     usage = None
     if _wants_usage(cfg):
         usage = _received(weight, call) + (0 if call.whole else state.usage)
     seen = None if usage is None else _tokens_only(usage, inputs if not call.whole else x, cfg, b)
     own = x if call.whole else inputs
-    memory, stats = _write(params, state, own, call.slot + call.length, seen, call, cfg, b)
+    memory, stats = _write(params, state, own, call.slot + call.length, seen, call, cfg, b, blocks)
     after = state._replace(memory=memory, inputs=inputs)
     return y, after if usage is None or call.whole else after._replace(usage=usage.astype(state.usage.dtype)), stats
 
@@ -218,8 +219,11 @@ def _tokens_only(usage: jax.Array, inputs: jax.Array, cfg: CachedConfig, b: Back
 
 def run(params, state: CachedState, x: jax.Array, cfg: CachedConfig, b: Backbone, call: Call, side: dict):
     """x[B, T, D] -> (branch [B, T, D], state, statistics of the memory, side)."""
+    # Segments that close by count have one length always; then so do the pieces that a memory gets.
+    blocks = call.whole and call.closes is None and b.segment % options(cfg.memory, b).unit == 0
+
     def step(state, x, call):
-        return recompute(partial(_step, call=call, cfg=cfg, b=b))(params, state, x, side=side)
+        return recompute(partial(_step, call=call, cfg=cfg, b=b, blocks=blocks))(params, state, x, side=side)
 
     y, state, stats = borders.walk(step, state, x, call, b, state_specs(cfg, b, x.shape[0]))
     return y, state, stats, side

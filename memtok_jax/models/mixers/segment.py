@@ -7,6 +7,7 @@ values. Differs from `window.py` in that the past ends at a border, and from `ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from memtok_jax.models.layers import enter
 from memtok_jax.models.mixers import MixerConfig, need_segment
 from memtok_jax.models.positions import Places
 from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import recompute
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def _step(params, state: SegmentState, u: jax.Array, call: Call, *, b: Backbone,
     k, v = (A.heads(params, u, name, b) for name in "kv")
     if call.whole:
         visible = borders.visible_tokens(call, u.shape[1])[None]
-        y, _ = A.at_places(params, u, k, v, visible, b, side, prefix=state.prefix, ahead=call.sees != "past")
+        attend = recompute(partial(A.at_places, b=b, side=side, prefix=state.prefix, ahead=call.sees != "past"))
+        y, _ = attend(params, u, k, v, visible)
         return A.output(params, y, b), state, {}
     state = state._replace(k=borders.store(state.k, k, call), v=borders.store(state.v, v, call))
     y, _ = A.at_places(params, u, state.k, state.v, borders.visible_slots(call, u.shape[1], b.slots), b, side, prefix=state.prefix,
