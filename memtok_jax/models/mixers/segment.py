@@ -69,13 +69,13 @@ def places(call: Call, tokens: int, slots: int) -> Places:
     return Places(query, jnp.broadcast_to(jnp.arange(slots)[None], (query.shape[0], slots)))
 
 
-def _step(params, state: SegmentState, u: jax.Array, call: Call, *, b: Backbone, side: dict):
-    """Tokens of one segment, normed: (branch, state, no statistics)."""
+def _step(params, state: SegmentState, x: jax.Array, *, call: Call, b: Backbone, side: dict):
+    """Tokens of one segment: (branch, state, no statistics)."""
+    u = enter(params, x, b)
     k, v = (A.heads(params, u, name, b) for name in "kv")
     if call.whole:
         visible = borders.visible_tokens(call, u.shape[1])[None]
-        attend = recompute(partial(A.at_places, b=b, side=side, prefix=state.prefix, ahead=call.sees != "past"))
-        y, _ = attend(params, u, k, v, visible)
+        y, _ = A.at_places(params, u, k, v, visible, b, side, prefix=state.prefix, ahead=call.sees != "past")
         return A.output(params, y, b), state, {}
     state = state._replace(k=borders.store(state.k, k, call), v=borders.store(state.v, v, call))
     y, _ = A.at_places(params, u, state.k, state.v, borders.visible_slots(call, u.shape[1], b.slots), b, side, prefix=state.prefix,
@@ -85,7 +85,6 @@ def _step(params, state: SegmentState, u: jax.Array, call: Call, *, b: Backbone,
 
 def run(params, state: SegmentState, x: jax.Array, cfg: SegmentConfig, b: Backbone, call: Call, side: dict):
     """x[B, T, D] -> (branch [B, T, D], state, no statistics, side)."""
-    step = lambda state, u, call: _step(params, state, u, call, b=b, side=side)
-    y, state, stats = borders.walk(step, state, enter(params, x, b), call, b, state_specs(cfg, b, x.shape[0]),
-                                   (lambda s: (), lambda s, _: s))
+    step = lambda state, x, call: recompute(partial(_step, call=call, b=b))(params, state, x, side=side)
+    y, state, stats = borders.walk(step, state, x, call, b, state_specs(cfg, b, x.shape[0]), (lambda s: (), lambda s, _: s))
     return y, state, stats, side
