@@ -104,14 +104,14 @@ def laptop_text(model: LanguageModelConfig) -> Experiment:
 def titans_text(kind: str, preset: str) -> Experiment:
     """The text configs of Titans: a paper size of `kind` layers, or the laptop run.
 
-    On the laptop there are two layers, compiled side by side: the one with memory, and a window attention (the memory alone for
+    On the laptop there are two layers, compiled side by side: the one with memory, and a window attention (another memory for
     "lmm").
     """
     if preset in TITANS_SIZES:
         return titans_paper(kind, preset)
     memory = NeuralMemoryConfig(head_dim=32, expansion=2, chunk=64)
     layer = titans_layer(kind, 64, memory)
-    own = dict(pattern=(layer,), unroll=2) if kind == "lmm" else dict(pattern=(layer, WindowConfig(64)), prefix=8)
+    own = dict(pattern=(layer, layer)) if kind == "lmm" else dict(pattern=(layer, WindowConfig(64)), prefix=8)
     return laptop_text(LanguageModelConfig(width=128, layers=2, head_dim=32, segment=segment_of(kind, 64), **own))
 
 
