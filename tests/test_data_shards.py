@@ -90,13 +90,20 @@ def test_an_epoch_is_a_permutation_of_the_documents(folder, layout, rows):
     assert len(set(map(tuple, orders))) == 4
 
 
-def test_a_document_begins_at_the_front_of_a_row_and_only_there_the_row_starts(folder):
-    wanted, cfg = training_ids(folder), ShardsConfig(str(folder), T)
-    batches = take(data.open_train(cfg, 1), pieces_in_an_epoch(wanted))
-    starts = [n for n, b in enumerate(batches) if b["start"][0]]
-    assert len(starts) == len(wanted)
-    for begin, end in zip(starts, [*starts[1:], len(batches)], strict=True):
-        inputs, targets = (np.concatenate([b[name][0] for b in batches[begin:end]]).tolist() for name in ("inputs", "targets"))
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_document_begins_at_the_front_of_a_piece_and_only_there_the_row_starts(folder, parts):
+    """The pieces of rows of one piece, and of rows of three, which hold several documents."""
+    wanted, cfg = training_ids(folder), ShardsConfig(str(folder), parts * T, piece=T)
+    assert data.parts(cfg) == parts
+    batches = take(data.open_train(cfg, 1), pieces_in_an_epoch(wanted) // parts)
+    assert batches[0]["start"].shape == ((1,) if parts == 1 else (1, parts))
+    pieces = [{"inputs": b["inputs"][0].reshape(parts, T)[n], "targets": b["targets"][0].reshape(parts, T)[n],
+               "start": b["start"].reshape(parts)[n]} for b in batches for n in range(parts)]
+    starts = [n for n, one in enumerate(pieces) if one["start"]]
+    assert len(starts) >= len(wanted) - 2 * (parts > 1)
+    whole = list(zip(starts, [*starts[1:], len(pieces)], strict=True))
+    for begin, end in whole[1:-1] if parts > 1 else whole:  # the first and the last may be cut by the epoch
+        inputs, targets = (np.concatenate([one[name] for one in pieces[begin:end]]).tolist() for name in ("inputs", "targets"))
         n = wanted[wanted.index([i for i in targets if i > 0])]
         assert inputs[:len(n) + 1] == [0, *n] and targets[:len(n) + 1] == [*n, 0]
         assert set(targets[len(n) + 1:]) <= {-100} and set(inputs[len(n) + 1:]) <= {0} and len(targets) - len(n) - 1 < T
@@ -265,7 +272,7 @@ def test_settings_that_do_not_fit(folder):
     assert "did you mean 'joined'?" in message_of(lambda: ShardsConfig(str(folder), layout="join"))
     assert "data.folder is empty" in message_of(lambda: ShardsConfig(""))
     separate, joined = (ShardsConfig(str(folder), T, layout=layout) for layout in shards.LAYOUTS)
-    assert "pieces of 16 tokens, fewer than the 5000 rows" in message_of(lambda: data.open_train(separate, 5000))
+    assert "pieces of 16 tokens, fewer than the 5000 pieces" in message_of(lambda: data.open_train(separate, 5000))
     assert "tokens is too short for 5000 rows" in message_of(lambda: data.open_train(joined, 5000))
 
 

@@ -34,9 +34,10 @@ class ShardsConfig:
     folder: --output of `prepare.py`.
     sequence: T, tokens per row of a batch.
     seed: order of the documents; the held-out data does not depend on it.
-    layout: "documents": each document begins at the front of a row and resets the memory of that row; the rest of its last row is
-        not scored, which wastes much if documents are shorter than `sequence`. "joined": documents one after the other without
-        gaps, as bytes of text are read; a row is reset once in an epoch.
+    layout: "documents": each document begins at the front of a piece of a row and resets the memory there; the rest of its last
+        piece is not scored, which wastes much if documents are shorter than a piece. "joined": documents one after the other
+        without gaps, as bytes of text are read; a row is reset once in an epoch.
+    piece: tokens of a piece, which divide the sequence; training takes one call or several for each. 0: the whole row.
     eval_bytes: score at most this many bytes of held-out text; 0: all.
     """
 
@@ -44,18 +45,26 @@ class ShardsConfig:
     sequence: int = 512
     seed: int = 0
     layout: str = "documents"
+    piece: int = 0
     eval_bytes: int = 262_144
 
     def __post_init__(self):
-        check_numbers("data", self, at_least=dict(sequence=1, seed=0, eval_bytes=0))
+        check_numbers("data", self, at_least=dict(sequence=1, seed=0, piece=0, eval_bytes=0))
         choose("data.layout", self.layout, LAYOUTS)
         if not self.folder:
             raise DataError("data.folder is empty; name the folder of a prepared corpus, as in --data=shards:FOLDER")
+        if self.piece and self.sequence % self.piece:
+            raise DataError(f"data.piece={self.piece} does not divide data.sequence={self.sequence}")
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """All rows have `sequence` tokens."""
         return ()
+
+    @property
+    def parts(self) -> int:
+        """Pieces of a row; each may begin a document."""
+        return self.sequence // self.piece if self.piece and self.layout == "documents" else 1
 
     @property
     def source(self) -> str:
@@ -127,10 +136,13 @@ class _Documents(Sequence):
 def open_train(cfg: ShardsConfig, batch: int, process_index: int, process_count: int) -> NumpyIterator:
     """Endless training batches; see `data.open_train`."""
     rows, corpus = rows_of(process_index, process_count, batch), _open(cfg)
-    make = DocumentBatches if cfg.layout == "documents" else ContiguousBatches
-    source = make(_Documents(corpus, KEPT * len(rows)), batch, cfg.sequence, cfg.seed, rows, corpus.marks)
+    documents = _Documents(corpus, KEPT * len(rows) * cfg.parts)
+    if cfg.layout == "documents":
+        source = DocumentBatches(documents, batch, cfg.sequence, cfg.seed, rows, corpus.marks, cfg.parts)
+    else:
+        source = ContiguousBatches(documents, batch, cfg.sequence, cfg.seed, rows, corpus.marks)
     content = [shard["sha256"] for shard in corpus.manifest["splits"]["train"]["shards"]]
-    settings = (content, cfg.layout, batch, cfg.sequence, cfg.seed, corpus.marks)
+    settings = (content, cfg.layout, cfg.parts, batch, cfg.sequence, cfg.seed, corpus.marks)
     return open_iterator(source, f"{zlib.crc32(repr(settings).encode()):08x}")
 
 
@@ -220,7 +232,8 @@ def describe(cfg: ShardsConfig) -> str:
     if cfg.layout == "joined":
         return said
     lengths = read_lengths(corpus.folder, corpus.manifest) + 1
-    empty = 1 - lengths.sum() / (-(-lengths // cfg.sequence) * cfg.sequence).sum()
+    piece = cfg.sequence // cfg.parts
+    empty = 1 - lengths.sum() / (-(-lengths // piece) * piece).sum()
     if empty < NAMED_GAP:
         return said
-    return f"{said}; {empty:.0%} of a batch is empty behind the ends of documents (--config.data.layout=joined leaves no gaps)"
+    return f"{said}; {empty:.0%} of a batch is empty behind the ends of documents (a smaller data.piece wastes less)"

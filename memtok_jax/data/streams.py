@@ -148,36 +148,39 @@ class WindowBatches:
 
 
 class DocumentBatches:
-    """Row b of batch t + 1 continues row b of batch t, and every document begins at the front of a row.
+    """Row b of batch t + 1 continues row b of batch t, and every document begins at the front of a piece of a row.
 
-    In each epoch the documents come in a new order. Each is cut into pieces of T tokens; `marks.first` stands before its first
-    token, `marks.last` is the target after its last one, and what is left of its last piece is not scored. The pieces of all
-    documents are cut into B equal rows from a random first piece on. `start` is True where a document begins, and in the first
-    batch of an epoch.
+    In each epoch the documents come in a new order. Each is cut into pieces of T / `parts` tokens; `marks.first` stands before its
+    first token, `marks.last` is the target after its last one, and what is left of its last piece is not scored. The pieces of all
+    documents are cut into B equal rows from a random first piece on. `start`, bool[B] or with several parts bool[B, parts], is True
+    where a document begins, and at the front of the first batch of an epoch.
     """
 
-    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range, marks: Marks):
-        self._documents, self._rows, self._sequence, self._seed, self._marks = documents, rows, sequence, seed, marks
-        self._pieces = -(-(lengths(documents) + 1) // sequence)
-        self.steps_per_epoch, self._slack = divmod(int(self._pieces.sum()), batch)
+    def __init__(self, documents: Sequence[Document], batch: int, sequence: int, seed: int, rows: range, marks: Marks,
+                 parts: int = 1):
+        self._documents, self._rows, self._seed, self._marks, self._parts = documents, rows, seed, marks, parts
+        self._size = sequence // parts
+        self._pieces = -(-(lengths(documents) + 1) // self._size)
+        self.steps_per_epoch, self._slack = divmod(int(self._pieces.sum()), batch * parts)
         if not self.steps_per_epoch:
-            raise DataError(f"the {len(documents)} training documents make {self._slack} pieces of {sequence} tokens, fewer than "
-                            f"the {batch} rows of a batch; lower the batch or the sequence")
+            raise DataError(f"the {len(documents)} training documents make {self._slack} pieces of {self._size} tokens, fewer than "
+                            f"the {batch * parts} pieces of a batch; lower the batch or the sequence")
         self._cached: tuple[int, np.ndarray, np.ndarray, int] | None = None
 
     def __getitem__(self, step: int) -> Batch:
         epoch, inner = divmod(step, self.steps_per_epoch)
         order, ends, first = self._epoch(epoch)
-        B, T = len(self._rows), self._sequence
-        batch = {"inputs": np.zeros((B, T), np.int32), "targets": np.full((B, T), IGNORED, np.int32),
-                 "start": np.full(B, inner == 0)}
-        for b, row in enumerate(self._rows):
-            place = first + row * self.steps_per_epoch + inner
+        B, P, n = len(self._rows), self._size, self._parts
+        batch = {"inputs": np.zeros((B * n, P), np.int32), "targets": np.full((B * n, P), IGNORED, np.int32),
+                 "start": np.zeros(B * n, bool)}
+        for b, part in np.ndindex(B, n):
+            place = first + (self._rows[b] * self.steps_per_epoch + inner) * n + part
             at = int(np.searchsorted(ends, place, side="right"))
             piece = place - int(ends[at]) + int(self._pieces[order[at]])
-            self._fill(batch, b, self._documents[order[at]].data, piece * T)
-            batch["start"][b] |= piece == 0
-        return batch
+            self._fill(batch, b * n + part, self._documents[order[at]].data, piece * P)
+            batch["start"][b * n + part] = piece == 0 or (inner, part) == (0, 0)
+        start = batch["start"].reshape((B, n) if n > 1 else B)
+        return {"inputs": batch["inputs"].reshape(B, n * P), "targets": batch["targets"].reshape(B, n * P), "start": start}
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Order of the documents in an epoch, where the pieces of each end, and the first piece of the first row."""
@@ -188,9 +191,8 @@ class DocumentBatches:
         return self._cached[1:]
 
     def _fill(self, batch: Batch, b: int, ids: np.ndarray, begin: int) -> None:
-        """Row b from token `begin` of a document on."""
-        T, marks = self._sequence, self._marks
-        n = min(T, len(ids) + 1 - begin)
+        """Piece b from token `begin` of a document on."""
+        marks, n = self._marks, min(self._size, len(ids) + 1 - begin)
         batch["inputs"][b, 0] = ids[begin - 1] if begin else marks.first
         batch["inputs"][b, 1:n] = ids[begin:begin + n - 1]
         batch["targets"][b, :n - 1] = ids[begin:begin + n - 1]

@@ -146,6 +146,10 @@ class Experiment:
             for tokens in lengths:
                 if tokens % self.call_tokens:
                     raise UserError(f"data.{name} {tokens} does not divide into calls of {self.call_tokens} tokens")
+        piece = self.data.sequence // data.parts(self.data)
+        if piece % self.call_tokens:
+            raise UserError(f"a new stream may begin every {piece} tokens of a row, which does not divide into calls of "
+                            f"{self.call_tokens} tokens; set training.call_tokens={piece} or a divisor of it")
         for number, text in enumerate(self.training.curriculum, 1):
             try:
                 stage(self, text)
