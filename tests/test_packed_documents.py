@@ -77,7 +77,7 @@ def packed(one: step.Update, params, carry, batch: step.Batch):
     return scaled(grads, batch), after, sums.nats
 
 
-FAST = ("transformer_xl", "rmt")
+FAST, FORGETFUL = ("transformer_xl", "rmt"), ("segment", "memory_transformer")
 
 
 @pytest.mark.parametrize("name, gradient", [
@@ -93,7 +93,8 @@ def test_a_packed_row_equals_its_documents_alone(name, gradient):
     assert_close(got[1], want[1], 1e-4)
     np.testing.assert_allclose(got[2], want[2], rtol=1e-6)
     other = jit(lambda p, c: packed(one, p, c, batch._replace(start=batch.start.at[:, 3].set(False))))(params, carry)
-    assert abs(float(other[2] - got[2])) > 2e-6 * float(got[2]), "a border less is another loss"
+    difference = abs(float(other[2] - got[2])) / float(got[2])
+    assert difference < 1e-6 if name in FORGETFUL else difference > 2e-6, "a border less is another loss, unless every segment forgets"
 
 
 def test_other_documents_change_no_bit():
