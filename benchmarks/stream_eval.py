@@ -2,9 +2,10 @@
 
     python -m benchmarks.stream_eval --output=docs/results/stream_eval
 
-`configs/stream_eval.py` trains the window on distances up to 4 lines, and the memory on up to 8; here all questions of a stream 16 times
-as long ask for one distance at a time. The shape to expect of a window (arXiv 2309.17453, table 7): right as long as the line is in
-sight, then at chance. What a reader who sees as many tokens and nothing else can reach stands beside it, by the rules of the task.
+`configs/stream_eval.py` trains the window on distances up to 4 lines, and the memory on up to 8. Here the questions of a stream 16
+times as long ask for one distance at a time. The shape to expect of a window (arXiv 2309.17453, table 7): right as long as the line
+is in sight, then at chance. What a reader who sees as many tokens and nothing else can reach stands beside it, by the rules of the
+task.
 """
 
 from __future__ import annotations

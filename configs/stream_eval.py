@@ -8,8 +8,8 @@ Command: python train.py --config=stream_eval           (StreamingLLM: 4 pinned 
 Hardware, time: 2 CPU cores, minutes each
 Expected: streaming_llm answers all questions within its window after 450 updates (one seed); see docs/log.md
 
-A line and its question are 6 tokens, so 28 of them hold the four nearest lines. The window is trained on those: with questions whose
-line it cannot see, it does not learn to look keys up (docs/log.md, 2026-11-30). A second layer could hand farther lines on; training
+A line and its question are 6 tokens, so 28 of them hold four lines. The window is trained on those: with questions about
+lines out of sight it does not learn to look keys up (docs/log.md, 2026-11-30). A second layer could hand farther lines on; training
 decides whether it does.
 Neighbours: recall (all pairs first, all questions last), streaming_llm (text).
 """

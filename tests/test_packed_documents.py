@@ -94,7 +94,7 @@ def test_a_packed_row_equals_its_documents_alone(name, gradient):
     np.testing.assert_allclose(got[2], want[2], rtol=1e-6)
     other = jit(lambda p, c: packed(one, p, c, batch._replace(start=batch.start.at[:, 3].set(False))))(params, carry)
     difference = abs(float(other[2] - got[2])) / float(got[2])
-    assert difference < 1e-6 if name in FORGETFUL else difference > 2e-6, "a border less is another loss, unless every segment forgets"
+    assert difference < 1e-6 if name in FORGETFUL else difference > 2e-6, "a border less matters"
 
 
 def test_other_documents_change_no_bit():
