@@ -18,8 +18,9 @@ layer of the memory, forgetting by channel. v1 gives none of these and has scala
     names           the number of parameters depends on the architecture, see below; no count of the paper's own is known
 Parameters of MAC: 170m 147M, 340m 461M, 400m 532M, 760m 992M, 1.3b 1,313M, with the vocabulary of 32,000.
 
-The paper's data (FineWeb-Edu in Llama-2 tokens) does not come with this package. The presets keep the paper's vocabulary. They read bytes
-of what --data names; for tokens give --config.data.tokenizer=FILE, or --data=shards:FOLDER of a prepared corpus (docs/tpu_pod.md).
+The paper's data (FineWeb-Edu in Llama-2 tokens) does not come with this package. The presets keep the paper's vocabulary. They
+read bytes of what --data names; for tokens give --config.data.tokenizer=FILE, or --data=shards:FOLDER of a prepared corpus
+(docs/tpu_pod.md).
     python train.py --config=titans_mac:340m --compile_only=v5e:16x16
 Neighbours: titans_mag, titans_mal, titans_lmm, transformer.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from neural_cases import QUICK, assert_close
 
 from memtok_jax import params as pr
 from memtok_jax import sharding
+from memtok_jax.config import UserError
 from memtok_jax.data.task import TaskConfig
 from memtok_jax.data.tasks.recall import RecallConfig
 from memtok_jax.models.protocol import Model, bind
@@ -293,6 +295,26 @@ def test_schedule_rises_and_falls():
     rates = np.array([schedule(cfg)(n) for n in range(101)])
     np.testing.assert_allclose(rates[[0, 10, 100]], [0.01, 0.1, 0.02], rtol=1e-5)
     assert np.all(np.diff(rates[:11]) > 0) and np.all(np.diff(rates[10:]) < 0)
+
+
+def test_schedules_that_stay_at_the_peak():
+    constant = OptimizerConfig(learning_rate=0.1, steps=100, warmup_steps=10, schedule="constant")
+    wsd = dataclasses.replace(constant, schedule="wsd", decay_steps=20, final_fraction=0.25)
+    flat, falling = (np.array([schedule(cfg)(n) for n in range(101)]) for cfg in (constant, wsd))
+    np.testing.assert_allclose(flat, np.minimum(0.01 + 0.009 * np.arange(101), 0.1), rtol=1e-5)
+    np.testing.assert_allclose(falling[:81], flat[:81], rtol=0)
+    np.testing.assert_allclose(falling[80:], np.linspace(0.1, 0.025, 21), rtol=1e-5)
+    longer = dataclasses.replace(wsd, steps=500)
+    np.testing.assert_array_equal([schedule(longer)(n) for n in range(81)], falling[:81])
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(schedule="linear"), "optimizer.schedule is 'linear'"), (dict(schedule="wsd"), "'wsd' needs at least 1"),
+    (dict(decay_steps=5), "'wsd' needs at least 1, the others 0"),
+    (dict(schedule="wsd", decay_steps=91), "warmup_steps 10 and optimizer.decay_steps 91 are more than optimizer.steps 100")])
+def test_schedules_that_cannot_be(fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        OptimizerConfig(learning_rate=0.1, steps=100, warmup_steps=10, **fields)
 
 
 def run_steps(exp, mesh, count=3):

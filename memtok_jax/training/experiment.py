@@ -11,19 +11,23 @@ from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.models.protocol import Model
 from memtok_jax.training import backpropagation, losses
 
-RULES, REMAT = ("adamw", "lamb"), ("nothing", "call")
+RULES, REMAT, SCHEDULES = ("adamw", "lamb"), ("nothing", "call"), ("cosine", "constant", "wsd")
 # The curriculum itself sets the first two; with another cut, a stage would train on what a later one holds out.
 FIXED_IN_STAGES = ("training.curriculum", "training.start_from", "data.held_out")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or LAMB with linear warm-up and a cosine down to a fraction of the peak.
+    """AdamW or LAMB, with a linear warm-up of the learning rate and a schedule behind it.
 
     learning_rate: the peak.
     steps: length of the run in updates.
     warmup_steps: updates until the peak.
-    final_fraction: learning rate at the end, as a fraction of the peak.
+    schedule: behind the warm-up, "cosine" falls to the final fraction at the end, "constant" stays at the peak, "wsd" (warm-up,
+        stable, decay) stays and falls in a straight line at the end. If a run is made longer later, only "constant" and the stable
+        part of "wsd" go on as if it had been so from the start.
+    decay_steps: updates of the fall of "wsd".
+    final_fraction: learning rate at the end of a fall, as a fraction of the peak.
     beta1, beta2, epsilon: of Adam.
     weight_decay: decoupled, only on parameters whose spec says `decayed`.
     clip_norm: bound of the global norm of the gradient. Parameters that only a memory's own loss teaches are clipped apart.
@@ -42,15 +46,24 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     max_skipped: int = 3
     rule: str = "adamw"
+    schedule: str = "cosine"
+    decay_steps: int = 0
 
     def __post_init__(self):
         check_numbers("optimizer", self, at_least=dict(learning_rate=0, steps=1, warmup_steps=0, beta1=0, beta2=0, weight_decay=0,
-                                                       max_skipped=0),
+                                                       max_skipped=0, decay_steps=0),
                       above=dict(epsilon=0, clip_norm=0), below=dict(learning_rate=100, beta1=1, beta2=1),
                       between=dict(final_fraction=(0, 1)))
         choose("optimizer.rule", self.rule, RULES)
+        choose("optimizer.schedule", self.schedule, SCHEDULES)
+        if (self.schedule == "wsd") != (self.decay_steps > 0):
+            raise UserError(f"optimizer.schedule is {self.schedule!r} and optimizer.decay_steps is {self.decay_steps}; 'wsd' needs "
+                            "at least 1, the others 0")
         if self.warmup_steps > self.steps:
             raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}, more than optimizer.steps {self.steps}")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise UserError(f"optimizer.warmup_steps {self.warmup_steps} and optimizer.decay_steps {self.decay_steps} are more "
+                            f"than optimizer.steps {self.steps}")
 
 
 @dataclass(frozen=True)

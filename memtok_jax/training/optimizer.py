@@ -11,12 +11,16 @@ from memtok_jax.training.experiment import OptimizerConfig
 
 
 def schedule(cfg: OptimizerConfig) -> optax.Schedule:
-    """Learning rate of update n (from 0): linear up to the peak, then a cosine to its final fraction."""
+    """Learning rate of update n (from 0): linear up to the peak, then as `cfg.schedule` says."""
     peak = cfg.learning_rate
     if cfg.warmup_steps == cfg.steps:
         return optax.linear_schedule(peak / cfg.steps, peak, max(cfg.steps - 1, 1))
     # Update 0 already moves: the ramp starts at one part of the peak, not at zero.
     start = peak / cfg.warmup_steps if cfg.warmup_steps else peak
+    if cfg.schedule != "cosine":
+        warmup = optax.linear_schedule(start, peak, cfg.warmup_steps)
+        fall = optax.linear_schedule(peak, cfg.final_fraction * peak, cfg.decay_steps)  # of 0 updates: the peak
+        return optax.join_schedules([warmup, optax.constant_schedule(peak), fall], [cfg.warmup_steps, cfg.steps - cfg.decay_steps])
     return optax.warmup_cosine_decay_schedule(start, peak, cfg.warmup_steps, cfg.steps, cfg.final_fraction * peak)
 
 
