@@ -217,7 +217,7 @@ class _Bar:
         self._terminal = sys.stdout.isatty()
 
     def advance(self, text: int) -> None:
-        """So many bytes of text more."""
+        """Count `text` more bytes of text."""
         self.at(self._text + text)
 
     def finished(self, size: int) -> None:
