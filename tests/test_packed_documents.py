@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_cases import MODELS
-from neural_cases import assert_close, jit
+from neural_cases import assert_close, jit, random_params
 
 from memtok_jax import sharding
 from memtok_jax.config import UserError
@@ -85,7 +85,7 @@ FAST, FORGETFUL = ("transformer_xl", "rmt"), ("segment", "memory_transformer")
     pytest.param("transformer_xl", "rolling:1", marks=pytest.mark.slow), pytest.param("mac", "rolling:2", marks=pytest.mark.slow)])
 def test_a_packed_row_equals_its_documents_alone(name, gradient):
     one = update(name, gradient)
-    params = one.model.init(jax.random.key(0))
+    params = random_params(one.model.specs(), 0, jnp.float32)
     carry, batch = used(one, params), rows(one, 1)
     got = jit(lambda p, c: packed(one, p, c, batch))(params, carry)
     want = jit(lambda p, c: alone(one, p, c, batch))(params, carry)
@@ -94,7 +94,7 @@ def test_a_packed_row_equals_its_documents_alone(name, gradient):
     np.testing.assert_allclose(got[2], want[2], rtol=1e-6)
     other = jit(lambda p, c: packed(one, p, c, batch._replace(start=batch.start.at[:, 3].set(False))))(params, carry)
     difference = abs(float(other[2] - got[2])) / float(got[2])
-    assert difference < 1e-6 if name in FORGETFUL else difference > 2e-6, "a border less matters"
+    assert difference < 1e-6 if name in FORGETFUL else difference > 1e-4, "a border less matters"
 
 
 def test_other_documents_change_no_bit():
@@ -105,7 +105,7 @@ def test_other_documents_change_no_bit():
     inside = (np.arange(6 * tokens) // tokens == 2)[None]
     ids = jnp.where(inside, batch.inputs % (V // 2), V // 2 + batch.inputs % (V // 2))
     batch = batch._replace(inputs=ids, targets=jnp.where(inside, batch.targets % (V // 2), losses.IGNORE))
-    params = one.model.init(jax.random.key(0))
+    params = random_params(one.model.specs(), 0, jnp.float32)
     changed = batch._replace(inputs=jnp.where(inside, ids, V // 2 + (ids + 1) % (V // 2)))
     grads = jit(lambda p, inputs: step.batch_gradient(p, used(one, p), batch._replace(inputs=inputs), one)[0])
     jax.tree.map(np.testing.assert_array_equal, grads(params, batch.inputs), grads(params, changed.inputs))
@@ -115,7 +115,7 @@ def test_other_documents_change_no_bit():
 def test_microbatches_and_a_mesh_change_nothing(microbatches, mesh):
     """Eight rows with borders of their own."""
     one = update("rmt", batch=8, microbatches=1)
-    params = one.model.init(jax.random.key(0))
+    params = random_params(one.model.specs(), 0, jnp.float32)
     start = jnp.asarray(np.random.default_rng(2).uniform(size=(8, 6)) < 0.4)
     carry, batch = used(one, params), rows(one, 8)._replace(start=start)
     want = jit(lambda p, c: step.batch_gradient(p, c, batch, one))(params, carry)
