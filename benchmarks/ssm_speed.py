@@ -1,11 +1,13 @@
-"""One layer of Mamba and of Mamba-2 beside those of transformers: training, and decoding token by token.
+"""One layer of Mamba, of Mamba-2 and of Falcon-H1 beside those of transformers: training, and decoding token by token.
 
     python -m benchmarks.ssm_speed --peer_python=PATH --output=docs/results/ssm_speed
 
-PATH is a Python with torch and transformers==5.23.0. The layer alone, projections included, at equal sizes and float32:
+PATH is a Python with torch and transformers==5.23.0. A scan is measured alone, projections included. A layer of Falcon-H1 is
+attention and Mamba-2 side by side, and a feed-forward network of four times the width. All at equal sizes and in float32:
 
     train   forward and backward of a call from an empty state, gradients of parameters and tokens
-    decode  one token of each row at a time through the state, each call from Python
+    decode  one token of each row at a time through the state, each call from Python; up to SLOTS tokens of a hybrid layer, whose
+            cache grows in the peer, and has SLOTS slots from the start here
 
 The peer runs its own PyTorch code, which is what it has on a processor without the kernels for graphics cards.
 """
@@ -17,6 +19,8 @@ import itertools
 import sys
 
 from benchmarks import measure, report
+
+MODELS, SLOTS = ("mamba", "mamba2", "falcon_h1"), 512
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -37,8 +41,8 @@ def points(args: argparse.Namespace) -> list[dict]:
     sides = ["ours", *(["peer"] if args.peer_python else [])]
     sizes = {"train": {"batch": args.batch, "length": args.length}, "decode": {"batch": 1, "length": 1}}
     return [{"what": what, "model": model, "side": side, "width": args.width, "seconds": args.seconds, **sizes[what],
-             "state": {"mamba": 16, "mamba2": 64}[model]}
-            for what, model, side in itertools.product(sizes, ("mamba", "mamba2"), sides)]
+             "state": 16 if model == "mamba" else 64, "slots": SLOTS, "at_most": SLOTS if model == "falcon_h1" else 20_000}
+            for what, model, side in itertools.product(sizes, MODELS, sides)]
 
 
 def run_all(args: argparse.Namespace) -> list[dict]:
@@ -59,17 +63,18 @@ def row(records: list[dict], r: dict) -> list[str]:
     """One line: what, its median and its best time, each with how often it fits into the peer's, and tokens a second."""
     kind = [r["what"], r["model"], r["side"]]
     if "failed" in r:
-        return [*kind, r["failed"], "", "", "", "", ""]
+        return [*kind, r["failed"], "", "", "", "", "", ""]
     peer = next((o for o in records if (o["what"], o["model"], o["side"]) == (r["what"], r["model"], "peer")), r)
     ratio = lambda name: "" if peer is r or "failed" in peer else f"{peer[name] / r[name]:.2f}x"
     return [*kind, f"{1e3 * r['seconds']:,.2f}", ratio("seconds"), f"{1e3 * r['best_s']:,.2f}", ratio("best_s"),
-            f"{r['tokens_per_second']:,.0f}", f"{r['cores_used']:.2f}"]
+            f"{r['tokens_per_second']:,.0f}", f"{r['cores_used']:.2f}", f"{r['peak_mb']:,.0f}"]
 
 
 def summary(records: list[dict], args: argparse.Namespace, command: str, load: float) -> str:
     """The whole result as Markdown."""
-    header = ["what", "model", "side", "ms a call", "faster", "best ms", "faster", "tokens/s", "cores used"]
-    return "\n".join(["# Speed of the selective scans", "", f"    {command}", "", report.machine(records, load), "",
+    header = ["what", "model", "side", "ms a call", "faster", "best ms", "faster", "tokens/s", "cores used", "peak MB"]
+    return "\n".join(["# Speed of the selective scans and of a hybrid layer", "", f"    {command}", "",
+                      report.machine(records, load), "",
                       f"Width {args.width}; training: {args.batch} rows of {args.length} tokens; decoding: one row. "
                       "See `benchmarks/ssm_speed.py`.", "", report.table(header, [row(records, r) for r in records])])
 

@@ -7,7 +7,7 @@ Without --workdir each model is first trained briefly on the standard library's 
 what training took does not hide what streaming takes. Then, in a second process:
 
 1. one stream of real text (the training text, cyclic), block by block, each byte scored as it comes: tokens per
-   second, peak memory, compiles and bits per byte of the first and the second half;
+   second, peak memory, compiles and bits per byte of each of four parts;
 2. time of single tokens, of decoding k tokens per call and of blocks, each call waited for.
 
 Recomputing a window for every token is what a model without a carry would have to do; its cost is that of a block.
@@ -33,6 +33,7 @@ from benchmarks import measure
 
 MODELS = ("mac", "mag", "lmm")
 FEED_BLOCKS = (16, 64, 256)
+PARTS = 4                             # of the long stream, reported one by one
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -175,7 +176,7 @@ def begin_peak() -> None:
 
 
 def stream_long(case: dict, model, params, text: bytes) -> dict:
-    """Stream `tokens` tokens and report on both halves."""
+    """Stream `tokens` tokens and report on each part."""
     import jax
     import jax.numpy as jnp
 
@@ -208,11 +209,12 @@ def stream_long(case: dict, model, params, text: bytes) -> dict:
             "block_ms": quantiles(times)}
 
     stream, _ = run(8, stream)                       # warm-up: every program has run once
-    half = max(1, case["tokens"] // block // 2)
-    stream, first = run(half, stream)
-    say(f"{case['model']}: {first['tokens']:,} tokens, {first['tokens_per_second']:,.0f} per second")
-    stream, second = run(half, stream)
-    return {"first": first, "second": second, "peak_growth": second["peak_mb"] / first["peak_mb"] - 1,
+    calls, parts = max(1, case["tokens"] // block // PARTS), []
+    for _ in range(PARTS):
+        stream, part = run(calls, stream)
+        parts.append(part)
+        say(f"{case['model']}: {part['tokens']:,} tokens, {part['tokens_per_second']:,.0f} a second, peak {part['peak_mb']:.1f} MB")
+    return {"parts": parts, "peak_growth": parts[-1]["peak_mb"] / parts[0]["peak_mb"] - 1,
             "consumed": int(stream.t[0]), "stream_bytes": F.stream_bytes(model, 1),
             "stream_bytes_live": sum(leaf.nbytes for leaf in jax.tree.leaves(stream))}
 
@@ -306,21 +308,20 @@ def in_a_process(case: dict, phase: str) -> dict:
 def table(results: list[dict]) -> str:
     """The results as Markdown."""
     machine = results[0]["machine"]
-    half = results[0]["first"]["tokens"]
+    size = results[0]["parts"][0]["tokens"]
     lines = [f"{machine['device']}, {machine['cores']} cores, jax {machine['jax']}, Python {machine['python']}; "
-             f"one stream in blocks of {results[0]['block']} tokens, {half:,} tokens per half", ""]
+             f"one stream in blocks of {results[0]['block']} tokens, {PARTS} parts of {size:,} tokens", ""]
     lines += [f"- {r['model']}: {r['about']}; {r['parameters']:,} parameters" for r in results]
-    lines += ["", "| model | half | tokens/s | block p50 / p99 ms | peak MB | bits per byte | compiles | finite |",
+    lines += ["", "| model | part | tokens/s | block p50 / p99 ms | peak MB | bits per byte | compiles | finite |",
               "|---|---|---|---|---|---|---|---|"]
     for r in results:
-        for name in ("first", "second"):
-            h = r[name]
-            lines.append(f"| {r['model']} | {name} | {h['tokens_per_second']:,.0f} | {_both(h['block_ms'])} | "
-                         f"{h['peak_mb']:.1f} | {h['bits_per_byte']:.3f} | {h['compiles']} | {h['finite']} |")
-    lines += ["", "| model | peak memory, 2nd half to 1st | tokens/s, 2nd to 1st | stream MB declared | live |",
+        for n, part in enumerate(r["parts"], 1):
+            lines.append(f"| {r['model']} | {n} | {part['tokens_per_second']:,.0f} | {_both(part['block_ms'])} | "
+                         f"{part['peak_mb']:.1f} | {part['bits_per_byte']:.3f} | {part['compiles']} | {part['finite']} |")
+    lines += ["", "| model | peak memory, last part to first | tokens/s, last to first | stream MB declared | live |",
               "|---|---|---|---|---|"]
     for r in results:
-        speed = r["second"]["tokens_per_second"] / r["first"]["tokens_per_second"] - 1
+        speed = r["parts"][-1]["tokens_per_second"] / r["parts"][0]["tokens_per_second"] - 1
         lines.append(f"| {r['model']} | {r['peak_growth']:+.2%} | {speed:+.1%} | {r['stream_bytes'] / 1e6:.3f} | "
                      f"{r['stream_bytes_live'] / 1e6:.3f} |")
     k = results[0]["k"]
