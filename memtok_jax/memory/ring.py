@@ -150,6 +150,34 @@ def advance(count: jax.Array, length: jax.Array, cfg: RingConfig) -> jax.Array:
 
 # ------------------------------------------------------------------------------------------------------------------ the ring
 
+def write(state: RingState, k: jax.Array, v: jax.Array, length: jax.Array, cfg: RingConfig) -> RingState:
+    """Put the first length[b] tokens of k[B, T, G, K] and v[B, T, G, V] into their slots; T may exceed the window.
+
+    A call that can fill the ring looks up for each slot which of its tokens belongs there; a shorter one puts its tokens into
+    their slots, and moves nothing else.
+    """
+    put = _take if k.shape[1] >= cfg.slots else _scatter
+    return RingState(*put(state, k, v, length, cfg), advance(state.count, length, cfg))
+
+
+def _take(state: RingState, k: jax.Array, v: jax.Array, length: jax.Array, cfg: RingConfig) -> tuple[jax.Array, jax.Array]:
+    """Each slot takes its token from the call, if it is one of the call's."""
+    token = tokens_of(state.count + length, cfg) - state.count[:, None]
+    new = lambda old, x: jnp.where((token >= 0)[..., None, None], P.take_rows(x, jnp.maximum(token, 0)).astype(old.dtype), old)
+    return new(state.k, k), new(state.v, v)
+
+
+def _scatter(state: RingState, k: jax.Array, v: jax.Array, length: jax.Array, cfg: RingConfig) -> tuple[jax.Array, jax.Array]:
+    """Each token goes into its slot."""
+    slot = targets(state.count, length, k.shape[1], cfg)
+    if slot.size == 1:
+        # XLA turns a scatter of one entry into an update that it computes anew for each reader, with a copy of the ring each time.
+        # So there are two entries, the second without a place.
+        k, v, slot = jnp.repeat(k, 2, 1), jnp.repeat(v, 2, 1), jnp.pad(slot, ((0, 0), (0, 1)), constant_values=cfg.slots)
+    put = jax.vmap(lambda old, new, slot: old.at[slot].set(new.astype(old.dtype), mode="drop"))
+    return put(state.k, k, slot), put(state.v, v, slot)
+
+
 def targets(count: jax.Array, length: jax.Array, tokens: int, cfg: RingConfig) -> jax.Array:
     """i32[B, T]: the slot into which each of T new tokens is written, N where it is not.
 
@@ -160,17 +188,6 @@ def targets(count: jax.Array, length: jax.Array, tokens: int, cfg: RingConfig) -
     t = count[:, None] + token
     stays = (token < length[:, None]) & ((t < cfg.sinks) | (token >= length[:, None] - cfg.window))
     return jnp.where(stays, slots_of(t, cfg), cfg.slots)
-
-
-def write(state: RingState, k: jax.Array, v: jax.Array, length: jax.Array, cfg: RingConfig) -> RingState:
-    """Put the first length[b] tokens of k[B, T, G, K] and v[B, T, G, V] into their slots; T may exceed the window."""
-    slot = targets(state.count, length, k.shape[1], cfg)
-    if slot.size == 1:
-        # XLA turns a scatter of one entry into an update that it computes anew for each reader, with a copy of the ring each time.
-        # So there are two entries, the second without a place.
-        k, v, slot = jnp.repeat(k, 2, 1), jnp.repeat(v, 2, 1), jnp.pad(slot, ((0, 0), (0, 1)), constant_values=cfg.slots)
-    put = jax.vmap(lambda old, new, slot: old.at[slot].set(new.astype(old.dtype), mode="drop"))
-    return RingState(put(state.k, k, slot), put(state.v, v, slot), advance(state.count, length, cfg))
 
 
 def in_order(state: RingState, cfg: RingConfig) -> tuple[jax.Array, jax.Array]:
