@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from memtok_jax import data, sharding
 from memtok_jax import params as pr
+from memtok_jax.compiler import once_options
 from memtok_jax.config import UserError
 from memtok_jax.models.protocol import bind
 from memtok_jax.training import machine, report
@@ -122,7 +123,8 @@ def begin(update: Update, experiment: Experiment, mesh: Mesh, checkpoints: Check
     """The newest checkpoint, with the data at its place; or a fresh state, with the parameters of another run if
     `training.start_from` names one."""
     if checkpoints.latest() is None:
-        init = jax.jit(lambda key: init_train_state(update, key), out_shardings=state_shardings(update, mesh))
+        init = jax.jit(lambda key: init_train_state(update, key), out_shardings=state_shardings(update, mesh),
+                       compiler_options=once_options(mesh.devices.flat[0].platform))
         state = init(jax.random.key(experiment.training.seed))
         folder = experiment.training.start_from
         return Start(start_from(Path(folder), update, state) if folder else state, 0, 0, False)
