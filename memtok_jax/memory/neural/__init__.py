@@ -12,9 +12,10 @@ Each head owns a small network f_W. Every token moves its weights one step down 
 | k, v, q      | k, v, q                          | 11, 15   |
 | b            | chunk                            | 16       |
 
-Two views compute the same rule: `scan.py` with `rule.py` works chunk by chunk (the default), `literal.py` token by token.
-`tests/test_neural_memory.py` proves them equal. This memory differs from a linear-attention state (gated delta rule) in that
-it may be deep and has momentum; that state is one of its special cases.
+Three views compute the same rule: `scan.py` with `rule.py` works chunk by chunk (the default), `literal.py` token by token,
+and `kernel.py` keeps the weights on the chip (TPU). `tests/test_neural_memory.py` and `tests/test_neural_kernel.py` prove them
+equal. This memory differs from a linear-attention state (gated delta rule) in that it may be deep and has momentum; that state
+is one of its special cases.
 
 Functions: `specs`, `state_specs`, `init_state`, `run`, `apply`, `read`, `write`. `query` and `reads_at` serve models that read
 at other weights than the current ones (MAC reads the weights of the segment's start). `stats.merge` joins the statistics of
@@ -31,14 +32,14 @@ import jax.numpy as jnp
 
 from memtok_jax import checks
 from memtok_jax import params as P
-from memtok_jax.memory.neural import features, literal, networks, scan, stats
+from memtok_jax.memory.neural import features, kernel, literal, networks, scan, stats
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.rule import Carry, Inputs
 
 __all__ = ["NeuralMemoryConfig", "NeuralMemoryState", "apply", "init_state", "query", "read", "reads_at", "run", "specs",
            "state_specs", "stats", "write"]
 
-VIEWS: dict[str, ModuleType] = {"chunked": scan, "literal": literal}
+VIEWS: dict[str, ModuleType] = {"chunked": scan, "kernel": kernel, "literal": literal}
 
 
 class NeuralMemoryState(NamedTuple):

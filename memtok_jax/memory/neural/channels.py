@@ -27,14 +27,20 @@ def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, 
     step, log_momentum: f32[C], of each token theta and log eta. log_keep: f32[C, d], log(1 - alpha) of each channel. real: bool[C].
     """
     past, moving = _momentum(step, log_momentum, real)
-    enters = jnp.where(real[:, None], jnp.concatenate([jnp.zeros_like(past)[:, None], past[:, None], moving], axis=1), 0)
-    kept = jnp.exp(jnp.where(real[:, None], log_keep, 0))
-    values = [jnp.zeros((enters.shape[1], kept.shape[1]), kept.dtype).at[0].set(1)]
+    enters = jnp.where(_column(real), jnp.concatenate([jnp.zeros_like(past)[:, None], past[:, None], moving], axis=1), 0)
+    kept = jnp.exp(jnp.where(_column(real), log_keep, 0))
+    first = jax.lax.broadcasted_iota(jnp.int32, (enters.shape[1], kept.shape[1]), 0) == 0
+    values = [jnp.where(first, jnp.ones((), kept.dtype), 0)]
     for t in range(kept.shape[0]):
         values.append(kept[t][None] * values[-1] + enters[t][:, None])
     found = jnp.stack(values[1:])
     keep, pushed, written = found[:, 0], found[:, 1], found[:, 2:]
     return Coefficients(keep, jnp.ones_like(keep) if forget_to == "init" else keep, past, pushed, moving, written)
+
+
+def _column(real: jax.Array) -> jax.Array:
+    """bool[C] as bool[C, 1], by way of numbers: the compiler of TPU kernels turns no row of truth values into a column."""
+    return real.astype(jnp.float32)[:, None] > 0
 
 
 def _momentum(step: jax.Array, log_momentum: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -45,11 +51,11 @@ def _momentum(step: jax.Array, log_momentum: jax.Array, real: jax.Array) -> tupl
 
 def scores(written: jax.Array, h: jax.Array, written_h: jax.Array) -> jax.Array:
     """sum_k g_{t,i,k} h_{t,k} H_{i,k}, what query t takes of token i: written [C, C, d], h and written_h [C, d] -> [C, C]."""
-    return jnp.einsum("tik,tk->ti", written * written_h[None], h)
+    return jnp.matmul(written * written_h[None], h[..., None])[..., 0]
 
 
 def shares_at_end(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, real: jax.Array) -> jax.Array:
     """g_{C,i,k}, the last row of `written`, for any number of tokens: f32[C, d]. Arguments as those of `coefficients`."""
     _, moving = _momentum(step, log_momentum, real)
-    later = jnp.triu(jnp.ones_like(moving), 1) @ jnp.where(real[:, None], log_keep, 0)
-    return moving.T @ jnp.where(real[:, None], jnp.exp(later), 0)
+    later = jnp.triu(jnp.ones_like(moving), 1) @ jnp.where(_column(real), log_keep, 0)
+    return moving.T @ jnp.where(_column(real), jnp.exp(later), 0)

@@ -74,7 +74,7 @@ def coefficients(step: jax.Array, log_momentum: jax.Array, log_keep: jax.Array, 
     keep, kept = decay(log_keep)
     moving, push = momentum * step[None], jnp.where(real[None], kept, 0)
     initial = jnp.ones_like(keep) if forget_to == "init" else keep
-    return Coefficients(keep, initial, past, push @ past, moving, push @ moving)
+    return Coefficients(keep, initial, past, (push @ past[:, None])[:, 0], moving, push @ moving)
 
 
 def before(after: Coefficients) -> Coefficients:

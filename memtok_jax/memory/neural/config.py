@@ -10,7 +10,7 @@ from memtok_jax.numerics import DTYPES
 
 NETWORKS = ("mlp", "swiglu", "gated", "low_rank")
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
-VIEWS = ("chunked", "literal")
+VIEWS = ("chunked", "kernel", "literal")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class NeuralMemoryConfig:
     remat_group: chunks between two carries that the backward pass stores. 0 takes 1 for up to 16 chunks, else about
         sqrt(chunks). -1 stores everything, for a caller that recomputes the whole call.
     dtype: of the operands of matrix products, "float32" or "bfloat16"; sums, state, gates and norms are float32 always.
-    view: how the rule is computed, "chunked" or, token by token and slow, "literal"; the values are the same.
+    view: how the rule is computed: "chunked"; "kernel", with the weights on the chip (TPU; interpreted and slow elsewhere); or
+        "literal", token by token and slow. The values are the same.
     """
 
     width: int = 0
@@ -100,6 +101,8 @@ class NeuralMemoryConfig:
             raise UserError(f"memory.width={self.width} is not a multiple of memory.head_dim={self.head_dim}")
         if self.fast_norm and not self.norm:
             raise UserError("memory.fast_norm=True needs memory.norm=True")
+        if self.view == "kernel" and self.forget_by == "channel" and self.chunk > 16:
+            raise UserError(f"memory.view='kernel' with forget_by='channel' needs memory.chunk of at most 16, not {self.chunk}")
         if self.forget_by == "channel":
             for name, value in (("forget", True), ("fast_norm", False), ("fast_bias", False)):
                 if getattr(self, name) is not value:

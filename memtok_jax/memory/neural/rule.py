@@ -163,7 +163,7 @@ def _end(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str
             grown, moved = _outer_sums(taps.h[name], taps.delta[name], c, cfg.dtype)
         else:
             rank_one = _rank_one(taps.h[name], taps.delta[name], name in shifts)
-            grown, moved = c.written @ rank_one, c.moving @ rank_one
+            grown, moved = ((share[None] @ rank_one)[0] for share in (c.written, c.moving))
         initial, keep, pushed = (x[:, None] if x.ndim else x for x in (c.initial, c.keep, c.pushed))
         weights[name] = (initial - 1) * start[name] + keep * w + pushed * carry.surprise[name] - grown
         surprise[name] = c.past * carry.surprise[name] - moved
@@ -253,5 +253,5 @@ def _surprise(loss: jax.Array, squared: dict[str, jax.Array], written: dict[str,
     squared, written: set of gates -> f32[C], squared norm of each token's gradient and its share in the weights at the end.
     """
     loss, squared, written = jax.lax.stop_gradient((loss, squared, written))
-    stability = {s: written[s] @ (squared[s] / (2 * loss + 1e-6)) for s in squared}
+    stability = {s: (written[s] * squared[s] / (2 * loss + 1e-6)).sum() for s in squared}
     return Surprise(loss, jnp.sqrt(_total(squared)), _total(stability))
