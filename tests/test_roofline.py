@@ -158,6 +158,24 @@ def test_products_with_a_batch_are_convolutions_with_gaps():
     assert roofline.products(comp, comp.root) == 6 * 2 * 16 * 32 * 8
 
 
+def test_a_collective_in_steps_is_one():
+    """The second fusion goes on with what the first began: both name channel 7. """
+    step = """%step.N (p: f32[4,8]) -> f32[32,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  ROOT %g.N = f32[32,8]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+"""
+    found = roofline.cost_of(hlo.parse("".join(step.replace("N", n) for n in "12") + """ENTRY %main (a: f32[4,8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %one = f32[32,8]{1,0} fusion(%a), kind=kCustom, calls=%step.1
+  %two = f32[32,8]{1,0} fusion(%a), kind=kCustom, calls=%step.2
+  ROOT %sum = f32[4,8]{1,0} all-reduce(%a), channel_id=8
+}
+"""))
+    assert found.collectives == {"all-gather": 1, "all-reduce": 1} and found.sent == 4 * (32 * 8 + 4 * 8)
+
+
 def test_tiles_pad_what_lies_in_memory():
     one, = hlo.arrays("bf16[3,100,48]{2,1,0:T(8,128)(2,1)S(1)}")
     assert (one.elements, one.padded, one.bytes, one.main) == (3 * 100 * 48, 3 * 104 * 128, 2 * 3 * 104 * 128, False)

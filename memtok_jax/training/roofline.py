@@ -23,15 +23,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from memtok_jax.training.chips import Chip
-from memtok_jax.training.hlo import Array, Computation, Instruction, Program
+from memtok_jax.training.hlo import Computation, Instruction, Program
+from memtok_jax.training.traffic import traffic
 from memtok_jax.training.trips import trips
 
-FREE = frozenset("parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier domain "
-                 "copy-done slice-done async-done async-update all-reduce-done all-gather-done collective-permute-done send-done "
-                 "recv-done add-dependency".split())
-FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "AsyncCollectiveDone")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-SLICES = ("dynamic-slice", "slice", "gather")
 ARITHMETIC = frozenset("add subtract multiply divide maximum minimum negate abs exponential exponential-minus-one log log-plus-one "
                        "sqrt rsqrt cbrt tanh logistic power remainder sine cosine tan erf atan2 floor ceil round-nearest-even "
                        "round-nearest-afz sign select compare clamp and or xor not".split())
@@ -86,11 +82,30 @@ class _Counter:
     def run(self, name: str) -> Cost:
         """A computation whose instructions run one by one."""
         if name not in self._runs:
-            comp, total = self._program.computations[name], Cost()
+            comp, total, sent = self._program.computations[name], Cost(), {}
             for one in comp.instructions.values():
                 total.add(self._instruction(comp, one))
+                sent |= self._sent(comp, one)
+            for kind, size in sent.values():
+                total.add(Cost(sent=size, collectives=Counter({kind: 1})))
             self._runs[name] = total
         return self._runs[name]
+
+    def _sent(self, comp: Computation, one: Instruction) -> dict[str, tuple[str, float]]:
+        """Collectives of one instruction, what is fused into it included: channel -> (kind, bytes).
+
+        A TPU runs a collective beside other work in steps, each of which is a fusion that names the collective again.
+        """
+        if one.opcode == "fusion":
+            inner = self._program.computations[one.called("calls")[0]]
+            return {channel: what for step in inner.instructions.values() for channel, what in self._sent(inner, step).items()}
+        kind = one.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            return {}
+        inputs = [array for name in one.operands for array in comp.instructions[name].out]
+        channel = re.search(r"channel_id=(\d+)", one.attributes)
+        sides = [sum(a.elements * a.size for a in side) for side in (inputs, one.out)]
+        return {channel[1] if channel else one.name: (kind, sides[0] if one.opcode.endswith("-start") else max(sides))}
 
     def _instruction(self, comp: Computation, one: Instruction) -> Cost:
         if one.opcode == "while":
@@ -104,11 +119,11 @@ class _Counter:
             return max(map(self.run, branches), key=lambda cost: (cost.passes, cost.bytes))
         if one.opcode in ("call", "async-start"):
             return Cost().add(self.run(one.called("to_apply", "calls", "called_computation")[0]))
-        out = Cost(bytes=self._traffic(comp, one))
+        out = Cost(bytes=traffic(self._program, comp, one))
         return out.add(self._arithmetic(comp, one))
 
     def _arithmetic(self, comp: Computation, one: Instruction) -> Cost:
-        """Operations and collectives of one instruction, what is fused into it included."""
+        """Operations of one instruction, what is fused into it included."""
         if one.opcode == "fusion":
             return self._inside(one.called("calls")[0])
         if one.opcode in ("dot", "convolution"):
@@ -120,10 +135,6 @@ class _Counter:
             return Cost(others=one.out[0].elements)
         if one.opcode == "reduce":
             return Cost(others=comp.instructions[one.operands[0]].out[0].elements)
-        collective = one.opcode.removesuffix("-start")
-        if collective in COLLECTIVES:
-            sides = [sum(a.elements * a.size for a in side) for side in (self._inputs(comp, one), one.out)]
-            return Cost(sent=sides[0] if one.opcode.endswith("-start") else max(sides), collectives=Counter({collective: 1}))
         return Cost()
 
     def _inside(self, name: str) -> Cost:
@@ -133,75 +144,6 @@ class _Counter:
                 total.add(self._arithmetic(comp, one))
             self._insides[name] = total
         return self._insides[name]
-
-    # --------------------------------------------------------------------------------------------------- memory traffic
-
-    def _inputs(self, comp: Computation, one: Instruction) -> list[Array]:
-        return [array for name in one.operands for array in comp.instructions[name].out]
-
-    def _traffic(self, comp: Computation, one: Instruction) -> float:
-        """Bytes that an instruction reads from and writes to main memory."""
-        if one.opcode in FREE or (one.opcode == "custom-call" and any(f'"{name}"' in one.attributes for name in FREE_CALLS)):
-            return 0
-        read = sum(self._read(comp, one, place) for place in range(len(one.operands)))
-        if one.opcode == "copy-start":
-            return sum(a.bytes for a in one.out[:2] if a.main)
-        if one.opcode == "slice-start":
-            return one.out[1].bytes * (one.out[0].main + one.out[1].main)
-        return read + self._written(comp, one)
-
-    def _read(self, comp: Computation, one: Instruction, place: int) -> float:
-        """Bytes that an instruction reads of one operand."""
-        main = [array for array in comp.instructions[one.operands[place]].out if array.main]
-        if not main:
-            return 0
-        part = self._part(comp, one, place)
-        return sum(array.bytes for array in main) if part is None else part
-
-    def _part(self, comp: Computation, one: Instruction, place: int) -> float | None:
-        """Bytes of the part of an operand that is read; None: all of it."""
-        if one.opcode in SLICES and place == 0:
-            return sum(array.bytes for array in one.out)
-        if one.opcode in ("dynamic-update-slice", "scatter") and place == 0:
-            return 0
-        if one.opcode != "fusion":
-            return None
-        inner = self._program.computations[one.called("calls")[0]]
-        return self._part_of(inner, inner.parameters[place].name)
-
-    def _part_of(self, comp: Computation, name: str) -> float | None:
-        """As `_part`, by all users of a value inside a fusion."""
-        total = 0.0
-        for user in comp.users.get(name, ()):
-            for place in (n for n, operand in enumerate(user.operands) if operand == name):
-                part = self._part_of(comp, user.name) if user.opcode == "bitcast" else self._part(comp, user, place)
-                if part is None:
-                    return None
-                total += part
-        return total
-
-    def _written(self, comp: Computation, one: Instruction) -> float:
-        """Bytes that an instruction writes to main memory."""
-        sizes = self._new(comp, one)
-        return sum(size for size, array in zip(sizes, one.out, strict=True) if array.main)
-
-    def _new(self, comp: Computation, one: Instruction) -> list[float]:
-        """Bytes of each array of the result that are new, not there before."""
-        whole = [float(array.bytes) for array in one.out]
-        if one.opcode == "bitcast":
-            inner = self._new(comp, comp.instructions[one.operands[0]])
-            return inner if len(inner) == len(whole) else whole
-        if one.opcode == "dynamic-update-slice":
-            return [float(comp.instructions[one.operands[1]].out[0].bytes)]
-        if one.opcode == "scatter" and len(one.operands) == 3:
-            return [2.0 * comp.instructions[one.operands[2]].out[0].bytes]
-        if one.opcode == "tuple" and len(whole) == len(one.operands):
-            return [self._new(comp, comp.instructions[name])[0] for name in one.operands]
-        if one.opcode == "fusion":
-            inner = self._program.computations[one.called("calls")[0]]
-            sizes = self._new(inner, inner.root)
-            return sizes if len(sizes) == len(whole) else whole
-        return whole
 
 
 def products(comp: Computation, one: Instruction) -> float:
