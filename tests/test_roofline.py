@@ -194,3 +194,24 @@ def test_compile_only_counts_an_update(capsys):
     out = capsys.readouterr().out
     assert "per chip and update:" in out and "operations a byte" in out and "unknown length" not in out
     assert "collectives of an update:" in out and "roofline" not in out, "of a CPU no peak is known"
+
+
+@pytest.mark.tpu_backend
+@pytest.mark.slow
+def test_a_program_for_a_tpu(capsys, monkeypatch):
+    """Its compiler notes no trips and turns products into convolutions: a scan in a scan is counted as by hand all the same."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # libtpu ends the process at a flag of another compiler
+    from memtok_jax.training.compile_only import _target_mesh
+
+    def outer(x, w_LKK):
+        return jax.lax.scan(lambda x, _: (scan(x, w_LKK) @ w_LKK[0], None), x, None, length=12)[0]
+
+    mesh = _target_mesh("v5e:2x2", 4, 1, 1)
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where) for shape in ((256, 128), (5, 128, 128))]
+    found = roofline.cost_of(hlo.parse(jax.jit(outer).lower(*shapes).compile().as_text()))
+    assert found.products == 12 * 6 * 2 * 256 * 128 * 128 and found.unknown == 0
+    exp = toy_run.experiment("task:recall", "training.batch=8", "evaluation.batch=8", "training.data=4")
+    assert cli.compile_only(exp, "v5e:2x2") == 0
+    out = capsys.readouterr().out
+    assert "roofline of v5e (197 T operations and 819.00 GB a second)" in out and "bound by" in out and "unknown length" not in out

@@ -26,9 +26,10 @@ from memtok_jax.training.run import check
 from memtok_jax.training.step import Update, abstract_batch, abstract_state, compile_step, update_of
 
 MOST_CPU_DEVICES = 4096
-# What libtpu asks for on a machine without a TPU; the type need not match the topology that is compiled for.
+# What libtpu asks for on a machine without a TPU; the type need not match the topology that is compiled for. The last one lets
+# several commands compile at once: without it the second finds the lock of the first, though neither holds a chip.
 TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
-                   "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+                   "TPU_ACCELERATOR_TYPE": "v5litepod-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 def compile_for(experiment: Experiment, target: str) -> list[str]:
