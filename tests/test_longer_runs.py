@@ -41,6 +41,7 @@ def same_numbers(one, other):
         assert metrics.column(metrics.read(one), name) == metrics.column(metrics.read(other), name)
 
 
+@pytest.mark.slow
 def test_at_a_constant_rate_it_is_one_long_run(text, tmp_path, capsys):
     short, long = (experiment(text, *QUIET, "optimizer.schedule=constant", f"optimizer.steps={n}") for n in (6, 9))
     for exp in (short, long):
