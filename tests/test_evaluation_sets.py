@@ -55,8 +55,8 @@ def test_each_set_has_its_own_numbers(finished, capsys):
     assert metrics.column(records, "eval/again/loss") == metrics.column(records, "eval/loss"), "the same text"
     digits = metrics.column(records, "eval/digits/loss")[1]
     np.testing.assert_allclose(metrics.column(records, "eval/digits/bits_per_byte")[1], np.array(digits) / np.log(2), rtol=1e-6)
-    found = evaluate_run(workdir, (), print)
-    assert found["eval/digits/loss"] == pytest.approx(digits[-1], rel=1e-5)
+    found, alone = (evaluate_run(workdir, (f"evaluation.streams={n}",), print)["eval/digits/loss"] for n in (2, 1))
+    assert found == pytest.approx(digits[-1], rel=1e-5) and alone != pytest.approx(found, rel=1e-5)
     assert "900 bytes in 1 files held out (valid), 900 of them scored" in capsys.readouterr().out
 
 

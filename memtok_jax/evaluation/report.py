@@ -52,7 +52,7 @@ def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str],
 
 def _sets(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, say: Callable[[str], None]) -> dict[str, float]:
     """The numbers of `evaluation.sets`."""
-    values = dict(sets.scores(experiment, model, params, mesh, 0))
+    values = dict(sets.scores(experiment, model, params, mesh, 0, experiment.evaluation.streams))
     for one in experiment.sets:
         say(f"{one.name}: {data.describe(one.data)}")
         say(f"{one.name}: " + ", ".join(f"{name} {values[name]:.4f}" for name in one.metrics))

@@ -78,10 +78,15 @@ def refuse_other_tokens(one: NamedSet, base: Any) -> None:
                         f"same tokenizer, as in '{one.name}=text:FILE tokenizer=tokenizer.json'")
 
 
-def scores(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, most: int) -> Iterator[tuple[str, float]]:
-    """(name, number) of loss and headline of each set. most: batches of each to score, 0 for all."""
+def scores(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, most: int,
+           streams: int) -> Iterator[tuple[str, float]]:
+    """(name, number) of loss and headline of each set.
+
+    most: batches of each to score, 0 for all. streams: rows into which a text is cut; other data takes `evaluation.batch` rows.
+    """
     from memtok_jax.evaluation.score import score_data
 
     for one in experiment.sets:
-        result = score_data(experiment, model, params, mesh, one.data, experiment.evaluation.batch, most)
+        rows = streams if data.suite(one.data) == "text" else experiment.evaluation.batch
+        result = score_data(experiment, model, params, mesh, one.data, rows, most)
         yield from zip(one.metrics, (result.loss, one.headline.of(result)), strict=True)

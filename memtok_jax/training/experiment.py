@@ -139,8 +139,8 @@ class EvaluationConfig:
 
     batch: rows scored at once while training, and for tasks.
     batches: at most this many batches are scored while training; 0: all. The end of the run always scores all.
-    streams: rows in `eval.py`. With 1 the whole text is one stream with one carry; more is faster, and each stream starts without
-        history.
+    streams: rows in `eval.py`, of texts. With 1 the whole text is one stream with one carry; more is faster, and each stream starts
+        without history.
     lengths: for tasks, accuracy is also measured at these multiples of the training length.
     sets: further data that is scored, each with a name for its numbers, as in "test=wikitext2 eval_split=test"; see
         `memtok_jax/evaluation/sets.py`.

@@ -35,7 +35,8 @@ def held_out(experiment: Experiment, model: Model, params: Any, mesh: Mesh, most
     judged, rows = headline(experiment), experiment.evaluation.batch
     result = score_data(experiment, model, params, mesh, experiment.data, rows, most)
     values = {"eval/loss": result.loss, judged.name: judged.of(result)}
-    return result, values | dict(sets.scores(experiment, model, params, mesh, most)) | first_call(experiment, model, params, mesh)
+    values |= dict(sets.scores(experiment, model, params, mesh, most, rows))
+    return result, values | first_call(experiment, model, params, mesh)
 
 
 def first_call(experiment: Experiment, model: Model, params: Any, mesh: Mesh) -> dict[str, float]:
