@@ -12,14 +12,15 @@ from absl import app, flags
 
 from memtok_jax.training import cli, pages
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its newest checkpoint is scored. eval.json and "
-                              "figures are written there.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its checkpoint is scored. eval.json and figures are "
+                              "written there.")
 DATA = flags.DEFINE_string("data", None, "What to score instead of the run's data: a text file, a folder of text files, "
                            "the name of a data set, tfds:NAME, shards:FOLDER, task:NAME or images:NAME.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets. Default: environment variable "
                                "MEMTOK_DATA_DIR.")
 SUITE = flags.DEFINE_string("suite", "", "How the model is judged: a file of memtok_jax/evaluation/suites. Default: that of "
                             "the data.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, or best: that with the best value of training.keep_best.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
     if WORKDIR.value is None:
         raise cli.UserError("which run? give --workdir=FOLDER, as printed by train.py")
     overrides = (*cli.data_overrides(DATA.value, DATA_DIR.value), *overrides)
-    return cli.evaluate(cli.folder(WORKDIR.value), overrides, SUITE.value)
+    return cli.evaluate(cli.folder(WORKDIR.value), overrides, SUITE.value, CHECKPOINT.value)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from absl import app, flags
 
 from memtok_jax.training import cli, pages
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its newest checkpoint is used.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 OPTIONS = (
     flags.DEFINE_multi_string("file", [], "Text to read: a file (plain or .gz), or - for standard input. Several --file are read "
                               "side by side, each by a stream of its own."),
     flags.DEFINE_integer("streams", 0, "Streams that read the same file and write on independently."),
-    flags.DEFINE_integer("tokens", 400, "Tokens, that is bytes, to write."),
+    flags.DEFINE_integer("tokens", 400, "Tokens to write; bytes, unless the run has a tokenizer."),
     flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token, 1 the model's own probabilities."),
     flags.DEFINE_integer("top_k", 0, "Choose among this many most likely tokens; 0: all."),
     flags.DEFINE_float("top_p", 1.0, "Choose among the fewest tokens with this probability together; 1: all."),
@@ -29,7 +29,8 @@ OPTIONS = (
     flags.DEFINE_string("save", "", "Folder to keep the stream in, every --save_every seconds and at the end."),
     flags.DEFINE_float("save_every", 30.0, "Seconds between two snapshots; 0: after each piece."),
     flags.DEFINE_string("load", "", "Folder that --save wrote: go on with its stream."),
-    flags.DEFINE_bool("perplexity", False, "Only read, and print one JSON object for each file."))
+    flags.DEFINE_bool("perplexity", False, "Only read, and print one JSON object for each file."),
+    flags.DEFINE_string("checkpoint", "latest", "latest, or best: that with the best value of training.keep_best."))
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 

@@ -169,7 +169,8 @@ def test_compile_only_on_fake_devices(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["340m", "760m"])
 def test_paper_sizes_compile_for_256_chips(size):
-    done = command("train.py", f"--config=titans_mac:{size}", "--compile_only=v5e:16x16")
+    # libtpu ends the process at a flag of another compiler.
+    done = command("train.py", f"--config=titans_mac:{size}", "--compile_only=v5e:16x16", XLA_FLAGS="")
     assert done.returncode == 0, done.stderr
     gigabytes = float(done.stdout.split("memory per device: ")[1].split(" GB")[0])
     assert "256 devices" in done.stdout and gigabytes < 16, done.stdout

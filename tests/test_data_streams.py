@@ -320,7 +320,7 @@ def test_first_bytes_cuts_the_last_document():
 
 @pytest.mark.parametrize("changes, message", [
     ({"sequence": 0}, "data.sequence is 0; it must be at least 1"),
-    ({"held_out": 1.0}, "data.held_out is 1.0; it must be below 1"),
+    ({"held_out": 1.5}, "data.held_out is 1.5; it must be between 0 and 1"),
     ({"held_out": float("nan")}, "data.held_out is nan; it must be finite"),
     ({"seed": -1}, "data.seed is -1"),
     ({"seed": 2**63}, "data.seed is 9223372036854775808"),

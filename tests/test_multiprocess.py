@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizer_toys
 from toy_run import experiment
 
+from memtok_jax import data
+from memtok_jax.data import shards
+from memtok_jax.data.prepare import PrepareConfig, prepare
 from memtok_jax.training import metrics
 from memtok_jax.training.run import train
 
@@ -61,4 +66,55 @@ def test_two_processes_train_and_restore_as_one(tmp_path):
     for name in ("train/loss", "train/gradient_norm", "eval/bits_per_byte"):
         two, one = (metrics.column(metrics.read(tmp_path / folder), name) for folder in ("two", "one"))
         assert two[0] == one[0], "each number is written once"
+        np.testing.assert_allclose(two[1], one[1], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A prepared corpus in several shards, of documents longer and shorter than a piece."""
+    for package in ("array_record", "grain"):
+        pytest.importorskip(package, reason=f"needs {package} (pip install 'memtok_jax[corpora]')")
+    root = tmp_path_factory.mktemp("corpus")
+    texts = [f"text {n}: the memory of a model " + "reads tokens " * (n * 7 % 11) for n in range(60)]
+    (root / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    cfg = PrepareConfig(str(root / "a.jsonl"), tokenizer_toys.bpe(root / "tokenizer.json"), str(root / "out"), held_out=0.2,
+                        processes=1, part_bytes=2000)
+    prepare(cfg, lambda line: None)
+    return root / "out"
+
+
+PACKED = ("model.vocabulary=320", "data.piece=8", "data.eval_bytes=400")
+
+
+def test_a_process_reads_the_documents_of_its_own_rows_alone(corpus, monkeypatch):
+    """Of four rows the first two read other documents than the last two, and together they read those of one process."""
+    cfg, read = experiment(f"shards:{corpus}", *PACKED).data, []
+    real = shards._Documents._read_one
+    monkeypatch.setattr(shards._Documents, "_read_one", lambda self, index: read.append(index) or real(self, index))
+
+    def reads(index: int, count: int) -> set[int]:
+        read.clear()
+        source = data.open_train(cfg, 4, index, count)
+        for _ in range(3):
+            next(source)
+        source.close()
+        return set(read)
+
+    whole, first, second = reads(0, 1), reads(0, 2), reads(1, 2)
+    assert first | second == whole and len(first & second) <= 1 < min(len(first), len(second)), "one may lie across the middle"
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_two_processes_train_on_shards_as_one(corpus, tmp_path):
+    """Documents packed into rows: the same numbers in the same order, also after going on from a checkpoint."""
+    source, overrides = f"shards:{corpus}", (*OVERRIDES, *PACKED)
+    longer = (*overrides, "optimizer.steps=6")
+    for changes in (overrides, longer):
+        outs = run_pair(tmp_path / "two", source, *changes)
+        train(experiment(source, *changes), tmp_path / "one")
+    assert "continuing after step 4" in outs[0]
+    for name in ("train/loss", "train/gradient_norm", "train/tokens_seen", "eval/bits_per_byte", "data/empty_share"):
+        two, one = (metrics.column(metrics.read(tmp_path / folder), name) for folder in ("two", "one"))
+        assert two[0] == one[0] != []
         np.testing.assert_allclose(two[1], one[1], rtol=1e-5)

@@ -59,7 +59,7 @@ def compiled(model, rows, blocks):
 @pytest.fixture(autouse=True)
 def _compile_once(monkeypatch):
     """The programs of a command are those of the one before, where it has as many rows."""
-    def open_(model, params, rows, seed, blocks):
+    def open_(model, params, rows, seed, blocks, as_bytes):
         return Streams(compiled(model, rows, blocks).session, params, new_stream(model, params, rows, jax.random.key(seed)))
 
     monkeypatch.setattr(streaming.Streams, "open", staticmethod(open_))
@@ -85,7 +85,7 @@ def book(tmp_path) -> str:
 
 def bits_of(workdir, text: bytes) -> float:
     """Bits per byte in one call of the model, by the definition."""
-    model, params, _ = streaming._load_model(workdir, (), StreamConfig(file=("x",)), lambda line: None)
+    model, params, *_ = streaming._load_model(workdir, (), StreamConfig(file=("x",)), lambda line: None)
     ids = np.frombuffer(text, np.uint8).astype(np.int32)
     logits = np.asarray(model.apply(params, model.init_state(params, 1), ids[None, :-1])[0][0], np.float64)
     logits -= logits.max(-1, keepdims=True)

@@ -27,11 +27,11 @@ from memtok_jax.analysis import comparison, figures, measures, native, register_
 from memtok_jax.analysis.collect import Collected, collect
 from memtok_jax.analysis.comparison import PLAIN, Arm
 from memtok_jax.config import UserError
-from memtok_jax.evaluation.report import abstract_params
+from memtok_jax.evaluation import saved_model
 from memtok_jax.models.protocol import bind
 from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.training import cli
-from memtok_jax.training.checkpoint import CONFIG_FILE, Checkpoints, read_config
+from memtok_jax.training.checkpoint import CONFIG_FILE, read_config
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory of train.py, or a checkpoint (DINOv2, DINOv3, timm).")
 IMAGES = flags.DEFINE_string("images", "", "Folder of images (sub-folders are classes; boxes.json beside them gives boxes), or "
@@ -104,11 +104,10 @@ def load(checkpoint: str, told: subject.Told = subject.Told()) -> subject.Model:
     experiment = read_config(path)
     if not isinstance(experiment.model, ClassifierConfig):
         raise UserError(f"{path} holds a {type(experiment.model).__name__}; only vision transformers have registers to analyse")
-    with Checkpoints(path, experiment.training.keep) as checkpoints:
-        params, meta = checkpoints.restore_params(abstract_params(bind(experiment.model), sharding.make_mesh(1, 1, 1)))
     model = experiment.model
-    return subject.Model(params["vit"], model.vit, experiment.data, model.mean, model.std, f"{path.name}, step {meta['step']}",
-                         params["head"], model)
+    found = saved_model.load(path, experiment, bind(model), sharding.make_mesh(1, 1, 1))
+    return subject.Model(found.params["vit"], model.vit, experiment.data, model.mean, model.std, f"{path.name}, step {found.step}",
+                         found.params["head"], model)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -25,6 +25,10 @@ and the functions
     describe(cfg) -> str                     one line
     decode(cfg, ids) -> str                  readable text of token ids (only if the inputs are tokens)
 
+optionally
+
+    facts(cfg) -> dict                       numbers of the training data for the first line of metrics, names with "data/"
+
 and, if its suite is "text",
 
     tokenizer(cfg) -> Tokenizer | None       what cuts the text into tokens; None: tokens are bytes
@@ -135,6 +139,13 @@ def tokenizer(cfg: Any) -> Tokenizer | None:
 def parts(cfg: Any) -> int:
     """Equal parts of a training row, each of which may begin a new stream; 1: only the row may."""
     return getattr(cfg, "parts", 1)
+
+
+def facts(cfg: Any) -> dict[str, float]:
+    """Numbers that a reader of the run should know of its training data, such as the share of a batch that is empty: names with
+    "data/". {} if the source has none."""
+    module = source_of(cfg)
+    return module.facts(cfg) if hasattr(module, "facts") else {}
 
 
 def suite(cfg: Any) -> str:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memtok_jax.data import files, prepared, stdlib
+from memtok_jax.data import files, prepared, records, stdlib
 from memtok_jax.data.documents import SEPARATOR, Corpus, Document, document, first_bytes
 from memtok_jax.data.errors import DataError, nearest
 from memtok_jax.data.tasks import names as task_names
@@ -24,7 +24,7 @@ def load(cfg: TextConfig) -> Corpus:
     The last two sources stay in memory. Raises DataError (one line) for an unknown name, missing or unusable data,
     or a held-out split that the source does not have.
     """
-    corpus = _load(cfg.source, folder(cfg), cfg.cache_dir, cfg.held_out)
+    corpus = _load(cfg.source, folder(cfg), cfg.cache_dir, cfg.held_out, cfg.column)
     if cfg.eval_split not in corpus.splits or cfg.eval_split == "train":
         names = [s for s in corpus.splits if s != "train"]
         raise DataError(f"{cfg.source} has no held-out split '{cfg.eval_split}', only {', '.join(names)}"
@@ -38,7 +38,9 @@ def folder(cfg: TextConfig) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(source: str, data_dir: str, cache_dir: str, held_out: float) -> Corpus:
+def _load(source: str, data_dir: str, cache_dir: str, held_out: float, column: str) -> Corpus:
+    if column:
+        return records.load(source, column, held_out)
     if source == "stdlib":
         return stdlib.load(cache_dir, held_out)
     if source in files.REAL:

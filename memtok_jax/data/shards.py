@@ -18,12 +18,20 @@ from memtok_jax.data.encoded import encoded
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.iterators import NumpyIterator, open_iterator
 from memtok_jax.data.prepared_corpus import MANIFEST, Records, read_lengths, read_manifest, token_type
-from memtok_jax.data.streams import Batch, ContiguousBatches, DocumentBatches, EvalBatches, Marks, rows_of
+from memtok_jax.data.streams import (
+    LAYOUTS,
+    Batch,
+    ContiguousBatches,
+    DocumentBatches,
+    EvalBatches,
+    Marks,
+    packing,
+    rows_of,
+    said_of_gaps,
+)
 from memtok_jax.data.tokenizers import Tokenizer, load
 
 SUITE, UNIT = "text", "tokens"
-LAYOUTS = ("documents", "joined")
-NAMED_GAP = 0.01  # share of a batch that is empty before it is mentioned
 KEPT = 4  # documents in memory for each row of a batch
 
 
@@ -229,11 +237,10 @@ def describe(cfg: ShardsConfig) -> str:
     said = (f"{cfg.source}: {train['tokens']:,} tokens in {train['documents']:,} documents to train on, {valid['bytes']:,} bytes "
             f"in {valid['documents']:,} documents held out, {scored:,} of them scored; {corpus.tokenizer.name} of "
             f"{corpus.tokenizer.vocabulary:,} ids, {train['bytes'] / train['tokens']:.2f} bytes per token")
-    if cfg.layout == "joined":
-        return said
-    lengths = read_lengths(corpus.folder, corpus.manifest) + 1
-    piece = cfg.sequence // cfg.parts
-    empty = 1 - lengths.sum() / (-(-lengths // piece) * piece).sum()
-    if empty < NAMED_GAP:
-        return said
-    return f"{said}; {empty:.0%} of a batch is empty behind the ends of documents (a smaller data.piece wastes less)"
+    return "; ".join([said, *said_of_gaps(facts(cfg))])
+
+
+def facts(cfg: ShardsConfig) -> dict[str, float]:
+    """What the layout costs; see `data.facts`."""
+    corpus = _open(cfg)
+    return packing(read_lengths(corpus.folder, corpus.manifest), cfg.sequence, cfg.parts) if cfg.layout == "documents" else {}

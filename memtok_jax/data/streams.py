@@ -17,6 +17,8 @@ from memtok_jax.data.errors import DataError
 from memtok_jax.data.tasks.scoring import IGNORED
 
 Batch = dict[str, np.ndarray]
+LAYOUTS = ("documents", "joined")
+NAMED_GAP = 0.01  # share of a batch that is empty before it is mentioned
 
 
 class Marks(NamedTuple):
@@ -145,6 +147,22 @@ class WindowBatches:
     def _place(self, row: int, number: int) -> int:
         rng = np.random.default_rng((self._seed, row, number))
         return int(rng.integers(len(self._stream) - self._sequence * self._visit))
+
+
+def packing(lengths: np.ndarray, sequence: int, parts: int) -> dict[str, float]:
+    """What `DocumentBatches` makes of documents of these lengths: the share of a batch that is empty behind their ends, and the
+    mean number of documents in a row of `sequence` tokens."""
+    piece = sequence // parts
+    pieces = -(-(lengths + 1) // piece)
+    return {"data/empty_share": float(1 - (lengths + 1).sum() / (pieces * piece).sum()),
+            "data/documents_per_row": float(len(lengths) * parts / pieces.sum())}
+
+
+def said_of_gaps(facts: dict[str, float]) -> list[str]:
+    """The same in words; nothing if next to nothing is empty."""
+    if facts.get("data/empty_share", 0) < NAMED_GAP:
+        return []
+    return [f"{facts['data/empty_share']:.0%} of a batch is empty behind the ends of documents (a smaller data.piece wastes less)"]
 
 
 class DocumentBatches:

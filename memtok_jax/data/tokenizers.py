@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from memtok_jax.data import token_bytes
 from memtok_jax.data.errors import DataError
 
 EXTRA = "pip install 'memtok_jax[tokens]'"
@@ -32,6 +33,7 @@ class Tokenizer:
     measure: str -> (int32[n] as `encode`, int32[n] UTF-8 bytes of each token); the bytes add up to those of the text. Of the
         tokens that share a symbol one counts all its bytes.
     decode: ids [n] up to the first negative one -> str. Ids outside the vocabulary show as a replacement sign.
+    as_bytes: id -> the bytes that it stands for inside a text; a character may be cut between tokens.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Tokenizer:
     encode: Callable[[str], np.ndarray] = field(compare=False, repr=False)
     measure: Callable[[str], tuple[np.ndarray, np.ndarray]] = field(compare=False, repr=False)
     decode: Callable[[Any], str] = field(compare=False, repr=False)
+    as_bytes: Callable[[int], bytes] = field(compare=False, repr=False)
 
 
 def load(path: str) -> Tokenizer:
@@ -64,7 +67,7 @@ def load(path: str) -> Tokenizer:
 def _read(path: str, fingerprint: str) -> Tokenizer:
     package, read = READERS[Path(path).suffix]
     try:
-        vocabulary, first, last, encode, measure, decode = read(path)
+        vocabulary, first, last, encode, measure, decode, as_bytes = read(path)
     except ImportError as error:
         raise DataError(f"the tokenizer {path} needs the package {package} ({error}); {EXTRA}") from None
     except DataError:
@@ -72,7 +75,8 @@ def _read(path: str, fingerprint: str) -> Tokenizer:
     except Exception as error:  # each package raises classes of its own
         raise DataError(f"cannot read the tokenizer {path}: {str(error).strip().splitlines()[0]}") from None
     first, last = _marks(path, first, last)
-    return Tokenizer(Path(path).name, fingerprint, vocabulary, first, last, encode, measure, _readable(decode, vocabulary))
+    return Tokenizer(Path(path).name, fingerprint, vocabulary, first, last, encode, measure, _readable(decode, vocabulary),
+                     functools.lru_cache(maxsize=None)(as_bytes))
 
 
 def _marks(path: str, first: int, last: int) -> tuple[int, int]:
@@ -94,7 +98,7 @@ def _readable(decode: Callable[[list[int]], str], vocabulary: int) -> Callable[[
 
 
 def _huggingface(path: str):
-    """(vocabulary, first, last, encode, measure, decode) of a tokenizer.json. An id that it does not have is -1."""
+    """(vocabulary, first, last, encode, measure, decode, as_bytes) of a tokenizer.json. An id that it does not have is -1."""
     from tokenizers import Tokenizer as File
 
     file = File.from_file(path)
@@ -113,7 +117,8 @@ def _huggingface(path: str):
         ends = np.array([end for _, end in done.offsets], np.int64)
         return np.array(done.ids, np.int32), _differences(_byte_places(text)[ends], len(text.encode()))
 
-    return max(ids.values()) + 1, first, last, encode, measure, lambda run: file.decode(run, skip_special_tokens=False)
+    decode = lambda run: file.decode(run, skip_special_tokens=False)
+    return max(ids.values()) + 1, first, last, encode, measure, decode, token_bytes.of_huggingface(file)
 
 
 def _byte_places(text: str) -> np.ndarray:
@@ -146,7 +151,8 @@ def _sentencepiece(path: str):
         ends = np.array([end for _, end in done["offsets"]], np.int64)
         return np.array(done["ids"], np.int32), _differences(ends, len(text.encode()))
 
-    return file.vocab_size(), file.bos_id(), file.eos_id(), encode, measure, file.decode
+    return (file.vocab_size(), file.bos_id(), file.eos_id(), encode, measure, file.decode,
+            token_bytes.of_sentencepiece(file))
 
 
 READERS = {".json": ("tokenizers", _huggingface), ".model": ("sentencepiece", _sentencepiece)}

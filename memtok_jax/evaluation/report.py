@@ -14,19 +14,21 @@ from memtok_jax import config, data, sharding
 from memtok_jax import params as P
 from memtok_jax.analysis import figures
 from memtok_jax.config import UserError
+from memtok_jax.evaluation import saved_model, sets
 from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.models.protocol import Model, bind
-from memtok_jax.training.checkpoint import Checkpoints, read_config
+from memtok_jax.training.checkpoint import read_config
 from memtok_jax.training.experiment import Experiment, check_vocabulary
 
 RESULT_FILE = "eval.json"
 
 
-def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str], None], suite: str = "") -> dict[str, Any]:
-    """Score the newest checkpoint of a run on held-out data, and write `eval.json` and figures into the run directory.
+def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str], None], suite: str = "",
+                 checkpoint: str = "latest") -> dict[str, Any]:
+    """Score a checkpoint of a run on held-out data, and write `eval.json` and figures into the run directory.
 
     overrides: changes of the run's config, such as "data.eval_split=test"; of the model, only fields that an evaluation may change.
-    suite: a file of `evaluation/suites`; "": the one that the data names.
+    suite: a file of `evaluation/suites`; "": the one that the data names. checkpoint: "latest" or "best".
     The model runs on one device, or on `training.tensor` of them.
     Returns what is written: flat names, numbers, and lists for the figures.
     Raises UserError for a directory without a run or checkpoint, for a changed model, and for an unknown suite.
@@ -36,16 +38,25 @@ def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str],
     chosen, model = suite_named(suite or data.suite(experiment.data)), bind(experiment.model)
     check_vocabulary(experiment, model)
     mesh = sharding.make_mesh(1, 1, experiment.training.tensor)
-    with jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
-        params, meta = checkpoints.restore_params(abstract_params(model, mesh))
+    found = saved_model.load(workdir, experiment, model, mesh, checkpoint)
+    with jax.set_mesh(mesh):
         say(f"data   {data.describe(experiment.data)}")
-        say(f"model  {P.count(model.specs()):,} parameters after {meta['step']} steps, from "
-            f"{checkpoints.folder / str(meta['step'])}")
-        result = {"workdir": str(workdir), "step": meta["step"], "source": experiment.data.source,
-                  **dict(chosen.run(experiment, model, params, mesh, workdir, say))}
+        say(f"model  {P.count(model.specs()):,} parameters after {found.step} steps, from {found.origin}")
+        result = {"workdir": str(workdir), "step": found.step, "source": experiment.data.source,
+                  **dict(chosen.run(experiment, model, found.params, mesh, workdir, say)),
+                  **_sets(experiment, model, found.params, mesh, say)}
     (workdir / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n")
     say(f"written to {workdir}: {RESULT_FILE}" + (" and figures" if figures.available() else ""))
     return result
+
+
+def _sets(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, say: Callable[[str], None]) -> dict[str, float]:
+    """The numbers of `evaluation.sets`."""
+    values = dict(sets.scores(experiment, model, params, mesh, 0, experiment.evaluation.streams))
+    for one in experiment.sets:
+        say(f"{one.name}: {data.describe(one.data)}")
+        say(f"{one.name}: " + ", ".join(f"{name} {values[name]:.4f}" for name in one.metrics))
+    return values
 
 
 def changed(saved: Experiment, overrides: tuple[str, ...], workdir: Path) -> Experiment:
@@ -56,10 +67,3 @@ def changed(saved: Experiment, overrides: tuple[str, ...], workdir: Path) -> Exp
         if path not in free:
             raise UserError(f"{path} is {old!r} in {workdir} and cannot change to {new!r}")
     return experiment
-
-
-def abstract_params(model: Model, mesh: Mesh) -> P.Tree:
-    """Shapes, dtypes and shardings of the parameters."""
-    specs = model.specs()
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), P.abstract(specs),
-                        sharding.shardings(mesh, specs))

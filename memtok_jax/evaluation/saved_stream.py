@@ -88,6 +88,8 @@ def notes(folder: Path) -> dict[str, Any]:
     found = snapshot.notes(folder / SNAPSHOT).get("notes", {})
     if not {"arguments", "parameters", "inputs", "said"} <= found.keys():
         raise UserError(f"{folder / SNAPSHOT} was not saved by stream.py")
+    if any(len(one) != 3 for one in found["inputs"]):
+        raise UserError(f"{folder / SNAPSHOT} was saved by an older version of memtok_jax; read the text again")
     return found
 
 

@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from memtok_jax import data, sharding
 from memtok_jax import params as P
 from memtok_jax.config import UserError, to_dict
-from memtok_jax.data.reading import STANDARD_INPUT, Pieces
-from memtok_jax.evaluation import saved_stream
-from memtok_jax.evaluation.report import abstract_params, changed
+from memtok_jax.data.reading import STANDARD_INPUT
+from memtok_jax.data.token_reading import ByteText, TokenText
+from memtok_jax.evaluation import saved_model, saved_stream
+from memtok_jax.evaluation.report import changed
 from memtok_jax.evaluation.saved_stream import SNAPSHOT, SavedStream
+from memtok_jax.evaluation.units import Units, units_of
 from memtok_jax.inference import host
 from memtok_jax.inference.blocks import blocks_for
 from memtok_jax.inference.filters import Sampling
@@ -33,10 +36,10 @@ from memtok_jax.inference.stream import NO_TOKEN, stream_bytes
 from memtok_jax.inference.streams import Quality, Streams
 from memtok_jax.inference.text import TextRow
 from memtok_jax.models.protocol import Model, bind
-from memtok_jax.training.checkpoint import Checkpoints, read_config
+from memtok_jax.training.checkpoint import read_config
 from memtok_jax.training.progress import ReadingProgress, duration
 
-PIECE = 4096   # bytes that a row reads at a time, rounded to whole blocks
+PIECE = 4096   # tokens that a row reads at a time, rounded to whole blocks
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class StreamConfig:
 
     file: texts to read, one for each row.
     streams: number of rows that read the same text; 0: one row for each file.
-    tokens: bytes that each row writes.
+    tokens: how many each row writes; bytes, unless the run has a tokenizer.
     sampling: how they are chosen.
     stop: strings that end a row.
     seed: of the random bits.
@@ -53,6 +56,7 @@ class StreamConfig:
     save_every: seconds between two snapshots; 0: after each piece.
     load: folder of a stream to go on from; "": none.
     perplexity: only read and report.
+    checkpoint: "latest", or "best" of a run that keeps one.
 
     Raises UserError if two fields contradict each other or a value is out of range.
     """
@@ -67,6 +71,7 @@ class StreamConfig:
     save_every: float = 30.0
     load: str = ""
     perplexity: bool = False
+    checkpoint: str = "latest"
 
     def __post_init__(self):
         if not self.file and (self.perplexity or not self.load):
@@ -138,15 +143,17 @@ class Interrupts:
 class Command:
     """A command that is running. noted: what a snapshot notes of it. saved: None without --save.
 
+    said: for each row, the tokens that it has said, as they are kept in files.
     write: takes text for standard output. say: takes a line for standard error.
     """
 
-    def __init__(self, cfg: StreamConfig, streams: Streams, texts: list[Pieces], noted: dict[str, Any], saved: SavedStream | None,
-                 interrupts: Interrupts, write: Callable[[str], None], say: Callable[[str], None]):
-        self.cfg, self.streams, self.texts, self.saved = cfg, streams, texts, saved
+    def __init__(self, cfg: StreamConfig, streams: Streams, texts: list[ByteText | TokenText], units: Units, noted: dict[str, Any],
+                 saved: SavedStream | None, interrupts: Interrupts, write: Callable[[str], None], say: Callable[[str], None]):
+        self.cfg, self.streams, self.texts, self.units, self.saved = cfg, streams, texts, units, saved
         self._noted, self._interrupts, self._write, self._say = noted, interrupts, write, say
         self.said = [bytearray(text) for text in saved.said()] if saved and saved.notes else [bytearray() for _ in streams.last]
-        self._saved_at, self._bytes, self._seconds = time.monotonic(), [0, 0], [0.0, 0.0]
+        self._saved_at, self._seconds = time.monotonic(), [0.0, 0.0]
+        self._bytes, self._tokens = [0, 0], [0, 0]  # of this command alone: read, said
 
     @property
     def labels(self) -> list[str]:
@@ -158,19 +165,21 @@ class Command:
     def save(self, now: bool = False) -> None:
         """Write a snapshot if `save_every` seconds have passed, or if `now`."""
         if self.saved and (now or time.monotonic() - self._saved_at >= self.cfg.save_every):
-            inputs = [[text.taken, text.checksum] for text in self.texts]
+            inputs = [[text.source.taken, text.source.checksum, text.state()] for text in self.texts]
             self.saved.save(self.streams, self.said, {**self._noted, "inputs": inputs})
             self._saved_at = time.monotonic()
 
-    def read(self, pieces: list[bytes], piece: int, show: ReadingProgress) -> None:
-        """Read the texts to their ends. pieces: the first piece of each. piece: bytes of the later ones."""
+    def read(self, pieces: list[np.ndarray], piece: int, before: int, show: ReadingProgress) -> None:
+        """Read the texts to their ends. pieces: the first piece of each. piece: tokens of the later ones. before: bytes that an
+        earlier command has read."""
         begun, rows = time.monotonic(), len(self.said)
-        while any(pieces):
+        while any(map(len, pieces)):
             with self._interrupts.held():
                 self.streams.feed((pieces * rows)[:rows])
-                bits = _bits(self.streams.read)   # waits for the device
-                self._bytes[0] += sum(map(len, pieces))
-                show.show(sum(text.taken for text in self.texts), bits)
+                bits = self.streams.read.nats.sum() / math.log(2) / max(sum(self._scored()), 1)   # waits for the device
+                self._tokens[0] += sum(map(len, pieces))
+                self._bytes[0] = sum(text.bytes for text in self.texts) - before
+                show.show(sum(text.bytes for text in self.texts), float(bits))
                 self.save()
             pieces = [text.read(piece) for text in self.texts]
         self._seconds[0] = time.monotonic() - begun
@@ -179,19 +188,20 @@ class Command:
     def generate(self) -> None:
         """Let all rows write. A single row is shown piece by piece; several rows are shown one after the other at the end."""
         begun, alone = time.monotonic(), len(self.said) == 1
-        shown = [TextRow(self.cfg.stop).push(text)[0] for text in self.said]
+        before = [self.units.ids(text) for text in self.said]
+        shown = [TextRow(self.cfg.stop, self.units.as_bytes).push(ids)[0] for ids in before]
         if alone:
             self._write(shown[0])
-        left = self.cfg.tokens - max(map(len, self.said))
-        pieces = self.streams.pieces(left, self.cfg.sampling, self.cfg.stop, self.said)
+        pieces = self.streams.pieces(self.cfg.tokens - max(map(len, before)), self.cfg.sampling, self.cfg.stop, before)
         try:
             while True:
                 with self._interrupts.held():
                     if (piece := next(pieces, None)) is None:
                         break
                     for said, ids in zip(self.said, piece.ids, strict=True):
-                        said.extend(bytes(_as_byte(i) for i in ids[ids != NO_TOKEN]))
-                    self._bytes[1] += int((piece.ids != NO_TOKEN).sum())
+                        said.extend(self.units.kept(ids[ids != NO_TOKEN]))
+                    new = piece.ids[piece.ids != NO_TOKEN]
+                    self._tokens[1], self._bytes[1] = self._tokens[1] + len(new), self._bytes[1] + self.units.size(new)
                     shown = [old + new for old, new in zip(shown, piece.text, strict=True)] if not alone else shown
                     self.save()
                 if alone:
@@ -207,28 +217,36 @@ class Command:
         read, said = self.streams.read, self.streams.said
         if self.cfg.perplexity:
             for row, (label, text) in enumerate(zip(self.labels, self.texts * len(self.said), strict=False)):
-                numbers = {"bits_per_byte": float(read.bits[row]), "perplexity": float(read.perplexity[row])}
-                self._write(json.dumps({"file": label, "bytes": text.taken, **numbers}) + "\n")
-        parts = [_told(verb, quality, amount, seconds) for verb, quality, amount, seconds in
-                 zip(("read", "wrote"), (read, said), self._bytes, self._seconds, strict=True) if quality.tokens.any()]
+                numbers = self._measured(float(read.nats[row]), int(read.tokens[row]), self._scored()[row])
+                self._write(json.dumps({"file": label, "bytes": text.bytes, **numbers}) + "\n")
+        sizes = sum(self._scored()), sum(self.units.size(self.units.ids(text)) for text in self.said)
+        parts = [self._told(verb, quality, size, n) for n, (verb, quality, size) in
+                 enumerate(zip(("read", "wrote"), (read, said), sizes, strict=True)) if quality.tokens.any()]
         self._say("done   " + "; ".join([*parts, f"carry {self.streams.bytes:,} bytes"]))
 
+    def _scored(self) -> list[int]:
+        """Bytes of the tokens that each row was fed and that have been predicted: of a text in bytes, all but its first."""
+        if self.units.word == "bytes":
+            return self.streams.read.tokens.tolist()
+        return [text.bytes for text in (self.texts * len(self.said))[:len(self.said)]]
 
-def _as_byte(token: int) -> int:
-    """The byte that is kept of a token; 0xFF, which no UTF-8 text contains, for a token that stands for no byte."""
-    return token if token < 256 else 0xFF
+    def _measured(self, nats: float, tokens: int, size: int) -> dict[str, float]:
+        """Bits and perplexity. nats, tokens, size: their sum, and what was predicted, in tokens and bytes."""
+        per_byte, per_token = (nats / count / math.log(2) if count else math.nan for count in (size, tokens))
+        if self.units.word == "bytes":
+            return {"bits_per_byte": per_byte, "perplexity": 2 ** per_byte}
+        return {"tokens": tokens, "bits_per_byte": per_byte, "perplexity_per_byte": 2 ** per_byte, "bits_per_token": per_token,
+                "perplexity_per_token": 2 ** per_token}
 
-
-def _bits(quality: Quality) -> float:
-    """Mean bits per token over all rows; NaN without tokens."""
-    return float(quality.nats.sum()) / max(int(quality.tokens.sum()), 1) / math.log(2) if quality.tokens.any() else math.nan
-
-
-def _told(verb: str, quality: Quality, amount: int, seconds: float) -> str:
-    """Bits and perplexity over all rows. amount: bytes that this command read or wrote. seconds: the time it took."""
-    bits = _bits(quality)
-    speed = f"{amount:,} bytes, {amount / seconds:,.0f} a second, " if amount and seconds else "nothing more, "
-    return f"{verb} {speed}at {bits:.3f} bits per byte (perplexity {2 ** bits:.2f})"
+    def _told(self, verb: str, quality: Quality, size: int, n: int) -> str:
+        """Bits and perplexity over all rows. size: bytes that were predicted. n: 0 of what was read, 1 of what was said."""
+        found = self._measured(float(quality.nats.sum()), int(quality.tokens.sum()), size)
+        amount, seconds = self._bytes[n], self._seconds[n]
+        speed = f"{amount:,} bytes, {amount / seconds:,.0f} a second, " if amount and seconds else "nothing more, "
+        if self.units.word == "bytes":
+            return f"{verb} {speed}at {found['bits_per_byte']:.3f} bits per byte (perplexity {found['perplexity']:.2f})"
+        return (f"{verb} {self._tokens[n]:,} tokens, {speed}at {found['bits_per_byte']:.3f} bits per byte (perplexity "
+                f"{found['perplexity_per_token']:.2f} per token, {found['perplexity_per_byte']:.2f} per byte)")
 
 
 # ---------------------------------------------------------------------------------------------------------------- the command
@@ -261,14 +279,16 @@ def stream_text(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, wr
 def _progress(command: list[Command]) -> str:
     if not command:
         return "nothing was read"
-    return f"{int(command[0].streams.tokens.sum()):,} bytes, {sum(map(len, command[0].said)):,} of them written"
+    one = command[0]
+    written = sum(len(one.units.ids(text)) for text in one.said)
+    return f"{int(one.streams.tokens.sum()):,} {one.units.word}, {written:,} of them written"
 
 
 def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: SavedStream | None, interrupts: Interrupts,
          command: list[Command], write: Callable[[str], None], say: Callable[[str], None]) -> None:
     """The command from its first check to its last line. command: gets the running command, so that the caller can save it."""
-    texts, rows = [Pieces(name) for name in cfg.file], max(cfg.streams, len(cfg.file), 1)
-    model, params, noted = _load_model(workdir, overrides, cfg, say)
+    model, params, noted, units = _load_model(workdir, overrides, cfg, say)
+    texts, rows = [units.read(name, not cfg.load) for name in cfg.file], max(cfg.streams, len(cfg.file), 1)
     going_on = bool(saved and saved.notes)
     if going_on:
         saved_stream.refuse_other(saved.folder, saved.notes, noted["arguments"], noted["parameters"])
@@ -276,29 +296,30 @@ def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: Sa
         saved_stream.refuse_other_parameters(Path(cfg.load), saved_stream.notes(Path(cfg.load)), noted["parameters"])
     blocks = blocks_for(model.call_tokens)[-2:]
     piece = max(blocks) * max(1, PIECE // max(blocks))
-    for text, (taken, checksum) in zip(texts, saved.notes["inputs"] if going_on else (), strict=False):
-        text.skip(taken, checksum)
-    # A row keeps its newest byte back. With one byte more in the first piece, all later blocks begin at borders of the model.
-    first = [text.read(piece + (not text.taken)) for text in texts]
-    for text, begin in zip(texts, first, strict=True):
-        if not begin and not text.taken and not cfg.load:
-            raise UserError(f"{text.label} is empty: there is no byte to go on from")
+    for text, (taken, checksum, state) in zip(texts, saved.notes["inputs"] if going_on else (), strict=False):
+        text.source.skip(taken, checksum)
+        text.go_on(state)
+    before = sum(text.bytes for text in texts)
+    # A row keeps its newest token back. With one token more in the first piece, all later blocks begin at borders of the model.
+    first = [text.read(piece + (not text.bytes)) for text in texts]
+    for text in texts:
+        if not text.bytes and not cfg.load:
+            raise UserError(f"{text.source.label} is empty: there is no byte to go on from")
     say(f"carry  {stream_bytes(model, rows):,} bytes for {rows} stream{'s' * (rows > 1)}, however much is read")
     say("compiling")
     begun = time.monotonic()
-    streams = Streams.open(model, params, rows, seed=cfg.seed, blocks=blocks)
+    streams = Streams.open(model, params, rows, seed=cfg.seed, blocks=blocks, as_bytes=units.as_bytes)
     say(f"compiled in {duration(time.monotonic() - begun)}")
     if going_on:
         streams.load(saved.folder / SNAPSHOT)
-        say(f"going on from {saved.folder}, after {int(streams.tokens.sum()):,} bytes")
+        say(f"going on from {saved.folder}, after {int(streams.tokens.sum()):,} {units.word}")
     elif cfg.load:
         streams.load(Path(cfg.load) / SNAPSHOT)
         streams.wake()
         streams.count_anew()
-    command.append(Command(cfg, streams, texts, noted, saved, interrupts, write, say))
-    totals = [text.total for text in texts]
-    before = sum(text.taken for text in texts) - sum(map(len, first))
-    command[0].read(first, piece, ReadingProgress(None if None in totals else sum(totals), before))
+    command.append(Command(cfg, streams, texts, units, noted, saved, interrupts, write, say))
+    totals = [text.source.total for text in texts]
+    command[0].read(first, piece, before, ReadingProgress(None if None in totals else sum(totals), before))
     if not cfg.perplexity:
         command[0].generate()
     command[0].save(now=True)
@@ -306,21 +327,20 @@ def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: Sa
 
 
 def _load_model(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig,
-                say: Callable[[str], None]) -> tuple[Model, P.Tree, dict[str, Any]]:
-    """Model, parameters on one device, and what a snapshot notes of the command."""
+                say: Callable[[str], None]) -> tuple[Model, P.Tree, dict[str, Any], Units]:
+    """Model, parameters on one device, what a snapshot notes of the command, and what the tokens of the model are."""
     experiment = changed(read_config(workdir), overrides, workdir)
     if data.suite(experiment.data) != "text":
         raise UserError(f"{workdir} holds a model of {experiment.data.source} ({data.suite(experiment.data)}); stream.py is for "
                         "models of text")
-    if tokenizer := data.tokenizer(experiment.data):
-        raise UserError(f"{workdir} holds a model of the tokens of {tokenizer.name}; stream.py is for models of bytes")
+    units = units_of(data.tokenizer(experiment.data))
     model, mesh = bind(experiment.model), sharding.make_mesh(1, 1, 1)
-    with jax.set_mesh(mesh), Checkpoints(workdir, None) as checkpoints:
-        params, meta = checkpoints.restore_params(abstract_params(model, mesh))
-    say(f"model  {_named(model)}, {P.count(model.specs()):,} parameters after {meta['step']} steps on {experiment.data.source}, "
-        f"from {workdir}")
-    noted = {"arguments": cfg.arguments(), "step": meta["step"], "parameters": saved_stream.fingerprint(meta["arrays"]["params"])}
-    return model, jax.device_put(params, jax.devices()[0]), noted
+    found = saved_model.load(workdir, experiment, model, mesh, cfg.checkpoint)
+    say(f"model  {_named(model)}, {P.count(model.specs()):,} parameters after {found.step} steps on {experiment.data.source}, "
+        f"from {found.origin}")
+    arguments = cfg.arguments() | ({"tokenizer": units.fingerprint} if units.fingerprint else {})
+    noted = {"arguments": arguments, "step": found.step, "parameters": found.fingerprint}
+    return model, jax.device_put(found.params, jax.devices()[0]), noted, units
 
 
 def _named(model: Model) -> str:

@@ -1,7 +1,8 @@
 """Checkpoints of a run: written in the background, restored onto any mesh. The only file that knows Orbax.
 
-A checkpoint has three items: `params`; `rest`, the other arrays of the train state; `meta`, the config, the position
-in the data, counters, and shape and checksum of every array as JSON. Reading `params` alone is all that evaluation needs.
+A checkpoint has these items: `params`; `average`, that of the parameters, if the run keeps one; `rest`, the other arrays of the
+train state; `meta`, the config, the position in the data, counters, and shape and checksum of every array as JSON. One of the first
+two is all that evaluation reads.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from memtok_jax import config, sharding
 from memtok_jax.config import UserError
+from memtok_jax.training import average
 from memtok_jax.training.step import TrainState
 
-FOLDER, CONFIG_FILE, LOCK_FILE = "checkpoints", "config.json", "run.lock"
+FOLDER, BEST_FOLDER, STABLE_FOLDER = "checkpoints", "best", "stable"
+CONFIG_FILE, LOCK_FILE = "config.json", "run.lock"
 
 # Fields that may change between a run and its continuation; all others of these groups must stay. The saved position in the data is
 # refused if the text or its tokens have changed, so these may lie elsewhere.
@@ -41,13 +44,13 @@ class Checkpoints:
     """The checkpoints of one run directory. Use it as a context manager: leaving waits until all are written.
 
     Nothing is created before the first save.
-    keep: how many stay when a new one is written. None: all.
+    keep: how many stay when a new one is written. None: all. name: of the folder in the run directory.
     """
 
-    def __init__(self, workdir: Path, keep: int | None):
+    def __init__(self, workdir: Path, keep: int | None, name: str = FOLDER):
         # Orbax reports each stage of a save as a warning or info line; a run prints its own.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self.workdir, self.folder, self._keep = Path(workdir), (Path(workdir) / FOLDER).absolute(), keep
+        self.workdir, self.folder, self._keep = Path(workdir), (Path(workdir) / name).absolute(), keep
         self._writing: int | None = None
         self._manager: ocp.CheckpointManager | None = None
         self._threads = _QuietThreads()
@@ -85,16 +88,21 @@ class Checkpoints:
         """Steps of all complete checkpoints."""
         return [] if self._manager is None else sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+    def meta(self) -> dict[str, Any]:
+        """The meta of the newest checkpoint. Raises UserError as `restore` does."""
+        return self._read_meta(self._newest())
+
+    def save(self, state: TrainState, meta: dict[str, Any], number: int | None = None) -> None:
         """Start to write the state after `meta["step"]` updates; the arrays may be donated as soon as this returns.
 
+        number: the name of the checkpoint, above those of all others; if left out, the number of updates.
         Raises UserError, in this call or the next, if the disk refuses; complete checkpoints stay as they are.
         """
-        step = meta["step"]
+        step = meta["step"] if number is None else number
         if step in self.steps():
             return
         self.wait()
-        trees = {"params": state.params, "rest": _rest(state)}
+        trees = {"params": state.params, "rest": _rest(state)} | _average(state)
         meta = meta | {"arrays": {name: describe(tree) for name, tree in trees.items()}}
         items = {name: ocp.args.PyTreeSave(_filled(tree)) for name, tree in trees.items()}
         self._writing = step
@@ -102,6 +110,22 @@ class Checkpoints:
             self._open().save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta | {"checksum": _checksum(meta)}), **items))
         except Exception as error:
             raise self._not_written(error) from error
+
+    def set_aside(self, name: str) -> Path:
+        """Move the folder with all its checkpoints to another name beside it; returns the new path. The next save begins anew."""
+        self.wait()
+        self._manager.close()
+        self._manager, aside = None, self.folder.with_name(name)
+        if jax.process_index() == 0:
+            number = 1
+            while aside.exists():
+                number, aside = number + 1, self.folder.with_name(f"{name}-{number}")
+            self.folder.rename(aside)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("set aside")
+        return aside
 
     def wait(self) -> None:
         """Return when everything is on disk. Raises UserError as `save` does."""
@@ -116,19 +140,30 @@ class Checkpoints:
 
         Raises UserError if the files cannot be read, hold something else than was written, or belong to another model.
         """
-        out = self._read(params=abstract.params, rest=_rest(abstract))
-        rest = out["rest"]
-        return TrainState(rest["step"], rest["skipped"], out["params"], rest["optimizer"], rest["carry"]), out["meta"]
+        wanted = _average(abstract)
+        kept = {name: tree for name, tree in wanted.items() if self.holds(name)}
+        out = self._read(params=abstract.params, rest=_rest(abstract), **kept)
+        rest, params = out["rest"], out["params"]
+        # A run that goes on with an average it did not have begins it with the parameters.
+        mean = out["average"] if kept else average.begin(bool(wanted), params)
+        return TrainState(rest["step"], rest["skipped"], params, rest["optimizer"], rest["carry"], mean), out["meta"]
 
-    def restore_params(self, abstract_params: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest parameters and their meta. Raises UserError as `restore` does."""
-        out = self._read(params=abstract_params)
-        return out["params"], out["meta"]
+    def holds(self, item: str) -> bool:
+        """Whether the newest checkpoint has this item."""
+        return item in self.meta()["arrays"]
+
+    def restore_params(self, abstract_params: Any, item: str = "params") -> tuple[Any, dict[str, Any]]:
+        """The newest parameters, or their "average", and their meta. Raises UserError as `restore` does."""
+        out = self._read(**{item: abstract_params})
+        return out[item], out["meta"]
+
+    def _newest(self) -> int:
+        if (step := self.latest()) is None:
+            raise UserError(f"no complete checkpoint in {self.folder}")
+        return step
 
     def _read(self, **trees: Any) -> Any:
-        step = self.latest()
-        if step is None:
-            raise UserError(f"no complete checkpoint in {self.folder}")
+        step = self._newest()
         meta = self._read_meta(step)
         for name, tree in trees.items():
             if difference := _first_misfit(meta["arrays"].get(name, {}), tree):
@@ -167,7 +202,8 @@ class Checkpoints:
 
     def _damaged(self, step: int, reason: str) -> UserError:
         older = [s for s in self.steps() if s < step]
-        advice = f"remove that folder to go on from step {max(older)}" if older else "start in a new --workdir"
+        advice = (f"remove that folder to go on from step {max(older)}" if older else
+                  "start in a new --workdir" if self.folder.name == FOLDER else f"remove {self.folder}")
         return UserError(f"checkpoint {self.folder / str(step)} cannot be read ({reason}); {advice}")
 
     def _not_written(self, error: Exception) -> UserError:
@@ -244,6 +280,10 @@ def _first_misfit(written: dict[str, list], tree: Any) -> str:
 
 def _rest(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "skipped": state.skipped, "optimizer": state.optimizer, "carry": state.carry}
+
+
+def _average(state: TrainState) -> dict[str, Any]:
+    return {"average": state.average} if jax.tree.leaves(state.average) else {}
 
 
 def _filled(tree: Any) -> Any:

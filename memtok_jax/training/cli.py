@@ -125,13 +125,13 @@ def compile_only(experiment: Any, target: str) -> int:
     return 0
 
 
-def evaluate(workdir: Path, overrides: tuple[str, ...], suite: str) -> int:
-    """Score the newest checkpoint of a run; the last line on stdout is one JSON object."""
+def evaluate(workdir: Path, overrides: tuple[str, ...], suite: str, checkpoint: str) -> int:
+    """Score a checkpoint of a run, "latest" or "best"; the last line on stdout is one JSON object."""
     from memtok_jax.compiler import keep_programs
     from memtok_jax.evaluation.report import evaluate_run
 
     keep_programs(Path(workdir).parent)
-    print(json.dumps(evaluate_run(Path(workdir), overrides, print, suite)))
+    print(json.dumps(evaluate_run(Path(workdir), overrides, print, suite, checkpoint)))
     return 0
 
 

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import re
 import time
-from collections import Counter
 
 import jax
 import numpy as np
@@ -20,15 +19,17 @@ from memtok_jax import params as pr
 from memtok_jax import sharding
 from memtok_jax.config import UserError
 from memtok_jax.models.protocol import bind
+from memtok_jax.training import hlo, roofline
+from memtok_jax.training.chips import CHIPS
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.run import check
 from memtok_jax.training.step import Update, abstract_batch, abstract_state, compile_step, update_of
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 MOST_CPU_DEVICES = 4096
-# What libtpu asks for on a machine without a TPU; the type need not match the topology that is compiled for.
+# What libtpu asks for on a machine without a TPU; the type need not match the topology that is compiled for. The last one lets
+# several commands compile at once: without it the second finds the lock of the first, though neither holds a chip.
 TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
-                   "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+                   "TPU_ACCELERATOR_TYPE": "v5litepod-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 def compile_for(experiment: Experiment, target: str) -> list[str]:
@@ -93,24 +94,40 @@ def _report(update: Update, sequence: int, target: str, mesh: Mesh, compiled, se
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    counts = collectives(compiled.as_text())
+    cost = roofline.cost_of(hlo.parse(compiled.as_text()))
     return [
         f"compiled for {target} in {seconds:.0f} s: {mesh.size} devices, mesh {sizes}",
         f"model: {pr.count(update.model.specs()):,} parameters; batch {update.batch} x {sequence} tokens, "
         f"{update.microbatches} microbatches, calls of {update.call_tokens} tokens",
         f"memory per device: {_size(arguments + temporary + output)} = {_size(arguments)} arguments + {_size(temporary)} temporary "
         f"+ {_size(output)} output beyond the {_size(memory.alias_size_in_bytes)} that are donated",
-        "collectives in the program (a loop body counts once): "
-        + (", ".join(f"{n} {name}" for name, n in counts.items() if n) or "none"),
+        *_costs(cost, target.partition(":")[0], update.batch * sequence),
     ]
 
 
-def _size(count: int) -> str:
+def _costs(cost: roofline.Cost, kind: str, tokens: int) -> list[str]:
+    """What an update costs a chip, and the roofline of the chip if it is known. tokens: of one update."""
+    counted = ", ".join(f"{n:,} {name}" for name, n in sorted(cost.collectives.items())) or "none"
+    unknown = f"; {cost.unknown} loop(s) of unknown length count once" if cost.unknown else ""
+    lines = [f"per chip and update: {_amount(cost.products)} operations of matrix products ({_amount(cost.passes)} with the passes "
+             f"of float32), {_amount(cost.others)} others, {_size(cost.bytes)} of memory traffic: {cost.intensity:.1f} operations "
+             f"a byte{unknown}",
+             f"collectives of an update: {counted}; {_size(cost.sent)} a chip"]
+    if kind in CHIPS:
+        chip, (by_products, by_memory) = CHIPS[kind], roofline.seconds(cost, CHIPS[kind])
+        side, longest = ("memory", by_memory) if by_memory > by_products else ("products", by_products)
+        lines.append(f"roofline of {kind} ({_amount(chip.operations)} operations and {_size(chip.bandwidth)} a second): products "
+                     f"{1e3 * by_products:.2f} ms, memory {1e3 * by_memory:.2f} ms; bound by {side}, at most "
+                     f"{tokens / max(longest, 1e-12):,.0f} tokens a second on all chips")
+    return lines
+
+
+def _amount(count: float) -> str:
+    """A number of operations with T, G or M."""
+    unit, scale = next(((unit, scale) for unit, scale in (("T", 1e12), ("G", 1e9)) if count >= scale), ("M", 1e6))
+    return f"{count / scale:.3g} {unit}"
+
+
+def _size(count: float) -> str:
     """Bytes in GB, or in MB below a tenth of one."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
-
-
-def collectives(text: str) -> dict[str, int]:
-    """How often each collective stands in the text of a compiled program; a start and its done are one."""
-    found = Counter(re.findall(rf"\s({'|'.join(COLLECTIVES)})(?:-start)?\(", text))
-    return {name: found[name] for name in COLLECTIVES}

@@ -7,9 +7,10 @@ from typing import Any
 
 from memtok_jax import data
 from memtok_jax.config import UserError, check_numbers, choose, override
+from memtok_jax.evaluation.sets import NamedSet, parse, refuse_other_tokens
 from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.models.protocol import Model
-from memtok_jax.training import backpropagation, losses
+from memtok_jax.training import backpropagation, losses, writers
 
 RULES, REMAT, SCHEDULES = ("adamw", "lamb"), ("nothing", "call"), ("cosine", "constant", "wsd")
 # The curriculum itself sets the first two; with another cut, a stage would train on what a later one holds out.
@@ -24,8 +25,8 @@ class OptimizerConfig:
     steps: length of the run in updates.
     warmup_steps: updates until the peak.
     schedule: behind the warm-up, "cosine" falls to the final fraction at the end, "constant" stays at the peak, "wsd" (warm-up,
-        stable, decay) stays and falls in a straight line at the end. If a run is made longer later, only "constant" and the stable
-        part of "wsd" go on as if it had been so from the start.
+        stable, decay) stays and falls in a straight line at the end. A run that is made longer later goes on under "constant" and
+        "wsd" as if it had been so long from the start (`longer.py`); under "cosine" it does not, and says so.
     decay_steps: updates of the fall of "wsd".
     final_fraction: learning rate at the end of a fall, as a fraction of the peak.
     beta1, beta2, epsilon: of Adam.
@@ -33,6 +34,8 @@ class OptimizerConfig:
     clip_norm: bound of the global norm of the gradient. Parameters that only a memory's own loss teaches are clipped apart.
     max_skipped: an update whose loss or gradient is not finite is left out; after this many in a row the run stops.
     rule: "adamw", or "lamb" (arXiv 1904.00962), which scales the step of each matrix to the length of the matrix.
+    ema: d of the average of the parameters over the updates, which then is what evaluations and streams use, see `average.py`; it
+        takes the memory of one more copy of the parameters. 0: none, and nothing is kept for it.
     """
 
     learning_rate: float
@@ -48,11 +51,12 @@ class OptimizerConfig:
     rule: str = "adamw"
     schedule: str = "cosine"
     decay_steps: int = 0
+    ema: float = 0.0
 
     def __post_init__(self):
         check_numbers("optimizer", self, at_least=dict(learning_rate=0, steps=1, warmup_steps=0, beta1=0, beta2=0, weight_decay=0,
-                                                       max_skipped=0, decay_steps=0),
-                      above=dict(epsilon=0, clip_norm=0), below=dict(learning_rate=100, beta1=1, beta2=1),
+                                                       max_skipped=0, decay_steps=0, ema=0),
+                      above=dict(epsilon=0, clip_norm=0), below=dict(learning_rate=100, beta1=1, beta2=1, ema=1),
                       between=dict(final_fraction=(0, 1)))
         choose("optimizer.rule", self.rule, RULES)
         choose("optimizer.schedule", self.schedule, SCHEDULES)
@@ -84,6 +88,9 @@ class TrainingConfig:
     loss: "softmax" (cross-entropy), "binary" (of classes, each for itself) or "squared" (of numbers), see `losses.py`.
     log_every, eval_every, checkpoint_every: in updates; 0: only at the end.
     keep: number of checkpoints that stay.
+    keep_best: a number of the evaluations, such as "eval/loss"; the checkpoint with the best one stays too, in the folder `best`.
+        "": none.
+    writers: where numbers go beside `metrics.jsonl`: "tensorboard" (needs tensorboardX), "wandb".
     sample_tokens: length of the text printed at the end; 0: none.
     data, fsdp, tensor: axes of the mesh. data -1 takes the devices that the others leave; in one process only as many as the rows
         of a batch divide over.
@@ -103,6 +110,8 @@ class TrainingConfig:
     eval_every: int = 0
     checkpoint_every: int = 0
     keep: int = 2
+    keep_best: str = ""
+    writers: tuple[str, ...] = ()
     sample_tokens: int = 256
     data: int = -1
     fsdp: int = 1
@@ -117,8 +126,11 @@ class TrainingConfig:
         backpropagation.parse(self.gradient)
         choose("training.remat", self.remat, REMAT)
         choose("training.loss", self.loss, losses.LOSSES)
+        writers.check(self.writers)
         if self.stop_at and not self.eval_every:
             raise UserError(f"training.stop_at is {self.stop_at}, but training.eval_every is 0: nothing is measured on the way")
+        if self.keep_best and not self.eval_every:
+            raise UserError(f"training.keep_best is {self.keep_best!r}, but training.eval_every is 0: nothing is measured")
 
 
 @dataclass(frozen=True)
@@ -127,15 +139,18 @@ class EvaluationConfig:
 
     batch: rows scored at once while training, and for tasks.
     batches: at most this many batches are scored while training; 0: all. The end of the run always scores all.
-    streams: rows in `eval.py`. With 1 the whole text is one stream with one carry; more is faster, and each stream starts without
-        history.
+    streams: rows in `eval.py`, of texts. With 1 the whole text is one stream with one carry; more is faster, and each stream starts
+        without history.
     lengths: for tasks, accuracy is also measured at these multiples of the training length.
+    sets: further data that is scored, each with a name for its numbers, as in "test=wikitext2 eval_split=test"; see
+        `memtok_jax/evaluation/sets.py`.
     """
 
     batch: int = 8
     batches: int = 0
     streams: int = 1
     lengths: tuple[int, ...] = (1, 4, 16)
+    sets: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_numbers("evaluation", self, at_least=dict(batch=1, batches=0, streams=1, lengths=1))
@@ -155,7 +170,8 @@ class Experiment:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self):
-        for name, lengths in (("sequence", (self.data.sequence,)), ("lengths", self.data.lengths)):
+        named = [(f"sequence of the set {one.name!r}:", (one.data.sequence,)) for one in self.sets]
+        for name, lengths in (("sequence", (self.data.sequence,)), ("lengths", self.data.lengths), *named):
             for tokens in lengths:
                 if tokens % self.call_tokens:
                     raise UserError(f"data.{name} {tokens} does not divide into calls of {self.call_tokens} tokens")
@@ -171,11 +187,28 @@ class Experiment:
         if self.training.stop_at and suite_named(data.suite(self.data)).HEADLINE.name != "eval/accuracy":
             raise UserError(f"training.stop_at is {self.training.stop_at}; only tasks and images have an accuracy to reach, "
                             f"not {self.data.source}")
-        loss, kind = self.training.loss, data.targets(self.data)
+        for cfg in (self.data, *(one.data for one in self.sets)):
+            self._check_loss(cfg)
+        if self.training.keep_best:
+            choose("training.keep_best", self.training.keep_best, self.metrics)
+
+    def _check_loss(self, cfg: Any) -> None:
+        loss, kind = self.training.loss, data.targets(cfg)
         if kind not in losses.LOSSES[loss]:
             fitting = ", ".join(name for name, kinds in losses.LOSSES.items() if kind in kinds)
             raise UserError(f"training.loss is {loss!r}, which is for {' and '.join(losses.LOSSES[loss])}; the targets of "
-                            f"{self.data.source} are {kind}: choose {fitting}")
+                            f"{cfg.source} are {kind}: choose {fitting}")
+
+    @property
+    def sets(self) -> tuple[NamedSet, ...]:
+        """The further data of `evaluation.sets`."""
+        return parse(self.evaluation.sets, self.data)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what an evaluation measures: loss and headline of the held-out data and of each set."""
+        own = ("eval/loss", suite_named(data.suite(self.data)).HEADLINE.name)
+        return (*own, *(name for one in self.sets for name in one.metrics))
 
     @property
     def call_tokens(self) -> int:
@@ -184,12 +217,19 @@ class Experiment:
 
 
 def check_vocabulary(experiment: Experiment, model: Model) -> None:
-    """Raise UserError, naming both numbers, where the model has no output for a target of the data."""
-    symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
-    of_classes = data.targets(experiment.data) in ("classes", "shares")
+    """Raise UserError, naming both numbers, where the model has no output for a target of the data, sets included."""
+    _check_outputs("the data", experiment.data, model)
+    for one in experiment.sets:
+        _check_outputs(f"the set {one.name!r}", one.data, model)
+        refuse_other_tokens(one, experiment.data)
+
+
+def _check_outputs(whose: str, cfg: Any, model: Model) -> None:
+    symbols, kinds = data.vocabulary(cfg), model.vocabulary
+    of_classes = data.targets(cfg) in ("classes", "shares")
     if symbols > kinds or (of_classes and symbols != kinds):
         what, name = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
-        raise UserError(f"the data has {symbols} {what}, model.{name} is {kinds}; set --config.model.{name}={symbols}")
+        raise UserError(f"{whose} has {symbols} {what}, model.{name} is {kinds}; set --config.model.{name}={symbols}")
 
 
 def shorter_warmup(experiment: Experiment, changes: tuple[str, ...]) -> tuple[str, ...]:

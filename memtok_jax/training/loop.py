@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from memtok_jax import config, data, sharding
 from memtok_jax.config import StoppedError
+from memtok_jax.training import average, longer
+from memtok_jax.training.best import Best, NoBest
 from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.progress import Progress
@@ -43,6 +45,14 @@ class Signals:
             signal.signal(number, handler)
 
 
+class Kept(NamedTuple):
+    """Where states are kept: the newest ones, that before a fall of the learning rate, and the best one."""
+
+    newest: Checkpoints
+    stable: Checkpoints
+    best: Best | NoBest
+
+
 @dataclass
 class Run:
     """What the loop works with, and what it has seen.
@@ -59,7 +69,7 @@ class Run:
     update: Update
     mesh: Mesh
     batches: Any
-    checkpoints: Checkpoints
+    kept: Kept
     metrics: Any
     progress: Progress
     evaluate: Callable[[Any], dict[str, float]]
@@ -103,14 +113,20 @@ def run_loop(run: Run, state: TrainState, first: int) -> TrainState:
                 _report_all(run, waiting)
             if _due(step, training.eval_every) and step < steps:
                 _evaluate(run, state, step)
+            if step == steps and training.keep_best:
+                _offer_last(run, state, step)
             if _stop_agreed(signals, step, training.log_every):
                 run.stopped_by = signals.received or "another process"
+            if step == longer.fall_begins(run.experiment.optimizer):
+                _report_all(run, waiting)
+                _save_stable(run, state, step)
             if run.stopped_by or run.finished or step == steps or _due(step, training.checkpoint_every):
                 _report_all(run, waiting)
                 _save(run, state, step)
             if run.stopped_by or run.finished:
                 break
-    run.checkpoints.wait()
+    run.kept.newest.wait()
+    run.kept.stable.wait()
     return state
 
 
@@ -127,8 +143,14 @@ def _save(run: Run, state: TrainState, step: int) -> None:
     if run.skipped:
         return
     run.progress.pause()
-    run.checkpoints.save(state, _meta(run, step))
+    run.kept.newest.save(state, _meta(run, step))
     run.progress.resume()
+
+
+def _save_stable(run: Run, state: TrainState, step: int) -> None:
+    """Write the state before the fall, as `_save`."""
+    if not run.skipped:
+        longer.keep_stable(run.kept.stable, state, _meta(run, step))
 
 
 def _meta(run: Run, step: int) -> dict[str, Any]:
@@ -162,22 +184,34 @@ def _report(run: Run, step: int, tokens: int, numbers: dict[str, jax.Array]) -> 
 
 def _not_finite(run: Run, step: int, values: dict[str, float]) -> str:
     name = "loss" if not np.isfinite(values["loss"]) else "gradient_norm"
-    run.checkpoints.wait()
+    run.kept.newest.wait()
     # The parameters after update n were good if update n + 1 was finite.
-    good = [s for s in run.checkpoints.steps() if s < step - run.skipped]
-    where = f"the last good checkpoint is {run.checkpoints.folder / str(good[-1])}" if good else "no checkpoint is good"
+    good = [s for s in run.kept.newest.steps() if s < step - run.skipped]
+    where = f"the last good checkpoint is {run.kept.newest.folder / str(good[-1])}" if good else "no checkpoint is good"
     return (f"train/{name} is {values[name]} at step {step}, after {run.skipped} updates in a row that were not finite "
             f"(and were left out); {where}")
 
 
 def _evaluate(run: Run, state: TrainState, step: int) -> None:
     run.progress.pause()
-    values = run.evaluate(state.params)
+    values = run.evaluate(evaluated(state))
     run.metrics.write(step, values)
-    shown = [f"{name} {value:.4f}" for name, value in values.items() if name.startswith("eval/")]
-    run.progress.say("  ".join([f"step {step}", *shown]))
-    run.progress.resume()
     run.accuracy = values.get("eval/accuracy", 0.0)
+    best = run.kept.best.offer(state, values, _meta(run, step))
+    shown = [f"{name} {value:.4f}" for name, value in values.items() if name.startswith("eval/")]
+    run.progress.say("  ".join([f"step {step}", *shown, *([best] if best else [])]))
+    run.progress.resume()
+
+
+def _offer_last(run: Run, state: TrainState, step: int) -> None:
+    """Measure the last update as those before, to compare it with them; the report of the run follows."""
+    said = run.kept.best.offer(state, run.evaluate(evaluated(state)), _meta(run, step))
+    run.progress.say(f"step {step}  {said or f'{run.experiment.training.keep_best} was better before'}")
+
+
+def evaluated(state: TrainState) -> Any:
+    """The parameters that are evaluated: their average if the run keeps one."""
+    return average.used(state.average, state.params)
 
 
 def _stop_agreed(signals: Signals, step: int, every: int) -> bool:

@@ -27,8 +27,9 @@ def memory() -> int:
 
 
 def state_bytes(update: Update) -> int:
-    """Bytes of parameters, their gradient and two moments, and of the carry, over all devices."""
-    return 4 * pr.size_bytes(update.model.specs()) + pr.size_bytes(update.model.state_specs(update.batch))
+    """Bytes of parameters, gradient, two moments and the average if there is one, and of the carry, over all devices."""
+    copies = 5 if update.optimizer.ema else 4
+    return copies * pr.size_bytes(update.model.specs()) + pr.size_bytes(update.model.state_specs(update.batch))
 
 
 def refuse_what_cannot_fit(update: Update) -> None:

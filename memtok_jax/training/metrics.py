@@ -1,8 +1,7 @@
-"""Numbers of a run: one JSON object a line in `metrics.jsonl`, and TensorBoard where tensorboardX is installed."""
+"""Numbers of a run: one JSON object a line in `metrics.jsonl`; on request also elsewhere, see `writers.py`."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from memtok_jax.config import StoppedError
+from memtok_jax.training.writers import open_all
 
 FILE = "metrics.jsonl"
 BASELINE = "baseline/"    # names of what costs nothing; they stand in the last record of a run only
@@ -22,8 +22,8 @@ class Metrics:
     Raises StoppedError if the disk refuses.
     """
 
-    def __init__(self, workdir: Path, step: int):
-        """Open the file and drop what will be written again: updates after `step`, and the report of an end."""
+    def __init__(self, workdir: Path, step: int, writers: tuple[str, ...] = ()):
+        """Open the file and drop what will be written again: updates after `step`, and the report of an end. writers: names."""
         self._path = Path(workdir) / FILE
         kept = [r for r in read(workdir) if r["step"] <= step and not any(n.startswith(BASELINE) for n in r)]
         scratch = self._path.with_name(FILE + ".new")
@@ -31,16 +31,15 @@ class Metrics:
             scratch.write_text("".join(_line(r) for r in kept))
             scratch.replace(self._path)
             self._file = self._path.open("a")
-        self._board = _open_board(Path(workdir))
+        self._writers = open_all(writers, Path(workdir), step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one record; it is on its way to disk when this returns."""
         with self._disk():
             self._file.write(_line({"step": step, "time": round(time.time(), 3), **values}))
             self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for writer in self._writers:
+            writer.write(step, values)
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -53,8 +52,8 @@ class Metrics:
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for writer in self._writers:
+            writer.close()
 
 
 class NoMetrics:
@@ -91,11 +90,3 @@ def _line(record: dict) -> str:
     # JSON has no NaN and no infinity.
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(clean) + "\n"
-
-
-def _open_board(workdir: Path):
-    if importlib.util.find_spec("tensorboardX") is None:
-        return None
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(workdir / "tensorboard"))

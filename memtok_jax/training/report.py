@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from memtok_jax import data, sharding
 from memtok_jax.analysis import figures
+from memtok_jax.evaluation import sets
 from memtok_jax.evaluation.score import Score, memory_statistics, score_data
 from memtok_jax.evaluation.suites import Headline, suite_named
 from memtok_jax.models.protocol import Model
@@ -29,11 +30,12 @@ def headline(experiment: Experiment) -> Headline:
 def held_out(experiment: Experiment, model: Model, params: Any, mesh: Mesh, most: int) -> tuple[Score, dict[str, float]]:
     """Score held-out data with parameters that lie on `mesh`. most: batches to score, 0 for all.
 
-    Returns the score, and flat names for `metrics.jsonl`: the loss, the headline, and what the memories do.
+    Returns the score, and flat names for `metrics.jsonl`: loss and headline, also of `evaluation.sets`, and what the memories do.
     """
     judged, rows = headline(experiment), experiment.evaluation.batch
     result = score_data(experiment, model, params, mesh, experiment.data, rows, most)
     values = {"eval/loss": result.loss, judged.name: judged.of(result)}
+    values |= dict(sets.scores(experiment, model, params, mesh, most, rows))
     return result, values | first_call(experiment, model, params, mesh)
 
 
@@ -58,6 +60,8 @@ def final(experiment: Experiment, model: Model, params: Any, step: int, mesh: Me
     metrics.write(step, values | {f"{mx.BASELINE}{name}": value for name, value in free.items()})
     say(f"held out: {result.count:,} targets, {judged.label} {values[judged.name]:.4f}; on the same data "
         + ", ".join(f"{n} {v:.4f}" for n, v in free.items()))
+    for one in experiment.sets:
+        say(f"{one.name}: " + ", ".join(f"{name} {values[name]:.4f}" for name in one.metrics))
     memory = {name.removeprefix("memory/"): value for name, value in values.items() if name.startswith("memory/")}
     if memory:
         say("memory: " + ", ".join(f"{name} {value:.4g}" for name, value in memory.items()))

@@ -14,10 +14,11 @@ from memtok_jax import params as pr
 from memtok_jax.compiler import once_options
 from memtok_jax.config import UserError
 from memtok_jax.models.protocol import bind
-from memtok_jax.training import machine, report
+from memtok_jax.training import average, longer, machine, report, writers
+from memtok_jax.training.best import Best, NoBest
 from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config, refuse_foreign
 from memtok_jax.training.experiment import Experiment, check_vocabulary
-from memtok_jax.training.loop import Run, reached, run_loop
+from memtok_jax.training.loop import Kept, Run, evaluated, reached, run_loop
 from memtok_jax.training.metrics import Metrics, NoMetrics
 from memtok_jax.training.progress import Progress, duration
 from memtok_jax.training.step import TrainState, Update, abstract_state, init_train_state, state_shardings, update_of
@@ -34,13 +35,14 @@ def train(experiment: Experiment, workdir: Path) -> int:
     machine.refuse_what_cannot_fit(update)
     mesh = make_mesh(experiment)
     check(experiment, update, mesh)
-    if jax.process_index() == 0:
-        for line in machine.warnings(update, update.batch * experiment.data.sequence):
-            print(f"note   {line}", flush=True)
+    for line in machine.warnings(update, update.batch * experiment.data.sequence):
+        _note(line)
     batches = data.open_train(experiment.data, experiment.training.batch, *sharding.process_rows(mesh))
-    with RunFolder(workdir, experiment), jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
-        start = begin(update, experiment, mesh, checkpoints, batches)
-        run = _prepare(experiment, update, mesh, workdir, batches, checkpoints, start)
+    keeper = Best(workdir, experiment.training.keep_best) if experiment.training.keep_best else NoBest()
+    with (RunFolder(workdir, experiment), jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints,
+          longer.open_stable(workdir) as stable, keeper as best):
+        start = begin(update, experiment, mesh, checkpoints, stable, batches)
+        run = _prepare(experiment, update, mesh, workdir, batches, Kept(checkpoints, stable, best), start)
         began = time.monotonic()
         try:
             state = start.state if start.finished else run_loop(run, start.state, start.step)
@@ -51,15 +53,16 @@ def train(experiment: Experiment, workdir: Path) -> int:
     return status
 
 
-def _prepare(experiment: Experiment, update: Update, mesh: Mesh, workdir: Path, batches: Any, checkpoints: Checkpoints,
-             start: Start) -> Run:
+def _prepare(experiment: Experiment, update: Update, mesh: Mesh, workdir: Path, batches: Any, kept: Kept, start: Start) -> Run:
     """What the loop works with, after saying what is about to happen."""
     quiet = jax.process_index() != 0
     steps = start.step if start.finished else experiment.optimizer.steps
     progress = Progress(start.step, steps, quiet, unit=data.unit(experiment.data))
     _announce(experiment, update, mesh, workdir, start.step, progress)
-    metrics = NoMetrics() if quiet else Metrics(workdir, start.step)
-    return Run(experiment, update, mesh, batches, checkpoints, metrics, progress, tokens=start.tokens,
+    metrics = NoMetrics() if quiet else Metrics(workdir, start.step or -1, experiment.training.writers)
+    if not start.step and (facts := data.facts(experiment.data)):
+        metrics.write(0, facts)
+    return Run(experiment, update, mesh, batches, kept, metrics, progress, tokens=start.tokens,
                evaluate=lambda params: report.held_out(experiment, update.model, params, mesh, experiment.evaluation.batches)[1])
 
 
@@ -73,8 +76,14 @@ def _finish(run: Run, state: TrainState, workdir: Path, first: int, seconds: flo
         early = f", held-out accuracy has reached {run.experiment.training.stop_at}" if done < steps else ""
         say(f"trained {done - first} steps in {duration(seconds)}{early}")
     say("scoring all held-out data (compiled for it first)")
-    report.final(run.experiment, run.update.model, state.params, done, run.mesh, workdir, run.metrics, say)
+    report.final(run.experiment, run.update.model, evaluated(state), done, run.mesh, workdir, run.metrics, say)
     return 0
+
+
+def _note(line: str) -> None:
+    """Print a line about something unusual, once."""
+    if jax.process_index() == 0:
+        print(f"note   {line}", flush=True)
 
 
 def make_mesh(experiment: Experiment) -> Mesh:
@@ -106,6 +115,7 @@ def check(experiment: Experiment, update: Update, mesh: Mesh) -> None:
         if rows % groups:
             raise UserError(f"{name} {rows} rows do not divide over {groups} parts of the mesh "
                             f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})")
+    writers.refuse_missing(t.writers)
     check_vocabulary(experiment, model)
     state_shardings(update, mesh)
 
@@ -119,16 +129,16 @@ class Start(NamedTuple):
     finished: bool   # nothing is left to do
 
 
-def begin(update: Update, experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches) -> Start:
-    """The newest checkpoint, with the data at its place; or a fresh state, with the parameters of another run if
-    `training.start_from` names one."""
-    if checkpoints.latest() is None:
+def begin(update: Update, experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, stable: Checkpoints, batches) -> Start:
+    """The checkpoint to go on from (`longer.resume`), with the data at its place; or a fresh state, with the parameters of another
+    run if `training.start_from` names one."""
+    if checkpoints.latest() is None and stable.latest() is None:
         init = jax.jit(lambda key: init_train_state(update, key), out_shardings=state_shardings(update, mesh),
                        compiler_options=once_options(mesh.devices.flat[0].platform))
         state = init(jax.random.key(experiment.training.seed))
         folder = experiment.training.start_from
         return Start(start_from(Path(folder), update, state) if folder else state, 0, 0, False)
-    state, meta = checkpoints.restore(abstract_state(update, mesh))
+    state, meta = longer.resume(experiment, abstract_state(update, mesh), checkpoints, stable, _note)
     batches.set_state(meta["data"])
     if meta["step"] > experiment.optimizer.steps:
         raise UserError(f"the run has done {meta['step']} steps, optimizer.steps is {experiment.optimizer.steps}")
@@ -148,7 +158,8 @@ def start_from(folder: Path, update: Update, state: TrainState) -> TrainState:
         params, _ = checkpoints.restore_params(wanted)
     # Leaves derived from parameters, such as a first memory, must be those of the new ones.
     carry = update.model.init_state(params, update.batch)
-    return state._replace(params=params, carry=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), carry, state.carry))
+    return state._replace(params=params, carry=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), carry, state.carry),
+                          average=average.begin(update.optimizer.ema, params))
 
 
 def _announce(experiment: Experiment, update: Update, mesh: Mesh, workdir: Path, first: int, progress: Progress) -> None:

@@ -21,7 +21,7 @@ from memtok_jax import params as pr
 from memtok_jax.compiler import options
 from memtok_jax.models.call import Call
 from memtok_jax.models.protocol import Model
-from memtok_jax.training import backpropagation, losses
+from memtok_jax.training import average, backpropagation, losses
 from memtok_jax.training.experiment import Experiment, OptimizerConfig
 from memtok_jax.training.optimizer import make_optimizer, schedule
 
@@ -71,6 +71,7 @@ class TrainState(NamedTuple):
     params: Tree
     optimizer: Tree
     carry: Tree           # the memory after the batch before, `batch` rows
+    average: Tree         # of the parameters over the updates; without arrays if there is none, see `average.py`
 
 
 class Batch(NamedTuple):
@@ -87,7 +88,8 @@ def init_train_state(update: Update, key: jax.Array) -> TrainState:
     """Initial parameters, optimizer state and carry; call it under `jit` with `state_shardings`."""
     params = update.model.init(key)
     optimizer = make_optimizer(update.optimizer, update.model.specs()).init(params)
-    return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer, update.model.init_state(params, update.batch))
+    return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer, update.model.init_state(params, update.batch),
+                      average.begin(update.optimizer.ema, params))
 
 
 def state_shardings(update: Update, mesh: Mesh) -> TrainState:
@@ -102,7 +104,7 @@ def state_shardings(update: Update, mesh: Mesh) -> TrainState:
     tx = make_optimizer(update.optimizer, specs)
     moments = jax.eval_shape(tx.init, pr.abstract(specs))
     optimizer = optax.tree_map_params(tx, lambda _, s: s, moments, params, transform_non_params=lambda _: whole)
-    return TrainState(whole, whole, params, optimizer, carry)
+    return TrainState(whole, whole, params, optimizer, carry, params if update.optimizer.ema else average.OFF)
 
 
 def abstract_state(update: Update, mesh: Mesh) -> TrainState:
@@ -320,8 +322,8 @@ def _groups(plan: backpropagation.Plan, start_NB: jax.Array, inputs_NBT: jax.Arr
 def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update.
 
-    If the loss or the gradient is not finite, parameters, optimizer and carry stay as they are. If only the new carry is not
-    finite, the update counts, and the streams concerned begin anew.
+    If the loss or the gradient is not finite, parameters, optimizer and carry stay as they are (an average counts the parameters
+    once more). If only the new carry is not finite, the update counts, and the streams concerned begin anew.
     Returns the new state and float32 scalars: loss (of the predictions alone), auxiliary_loss (the model's own), accuracy,
     gradient_norm, learning_rate, tokens, skipped (updates in a row that were left out), restarted (streams that began anew
     because their carry was not finite).
@@ -334,12 +336,13 @@ def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainSt
     direction, optimizer = tx.update(grads, state.optimizer, state.params)
     params = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, direction)
     finite = jnp.isfinite(sums.nats) & jnp.isfinite(sums.auxiliary) & jnp.isfinite(norm)
-    params, optimizer, carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimizer, carry), state[2:])
+    params, optimizer, carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, optimizer, carry), state[2:5])
     carry, restarted = restart_bad_streams(params, carry, update)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     metrics = {"loss": sums.nats / count, "auxiliary_loss": sums.auxiliary, "accuracy": sums.correct / count, "gradient_norm": norm,
                "learning_rate": rate, "tokens": sums.count, "skipped": skipped.astype(jnp.float32), "restarted": restarted}
-    return TrainState(state.step + 1, skipped, params, optimizer, carry), metrics
+    mean = average.advance(state.average, params, update.optimizer.ema, state.step + 1)
+    return TrainState(state.step + 1, skipped, params, optimizer, carry, mean), metrics
 
 
 def restart_bad_streams(params: Tree, carry: Tree, update: Update) -> tuple[Tree, jax.Array]:
