@@ -308,19 +308,29 @@ def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: Sa
 def _load_model(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig,
                 say: Callable[[str], None]) -> tuple[Model, P.Tree, dict[str, Any]]:
     """Model, parameters on one device, and what a snapshot notes of the command."""
+    model, params, meta = load_text_model(workdir, overrides, "stream.py", say)
+    noted = {"arguments": cfg.arguments(), "step": meta["step"], "parameters": saved_stream.fingerprint(meta["arrays"]["params"])}
+    return model, params, noted
+
+
+def load_text_model(workdir: Path, overrides: tuple[str, ...], command: str,
+                    say: Callable[[str], None]) -> tuple[Model, P.Tree, dict[str, Any]]:
+    """(model, parameters on one device, what the newest checkpoint notes) of a run on bytes of text.
+
+    command: the name of the command that needs it, for messages. Raises UserError for a run on anything else.
+    """
     experiment = changed(read_config(workdir), overrides, workdir)
     if data.suite(experiment.data) != "text":
-        raise UserError(f"{workdir} holds a model of {experiment.data.source} ({data.suite(experiment.data)}); stream.py is for "
+        raise UserError(f"{workdir} holds a model of {experiment.data.source} ({data.suite(experiment.data)}); {command} is for "
                         "models of text")
     if tokenizer := data.tokenizer(experiment.data):
-        raise UserError(f"{workdir} holds a model of the tokens of {tokenizer.name}; stream.py is for models of bytes")
+        raise UserError(f"{workdir} holds a model of the tokens of {tokenizer.name}; {command} is for models of bytes")
     model, mesh = bind(experiment.model), sharding.make_mesh(1, 1, 1)
     with jax.set_mesh(mesh), Checkpoints(workdir, None) as checkpoints:
         params, meta = checkpoints.restore_params(abstract_params(model, mesh))
     say(f"model  {_named(model)}, {P.count(model.specs()):,} parameters after {meta['step']} steps on {experiment.data.source}, "
         f"from {workdir}")
-    noted = {"arguments": cfg.arguments(), "step": meta["step"], "parameters": saved_stream.fingerprint(meta["arrays"]["params"])}
-    return model, jax.device_put(params, jax.devices()[0]), noted
+    return model, jax.device_put(params, jax.devices()[0]), meta
 
 
 def _named(model: Model) -> str:

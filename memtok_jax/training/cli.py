@@ -1,4 +1,4 @@
-"""What the three commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
+"""What the commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
 
 from __future__ import annotations
 
@@ -155,6 +155,17 @@ def stream(workdir: Path, overrides: tuple[str, ...], options: dict[str, Any]) -
         print(begin + line, file=sys.stderr, flush=True)
 
     return stream_text(workdir, overrides, StreamConfig(sampling=sampling, **options), write, say)
+
+
+def chat(options: dict[str, Any], overrides: tuple[str, ...]) -> int:
+    """Talk on the terminal. options: fields of `ChatConfig`. What is said goes to stdout, all else to stderr."""
+    from memtok_jax.compiler import keep_programs
+    from memtok_jax.evaluation.chatting import ChatConfig, chat
+
+    cfg = ChatConfig(**options)
+    if cfg.workdir:
+        keep_programs(Path(cfg.workdir).parent)
+    return chat(cfg, overrides, sys.stdin, write_text, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def write_text(text: str) -> None:

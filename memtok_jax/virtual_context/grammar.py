@@ -130,6 +130,8 @@ def _parse_call(inside: bytes, place: int) -> Call:
     at, mode, args = 1, "", []
     if OPS[name].search:
         mode, at = MODE_BY_LETTER.get(inside[1:2].decode("latin1"), ""), 2
+        if not mode:
+            raise GrammarError(f"token {place + 2}: {name} needs a mode, one of {', '.join(MODES)}")
     while match := _STRING.match(inside, at):
         args.append(_string(match[1], place + at))
         at = match.end()
