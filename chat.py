@@ -1,7 +1,7 @@
-"""Talk with a trained model, or with any function, in a bounded context: python chat.py --workdir=runs/titans_mac --database=talk.db
+"""Talk with a trained model, or any function, in a bounded context: python chat.py --workdir=runs/titans_mac --database=talk.db
 
-What is said goes to standard output; warnings, what is evicted and paged in, and the state of the budget go to standard error. The same
-command goes on with the conversation in --database, after a kill too.
+What is said goes to standard output; warnings, what is evicted and paged in, and the state of the budget go to standard error.
+The same command goes on with the conversation in --database, after a kill too.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.protocol import bind
 from memtok_jax.models.rmt import RmtConfig
 from memtok_jax.models.style import GPT2_RELATIVE
-from memtok_jax.virtual_context import decoding, learned, policies
+from memtok_jax.virtual_context import decoding, learned, main_context, policies
 from memtok_jax.virtual_context.config import ContextConfig
 from memtok_jax.virtual_context.conversation import Conversation
 from memtok_jax.virtual_context.session_device import SessionDevice
@@ -85,7 +85,7 @@ def test_the_summary_is_the_memory_of_the_model_after_the_same_segments(name, tm
             state = run(state, ids, jnp.array([len(piece)]))
         memory = lambda tree: tree.memory if name == "rmt" else tree  # noqa: E731
         for a, b in zip(leaves(memory(state)), leaves(memory(after.state)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 if name == "rmt" else 2e-3)
+            np.testing.assert_allclose(a, b, rtol=0, atol=(1e-6 if name == "rmt" else 2e-3) * max(1, np.abs(b).max()))
     assert len(flushed) == conversation.state.flushes > 2
     assert any(len(tokens) % SEGMENT for _, tokens, _ in flushed), "some segment must have been closed early"
     moved = [np.abs(a - b).max() for a, b in zip(leaves(first_state), leaves(conversation.main.summary.state), strict=True)]
@@ -97,33 +97,35 @@ def test_the_summary_is_the_memory_of_the_model_after_the_same_segments(name, tm
 @pytest.mark.parametrize("name", ["rmt", pytest.param("titans", marks=pytest.mark.slow)])
 def test_evicted_text_reaches_the_logits_through_the_summary_alone(name, tmp_path):
     """Two conversations that differ in a message that was evicted, of equal length."""
-    texts = {other: [f"the first is {other}", *(toys.says(n) for n in range(1, 6))] for other in ("cat", "dog")}
-    found = {}
+    texts = {other: [f"the first is {other}" * 4, "x" * 70, "y" * 70, "z" * 70] for other in ("cat", "dog")}
+    found, tokens = {}, {}
     for latent in (True, False):
         for other, said in texts.items():
             conversation, flushed = talk(tmp_path / f"{other}{latent}.db", device(name, latent), said)
-            assert other.encode() in b"".join(tokens for _, tokens, _ in flushed) and conversation.state.fifo
+            assert other.encode() in b"".join(read for _, read, _ in flushed) and conversation.state.fifo
             found[latent, other] = conversation.main
+            tokens[latent] = main_context.tokens(conversation.state, CFG, conversation._tokens_of)
             conversation.close()
-    logits = {key: device(name).logits(main.context) for key, main in found.items()}
-    np.testing.assert_array_equal(logits[False, "cat"], logits[False, "dog"])
-    assert np.abs(logits[True, "cat"] - logits[True, "dog"]).max() > 1e-6, "the latent summary carries it"
-    # The context is a function of the summary and of the tokens that are left, nothing else.
-    tokens = b"whatever comes"
-    again = [device(name).logits(device(name).context(found[True, "cat"].summary, tokens)) for _ in range(2)]
-    np.testing.assert_array_equal(*again)
+    cat, dog = (device(name).logits(found[False, other].context) for other in texts)
+    np.testing.assert_array_equal(cat, dog)
+    cat, dog = (device(name).logits(device(name).context(found[True, other].summary, b"?")) for other in texts)
+    assert np.abs(cat - dog).max() > 1e-5, "the latent summary carries it"
+    # The context is a function of the summary and of the tokens that are left, nothing else: the cat's with the dog's summary.
+    again = device(name).context(found[True, "dog"].summary, tokens[True])
+    np.testing.assert_array_equal(device(name).logits(again), device(name).logits(found[True, "dog"].context))
 
 
 def test_going_on_gives_the_same_logits_bit_for_bit(tmp_path):
-    """From a snapshot, and from the events alone; and nothing compiles on the way."""
+    """From a snapshot, and from the events alone; and nothing compiles while one talks."""
     one, texts = device("rmt"), [toys.says(n) for n in range(6)]
-    compile_count()
+    before = compile_count()
     reply = policies.HeuristicPolicy(lambda view: policies.write_reply(view, 1.0))
     conversation, _ = talk(tmp_path / "a.db", one, texts[:3], reply)
     conversation.save()
     for number, text in enumerate(texts[3:]):
         conversation.say(text, t_us=toys.START + number)
-    wanted, programs = one.logits(conversation.main.context), compile_count()
+    wanted = one.logits(conversation.main.context)
+    assert compile_count() == before, "everything is compiled when the device is opened"
     conversation.close()
     for drop in (False, True):
         if drop:
@@ -131,7 +133,6 @@ def test_going_on_gives_the_same_logits_bit_for_bit(tmp_path):
         with Conversation(tmp_path / "a.db", device=one, policy=reply) as again:
             np.testing.assert_array_equal(one.logits(again.main.context), wanted)
             assert again.store.count(again.conv, "messages") == conversation.state.fifo[-1].row
-    assert compile_count() - programs <= 2, "gather and step are compiled once; reading a snapshot may place arrays"
 
 
 def test_another_model_is_refused_or_reads_again(tmp_path):

@@ -19,7 +19,6 @@ from memtok_jax.virtual_context.conversation import Conversation
 from memtok_jax.virtual_context.store import Store
 
 
-
 def talk(path: Path, turns: int, at=lambda point: None) -> dict:
     """Say what has not been said yet; what the conversation is then."""
     with Conversation(path, cfg=toys.SMALL, device=toys.ToyDevice(), policy=toys.RandomPolicy(), synchronous="NORMAL", save_every=6,

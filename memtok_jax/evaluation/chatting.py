@@ -16,7 +16,7 @@ from memtok_jax.config import UserError, check_numbers, choose
 from memtok_jax.virtual_context.config import ContextConfig, Regions
 from memtok_jax.virtual_context.conversation import Conversation, Reply
 from memtok_jax.virtual_context.device import Device, NoDevice
-from memtok_jax.virtual_context.policies import INSTRUCTIONS, CallablePolicy, HeuristicPolicy, Policy, View, write_reply
+from memtok_jax.virtual_context.policies import INSTRUCTIONS, CallablePolicy, HeuristicPolicy, Policy, write_reply
 from memtok_jax.virtual_context.store import Store
 
 POLICIES = ("heuristic", "learned")
@@ -31,7 +31,7 @@ class ChatConfig:
     workdir: run whose model talks. callable: or "module:function", from text to text.
     database: file of the conversation; "" keeps it only as long as the command runs. title: which conversation in it.
     policy: of a model: "heuristic" retrieves by your message and replies, "learned" lets the model make calls.
-    budget, max_new, page_tokens: of `ContextConfig`; 0: as they are in the database, or the defaults. system: the task; "": the same.
+    budget, max_new, page_tokens: of `ContextConfig`; 0: as they are in the database, or the defaults. system: the task; "": too.
     temperature: of what a model writes. seed: of its draws. latent: whether the summary reads what is evicted.
     rebuild: let another model than before go on with the conversation.
     """
@@ -83,7 +83,8 @@ def chat(cfg: ChatConfig, overrides: tuple[str, ...], lines: Iterable[str], writ
         store = stack.enter_context(Store(path))
         context = cfg.context() or (None if store.conversation(cfg.title) else cfg.default())
         try:
-            conversation = Conversation(store, cfg.title, cfg=context, device=device, policy=policy, seed=cfg.seed, rebuild=cfg.rebuild)
+            conversation = Conversation(store, cfg.title, cfg=context, device=device, policy=policy, seed=cfg.seed,
+                                        rebuild=cfg.rebuild)
             _begin(conversation, bool(cfg.database), write, tell)
             _talk(conversation, lines, write, tell)
         except KeyboardInterrupt:
@@ -189,5 +190,5 @@ def _show(conversation: Conversation, reply: Reply, write: Callable[[str], None]
 def told(found: Regions, conversation: Conversation) -> str:
     """The budget in one line."""
     state = conversation.state
-    return (f"{found.total} of {conversation.cfg.budget} tokens: pinned {found.pinned}, system {found.system}, working {found.working}, "
-            f"summary {found.summary}, messages {found.fifo}, reserve {found.reserve}; {state.evicted:,} evicted in {state.flushes} flushes")
+    parts = ", ".join(f"{name} {tokens}" for name, tokens in found._asdict().items())
+    return f"{found.total} of {conversation.cfg.budget} tokens: {parts}; {state.evicted:,} evicted in {state.flushes} flushes"

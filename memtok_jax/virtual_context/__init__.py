@@ -10,12 +10,12 @@ Main context, in the order in which the model reads it; the shares are tokens of
     pinned    first tokens of every context, and a prefix         nobody                fixed
     system    the task                                            caller, once          fixed
     working   named blocks, each with a limit                     calls of the policy   the sum of the limits
-    summary   a carry of the model: memory, state, fast weights   flushes only          memory tokens of the model
+    summary   a carry of the model: memory, state, fast weights   flushes only          its memory tokens
     fifo      messages, calls with their results, oldest first    events                the rest
     reserve   room for a reply and one page of results            nobody                max_new + page_tokens
 
-The summary is the carry that every context begins with: summary' = read(summary, evicted tokens), then the open segment is closed. It
-costs no text and no call of a language model. Behind it the context is read again from its tokens, so what was evicted reaches the
+The summary is the carry that every context begins with: summary' = read(summary, evicted tokens), then the open segment is closed.
+It costs no text and no call of a language model. Behind it the context is read again from its tokens, so what was evicted reaches the
 logits through the summary alone.
 
 Signatures
@@ -33,7 +33,7 @@ Signatures
     policies: decide(view) -> [Call]                               Scripted, Heuristic, Callable; learned.LearnedPolicy
     conversation.Conversation(database, ...)                       say, remember, search, budget, save
 
-State and events. A change is one transaction: rows, and one event that holds the ops in JSON. It is committed before its tokens reach
-the model. State and model follow the ops, live and after a restart alike (`queue.apply`, `main_context.follow`), so a killed process
-goes on with the same next logits, and a replay never asks a policy again.
+State and events. A change is one transaction: rows, and one event that holds the ops in JSON. It is committed before its tokens
+reach the model. State and model follow the ops, live and after a restart alike (`queue.apply`, `main_context.follow`), so a killed
+process goes on with the same next logits, and a replay never asks a policy again.
 """

@@ -3,9 +3,9 @@
     with Conversation("talk.db", policy=CallablePolicy(my_model)) as conversation:
         print(conversation.say("Do you remember the name of my cat?").text)
 
-Five methods: `say` (an event, and the turn it starts), `remember` (archival storage), `search`, `budget`, `save`. A conversation lives in
-its database; opened again, after a kill too, it goes on where it was: with the same next logits, bit for bit, and with a turn that was
-cut off finished first.
+Five methods: `say` (an event, and the turn it starts), `remember` (archival storage), `search`, `budget`, `save`. A conversation lives
+in its database; opened again, after a kill too, it goes on where it was: with the same next logits, bit for bit, and a turn that was
+cut off is finished first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from memtok_jax.virtual_context.embed import Embedder, HashingEmbedder, Vectors
 from memtok_jax.virtual_context.executor import MARKS, Executor, Outcome, cut
 from memtok_jax.virtual_context.grammar import Call
 from memtok_jax.virtual_context.policies import Entry, Event, Policy, ScriptedPolicy, View
-from memtok_jax.virtual_context.queue import Part, State
+from memtok_jax.virtual_context.queue import Part
 from memtok_jax.virtual_context.store import Store
 
 WARNING = "memory pressure: {} of {} tokens are in use; keep what matters"
@@ -61,8 +61,8 @@ class Conversation:
     database: a file, or a `Store` that several conversations share. title: which conversation in it.
     cfg: the main context; of a conversation that exists, leave it out or give the same. device: the model; none, if left out.
     policy: the controller; it yields, if left out. embedder: for searches by vector. seed: of draws, of a new conversation.
-    save_every: events between two snapshots; 0: none but by `save`. rebuild: accept another model or other parameters than before, and
-    read everything again. synchronous: see `Store`. at: is called with the name of each step that a kill may come behind; for tests.
+    save_every: events between two snapshots; 0: none but by `save`. rebuild: accept another model or other parameters than before,
+    and read everything again. synchronous: see `Store`. at: for tests, is called with the name of each step a kill may come behind.
     resumed: the reply of a turn that was cut off and is finished now, or None.
     Raises UserError for a file in use, another config, another model.
     """
@@ -178,7 +178,8 @@ class Conversation:
             if not calls:
                 raise grammar.GrammarError("a decision needs at least one call")
         except grammar.GrammarError as error:
-            self._commit("error", lambda draft: self._refuse(draft, str(error)))
+            reason = str(error)
+            self._commit("error", lambda draft: self._refuse(draft, reason))
             return
         plain = [dataclasses.asdict(call) for call in calls]
         self._commit("decide", lambda draft: draft.op({"op": "decide", "calls": plain}), seed=[self.seed, self.seq])

@@ -38,7 +38,8 @@ def write(device: Device, context: Context, rng: np.random.Generator, most: int,
         context = device.read(context, bytes((token,)))
 
 
-def decide(device: Device, context: Context, rng: np.random.Generator, most: int, temperature: float, calls: int) -> tuple[Call, ...]:
+def decide(device: Device, context: Context, rng: np.random.Generator, most: int, temperature: float,
+           calls: int) -> tuple[Call, ...]:
     """A decision of at most `most` tokens, decoded under the automaton of the grammar. calls: most calls in it."""
     automaton, said = Automaton(most, calls), bytearray()
     context = device.fork(context)

@@ -1,7 +1,7 @@
 """Texts as unit vectors, and exact search among them.
 
-An embedder has a `name` that tells it from all others, `dim`, and `embed(texts) -> f32[n, dim]` of unit vectors (zero for a text that
-has nothing to embed). Vectors lie in the database under that name, so several embedders can be used over the same rows; rows are
+An embedder has a `name` that tells it from all others, `dim`, and `embed(texts) -> f32[n, dim]` of unit vectors (zero for a text
+that has nothing to embed). Vectors lie in the database under that name, so several embedders can be used over the same rows; rows are
 embedded when a search first needs them. No pretrained embedder is assumed.
 """
 
@@ -119,8 +119,9 @@ class Vectors:
         new = f"SELECT id, text FROM {table} WHERE conv=? AND id>? {only} ORDER BY id LIMIT {BATCH}"
         while rows := self._store.connection.execute(new, (self._conv, self._last[table])).fetchall():
             ids, vectors = [row[0] for row in rows], self.embedder.embed([row[1] for row in rows])
-            values: list[tuple[Any, ...]] = [(table, i, self._conv, self.embedder.name, vectors.shape[1], "<f4", vec.astype("<f4").tobytes())
-                                             for i, vec in zip(ids, vectors, strict=True)]
+            values: list[tuple[Any, ...]] = [
+                (table, i, self._conv, self.embedder.name, vectors.shape[1], "<f4", vec.astype("<f4").tobytes())
+                for i, vec in zip(ids, vectors, strict=True)]
             with self._store.transaction():
                 self._store.connection.executemany("INSERT INTO embeddings(kind, row_id, conv, embedder_hash, dim, dtype, vec) "
                                                    "VALUES(?, ?, ?, ?, ?, ?, ?)", values)

@@ -59,8 +59,8 @@ class Executor:
     def look_up(self, call: Call, state: State) -> Found | None:
         """The cursor of a search, before the transaction, because a search may embed rows first; None for other calls.
 
-        The first page makes a new one. Recall storage is searched up to the oldest message that is whole in the fifo: what the model
-        sees need not be shown again.
+        The first page makes a new one. Recall storage is searched up to the oldest message that is whole in the fifo: what the
+        model sees need not be shown again.
         """
         if not OPS[call.op].search:
             return None

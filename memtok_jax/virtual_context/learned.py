@@ -14,7 +14,7 @@ from memtok_jax.virtual_context.policies import View
 class LearnedPolicy:
     """The model of the conversation decides, or another one.
 
-    device: another model, which reads the main context anew for each decision; if left out, that of the conversation goes on from it.
+    device: another model, which reads the main context anew for each decision; if left out, that of the conversation goes on.
     temperature: 0 takes the most likely token that the grammar allows. calls: most calls of one decision.
     """
 

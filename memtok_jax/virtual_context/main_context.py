@@ -42,8 +42,10 @@ def begin(device: Device, state: State, cfg: ContextConfig) -> MainContext:
 
 
 def plan(device: Device, state: State, ops: list[dict[str, Any]], after: State, cfg: ContextConfig) -> list[list[int]]:
-    """Block lengths of every reading that `follow` will do for these ops: they go into the event, because only equal blocks give equal
-    bits."""
+    """Block lengths of every reading that `follow` will do for these ops.
+
+    They go into the event, because only equal blocks give equal bits.
+    """
     readings, entered, dirty, first = [], 0, False, state.evicted == 0
     for op in ops:
         if op["op"] == "flush":

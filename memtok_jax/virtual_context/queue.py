@@ -1,7 +1,7 @@
 """The queue manager: what the host knows of a conversation, and what is evicted when a message enters.
 
-Pure functions over a `State`. A change is a list of ops, plain values that go into an event; `apply` is the only function that makes
-a new state of them, while a conversation runs and when it is read again from its events.
+Pure functions over a `State`. A change is a list of ops, plain values that go into an event; `apply` is the only function that
+makes a new state of them, while a conversation runs and when it is read again from its events.
 
     {"op": "begin", "row": r, "role": "user", "t_us": t}      a turn begins with message r
     {"op": "flush", "parts": k, "tokens": n}                  the k oldest entries leave the fifo for the summary
@@ -60,8 +60,8 @@ class Turn(NamedTuple):
 class State:
     """Everything that the host knows.
 
-    fifo: oldest first. working: block -> text. evicted: tokens that the summary has read. flushes: how often. warned: the policy was
-    warned in this pressure episode. unseen: it was not asked since. turn: None between two turns. cursors: of the last searches.
+    fifo: oldest first. working: block -> text. evicted: tokens that the summary has read. flushes: how often. warned: the policy
+    was warned in this pressure episode. unseen: it was not asked since. turn: None between two turns. cursors: of the last searches.
     """
 
     fifo: tuple[Part, ...] = ()

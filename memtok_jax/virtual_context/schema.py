@@ -15,11 +15,12 @@ _FIRST = """
 CREATE TABLE conversations(id INTEGER PRIMARY KEY, created_us INTEGER NOT NULL, title TEXT NOT NULL UNIQUE, config TEXT NOT NULL,
                            device TEXT NOT NULL, seed INTEGER NOT NULL);
 CREATE TABLE messages(id INTEGER PRIMARY KEY AUTOINCREMENT, conv INTEGER NOT NULL REFERENCES conversations(id), role TEXT NOT NULL,
-                      t_us INTEGER NOT NULL, text TEXT NOT NULL, folded TEXT NOT NULL, tokens BLOB NOT NULL, n_tokens INTEGER NOT NULL);
+                      t_us INTEGER NOT NULL, text TEXT NOT NULL, folded TEXT NOT NULL, tokens BLOB NOT NULL,
+                      n_tokens INTEGER NOT NULL);
 CREATE INDEX messages_by_time ON messages(conv, t_us);
 CREATE INDEX messages_by_conversation ON messages(conv, id);
-CREATE TABLE passages(id INTEGER PRIMARY KEY AUTOINCREMENT, conv INTEGER NOT NULL REFERENCES conversations(id), t_us INTEGER NOT NULL,
-                      text TEXT NOT NULL, folded TEXT NOT NULL, meta TEXT NOT NULL);
+CREATE TABLE passages(id INTEGER PRIMARY KEY AUTOINCREMENT, conv INTEGER NOT NULL REFERENCES conversations(id),
+                      t_us INTEGER NOT NULL, text TEXT NOT NULL, folded TEXT NOT NULL, meta TEXT NOT NULL);
 CREATE INDEX passages_by_conversation ON passages(conv, id);
 CREATE TABLE working_blocks(conv INTEGER NOT NULL REFERENCES conversations(id), name TEXT NOT NULL, text TEXT NOT NULL,
                             limit_tokens INTEGER NOT NULL, version INTEGER NOT NULL, PRIMARY KEY(conv, name));
@@ -44,7 +45,8 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
     """Bring a database to the newest version, each step in a transaction. Raises UserError for a version that is not known yet."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
-        raise UserError(f"{path} has schema version {version}; this version of memtok_jax knows versions up to {VERSION}, use a newer one")
+        raise UserError(f"{path} has schema version {version}; this version of memtok_jax knows versions up to {VERSION}, use a newer "
+                        "one")
     for number in range(version, VERSION):
         connection.execute("BEGIN IMMEDIATE")
         for statement in MIGRATIONS[number].split(";"):
@@ -56,7 +58,7 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
 def make_indexes(connection: sqlite3.Connection) -> frozenset[str]:
     """Make the FTS5 tables that are missing, and fill them. Returns the names of the indexes that this build of SQLite has.
 
-    Triggers keep them; one that this build cannot keep is dropped, and so is its table's use, until a build with FTS5 fills it anew.
+    Triggers keep them. In a build that cannot keep one its triggers are dropped, until a build with FTS5 fills it anew.
     """
     have = set()
     for name, options in INDEXES.items():
@@ -80,7 +82,8 @@ def _set_index(connection: sqlite3.Connection, table: str, name: str, wanted: bo
     """Make and fill an index that lacks its triggers; or drop the triggers, in a build that cannot keep it."""
     fts = f"{table}_{name}"
     triggers = [f"{fts}_{event}" for event in ("insert", "delete", "update")]
-    kept = connection.execute("SELECT count(*) FROM sqlite_master WHERE type='trigger' AND name IN (?, ?, ?)", triggers).fetchone()[0]
+    count = "SELECT count(*) FROM sqlite_master WHERE type='trigger' AND name IN (?, ?, ?)"
+    kept = connection.execute(count, triggers).fetchone()[0]
     if kept == 3 and wanted or not kept and not wanted:
         return
     connection.execute("BEGIN IMMEDIATE")

@@ -8,9 +8,9 @@
 | hybrid | both of these, joined by reciprocal ranks, sum of 1 / (60 + rank) (Cormack et al. 2009) | then oldest first |
 | date   | rows of a half-open interval of UTC time | newest first |
 
-A cursor fixes what was there when the first page was shown: the largest row, and for ranked modes the ranked rows themselves, because
-bm25 of a row changes as the corpus grows. So pages neither repeat nor skip rows while new ones come in. A query never reaches MATCH as
-it is: its words are quoted.
+A cursor fixes what was there when the first page was shown: the largest row, and for ranked modes the ranked rows themselves,
+because bm25 of a row changes as the corpus grows. So pages neither repeat nor skip rows while new ones come in. A query never reaches
+MATCH as it is: its words are quoted.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def _words(store: Store, vectors: Vectors, conv: int, query: Query, bound: int) 
 
 
 def _match(store: Store, fts: str, table: str, conv: int, match: str, bound: int) -> list[int]:
-    sql = (f"SELECT {table}.id FROM {fts} JOIN {table} ON {table}.id = {fts}.rowid WHERE {fts} MATCH ? AND conv=? AND {table}.id<=? "
-           f"{_roles(table)} ORDER BY bm25({fts}), {table}.id LIMIT ?")
+    sql = (f"SELECT {table}.id FROM {fts} JOIN {table} ON {table}.id = {fts}.rowid WHERE {fts} MATCH ? AND conv=? "
+           f"AND {table}.id<=? {_roles(table)} ORDER BY bm25({fts}), {table}.id LIMIT ?")
     return [i for i, in store.connection.execute(sql, (match, conv, bound, DEPTH))]
 
 
@@ -160,7 +160,8 @@ def interval(text: str) -> tuple[int, int]:
         times = [time.replace(tzinfo=UTC) if time.tzinfo is None else time for time in times]
         low, high = times if len(times) == 2 else (times[0], times[0] + timedelta(days=1)) if len(times) == 1 else ()
     except (ValueError, OverflowError):
-        raise UserError(f"{text!r} is no date; give a day such as 2026-11-30, or two days or times with a space between them") from None
+        raise UserError(f"{text!r} is no date; give a day such as 2026-11-30, or two days or times with a space between "
+                        "them") from None
     return microseconds(low), microseconds(high)
 
 

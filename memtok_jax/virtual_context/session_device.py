@@ -2,8 +2,8 @@
 
 The summary is the carry of a stream that has read what was evicted, with the open segment closed: for RMT and Memory Transformers M
 vectors, for Titans fast weights, for Compressive its queues, for a selective scan its state; a window's ring is a part of the carry
-too, so the last window of evicted tokens can be seen exactly. The context is a copy of it that has read on. A model sees as much of the
-context exactly as its own attention reaches (`Model.reach`): take a segment or a window of at least the budget to see all of it.
+too, so the last window of evicted tokens can be seen exactly. The context is a copy of it that has read on. A model sees as much of
+the context exactly as its own attention reaches (`Model.reach`): take a segment or a window of at least the budget to see all of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Read(NamedTuple):
 class SessionDevice:
     """See `device.Device`.
 
-    model: of bytes, causal. params: its parameters. latent: False for a summary that reads nothing, so that an evicted token is gone.
+    model: of bytes, causal. params: its parameters. latent: False for a summary that reads nothing: an evicted token is gone.
     blocks: block lengths, `inference.blocks.blocks_for` chooses them if left out. Compiles everything.
     Raises UserError for a model with another vocabulary, and for an encoder.
     """
@@ -93,7 +93,7 @@ class SessionDevice:
 
     def logits(self, context: Read) -> np.ndarray:
         """f32[256]."""
-        return np.asarray(context.logits[0])
+        return np.asarray(context.logits)[0]
 
     def plan(self, tokens: int) -> tuple[int, ...]:
         """Blocks of all tokens but the last, and that one alone."""

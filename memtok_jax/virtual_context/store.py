@@ -1,7 +1,7 @@
 """Recall storage, archival storage, working blocks, events and snapshots of conversations, in one SQLite file.
 
-One process writes to a file at a time: a lock beside it refuses the second. Rows are only ever added (working blocks are replaced), so
-a search can be continued from the largest row that it began with. Every function takes the conversation it is about.
+One process writes to a file at a time: a lock beside it refuses the second. Rows are only ever added (working blocks are replaced),
+so a search can be continued from the largest row that it began with. Every function takes the conversation it is about.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SYNCHRONOUS = ("NORMAL", "FULL")
 
 
 class Row(NamedTuple):
-    """A message or a passage. role: "passage" for those. text: without NUL. tokens: its text exactly, or marks and text of a call."""
+    """A message or a passage. role: "passage" for those. text: without NUL. tokens: its text exactly, or a call with its marks."""
 
     id: int
     role: str
