@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def test_random_programs_keep_every_invariant(seed, tmp_path):
     """Messages of 0 to 5 budgets, all calls, retrievals and edits: the context fits at every reading, and nothing is lost."""
     rng, device, said = np.random.default_rng(seed), toys.ToyDevice(), []
     seen = []
-    conversation = opened(tmp_path / "a.db", device=device, policy=toys.RandomPolicy(), at=lambda point: point == "read" and seen.append(
-        conversation.budget().total))
+    conversation = opened(tmp_path / "a.db", device=device, policy=toys.RandomPolicy(),
+                          at=lambda point: point == "read" and seen.append(conversation.budget().total))
     with conversation:
         for number in range(25):
             length = int(rng.choice([0, 1, rng.integers(2, 100), rng.integers(100, 5 * toys.SMALL.budget)]))
@@ -189,8 +190,9 @@ def test_the_events_say_what_happened(tmp_path):
 @pytest.mark.parametrize("turns", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_kill_at_any_step_loses_nothing_and_doubles_nothing(turns, tmp_path):
     """SIGKILL at every occurrence of every step of a conversation: the rest is that of one that was not killed."""
-    done = subprocess.run([sys.executable, ROOT / "tests" / "virtual_crash.py", str(tmp_path), str(turns)], capture_output=True, text=True,
-                          timeout=600, cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"})
+    command = [sys.executable, ROOT / "tests" / "virtual_crash.py", str(tmp_path), str(turns)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT,
+                          env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     points = {"event begins", "rows written", "committed", "summarised", "read", "snapshot begins", "carries written",
@@ -210,7 +212,8 @@ def test_the_second_process_is_told_in_one_line(tmp_path):
 
 def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path):
     """SQLite says so at a bound of pages; the turn is finished when there is room again."""
-    with opened(tmp_path / "a.db", policy=ScriptedPolicy(lambda view: [grammar.send("I see " + view.event.text[:10])])) as conversation:
+    policy = ScriptedPolicy(lambda view: [grammar.send("I see " + view.event.text[:10])])
+    with opened(tmp_path / "a.db", policy=policy) as conversation:
         connection, said = conversation.store.connection, 0
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count={pages + 8}")
@@ -338,3 +341,12 @@ def test_the_heuristic_pages_in_what_was_evicted(tmp_path):
         assert "7319" in seen[-1].prompt() and seen[-1].hidden == conversation.state.evicted
         kept = [row.text for page in conversation.search("7319", where="passages") for row in page.rows]
         assert kept == ["the code of the garage is 7319"]
+
+
+def test_the_example_of_the_documents_prints_what_they_say(tmp_path, monkeypatch, capsys):
+    document = (ROOT / "docs" / "virtual_context.md").read_text()
+    code, = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    printed = re.search(r"It prints:\n\n```\n(.*?)```", document, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "virtual_context.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out == printed

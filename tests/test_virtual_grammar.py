@@ -62,7 +62,7 @@ def test_every_wrong_token_is_found():
     """Each single token changed to another, or left out: it is refused, or means other calls."""
     said = grammar.tokens(CALLS[:4])
     for place in range(len(said)):
-        for token in (0, ord("s"), codec.CALL, codec.CALL_END, codec.STR, codec.STR_END, codec.HEARTBEAT, codec.END, codec.USER, None):
+        for token in (0, ord("s"), codec.CALL, codec.CALL_END, codec.STR, codec.STR_END, codec.HEARTBEAT, codec.END, None):
             changed = said[:place] + (b"" if token is None else bytes((token,))) + said[place + 1:]
             try:
                 assert changed == said or grammar.parse(changed) != CALLS[:4]
@@ -71,10 +71,12 @@ def test_every_wrong_token_is_found():
 
 
 @pytest.mark.parametrize("text, error", [
-    ("", "token 0"), ("hello", "'hello' stands outside of a call"), ("<call>yield", "token 0"), ("<call>send</call>", "takes 1 strings"),
+    ("", "token 0"), ("hello", "'hello' stands outside of a call"), ("<call>yield", "token 0"),
+    ("<call>send</call>", "takes 1 strings"), ("<result>x</result>", "<result> is no tag"),
     ("<call>sned<str>a</str></call>", "no function and no mode is called 'sned'; did you mean 'send'"),
-    ("<call>recall_search<str>a</str></call>", "needs a mode"), ("<call>recall_search text<str>a</str> 0</call>", "does not continue"),
-    ("<call>recall_search text<str>a</str> 100</call>", "does not continue"), ("<result>x</result>", "<result> is no tag"),
+    ("<call>recall_search<str>a</str></call>", "needs a mode"),
+    ("<call>recall_search text<str>a</str> 0</call>", "does not continue"),
+    ("<call>recall_search text<str>a</str> 100</call>", "does not continue"),
     ("<call>send<str>a<b>c</str></call>", "<b> is no tag of a call"), ("<call>send<str></str></call>", "text of send is empty"),
     ("<call>send<str>a\ud800</str></call>", "half of a surrogate pair"), ("<call><call>yield</call></call>", "names no function")])
 def test_mistakes_in_text_are_told(text, error):

@@ -1,4 +1,4 @@
-"""A real model behind a conversation: the summary is the model's own memory, and evicted text reaches the logits through it alone."""
+"""A real model behind a conversation: the summary is its own memory, and evicted text reaches the logits through it alone."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from memtok_jax.models.style import GPT2_RELATIVE
 from memtok_jax.virtual_context import decoding, learned, main_context, policies
 from memtok_jax.virtual_context.config import ContextConfig
 from memtok_jax.virtual_context.conversation import Conversation
+from memtok_jax.virtual_context.model_embedder import ModelEmbedder
 from memtok_jax.virtual_context.session_device import SessionDevice
 
 SEGMENT = 16
@@ -32,14 +33,16 @@ MODELS = {"rmt": bind(RmtConfig(models.model_of(SegmentConfig(), style=GPT2_RELA
 
 
 @functools.cache
-def device(name: str, latent: bool = True) -> SessionDevice:
+def compiled(name: str) -> SessionDevice:
     """One compiled device for each model; it holds nothing of a conversation."""
-    model = MODELS[name]
-    found = SessionDevice(model, model.init(jax.random.key(0)), latent, blocks=(SEGMENT,)) if latent else device(name)
-    if latent:
-        return found
-    copy = object.__new__(SessionDevice)
-    vars(copy).update(vars(found) | {"_latent": False, "summary_tokens": 0, "fingerprint": found.fingerprint | {"latent": False}})
+    return SessionDevice(MODELS[name], MODELS[name].init(jax.random.key(0)), blocks=(SEGMENT,))
+
+
+def device(name: str, latent: bool = True) -> SessionDevice:
+    """A device, with the programs of the latent one."""
+    copy, found = object.__new__(SessionDevice), compiled(name)
+    other = {} if latent else {"_latent": False, "summary_tokens": 0, "fingerprint": found.fingerprint | {"latent": False}}
+    vars(copy).update(vars(found) | other)
     return copy
 
 
@@ -88,7 +91,7 @@ def test_the_summary_is_the_memory_of_the_model_after_the_same_segments(name, tm
             np.testing.assert_allclose(a, b, rtol=0, atol=(1e-6 if name == "rmt" else 2e-3) * max(1, np.abs(b).max()))
     assert len(flushed) == conversation.state.flushes > 2
     assert any(len(tokens) % SEGMENT for _, tokens, _ in flushed), "some segment must have been closed early"
-    moved = [np.abs(a - b).max() for a, b in zip(leaves(first_state), leaves(conversation.main.summary.state), strict=True)]
+    moved = [np.abs(a - b).max(initial=0) for a, b in zip(leaves(memory(first_state)), leaves(memory(state)), strict=True)]
     assert max(moved) > 0.1
     assert int(conversation.main.summary.t[0]) == conversation.state.evicted == sum(len(tokens) for _, tokens, _ in flushed)
     conversation.close()
@@ -171,3 +174,20 @@ def test_models_that_cannot_are_refused():
         SessionDevice(model, models.load("rmt")[1])
     with pytest.raises(UserError, match="context.budget=100 is too small: .*set it to"):
         ContextConfig(budget=100) and Conversation(":memory:", cfg=ContextConfig(budget=100))
+
+
+@pytest.mark.slow
+def test_an_embedder_is_the_mean_of_hidden_states():
+    """Against the sum over the states of the model without padding; an untrained one needs a flag."""
+    model, params = MODELS["rmt"], device("rmt").params
+    with pytest.raises(UserError, match="untrained model mean nothing"):
+        ModelEmbedder(model, params, steps=0)
+    with pytest.raises(UserError, match="vocabulary of 256"):
+        ModelEmbedder(*models.load("rmt"), steps=1)
+    one = ModelEmbedder(model, params, steps=0, tokens=20, untrained=True)
+    text = "Größe und so"
+    ids = jnp.array([list(text.encode())])
+    h = np.asarray(model.functions.hidden(params, model.init_state(params, 1), ids, model.cfg)[0], np.float64)[0].mean(0)
+    found = one.embed([text, "", text])
+    np.testing.assert_allclose(found[0], h / np.linalg.norm(h), atol=1e-5)
+    assert one.dim == 8 and not found[1].any() and np.array_equal(found[0], found[2])

@@ -12,8 +12,8 @@ from memtok_jax.virtual_context import grammar
 from memtok_jax.virtual_context.config import Block, ContextConfig
 from memtok_jax.virtual_context.grammar import Call
 
-SMALL = ContextConfig(budget=400, max_new=32, page_tokens=48, page_size=3, keep_last=2, blocks=(Block("human", 24, "name: unknown"),),
-                      system="be brief")
+SMALL = ContextConfig(budget=400, max_new=32, page_tokens=48, page_size=3, keep_last=2, system="be brief",
+                      blocks=(Block("human", 24, "name: unknown"),))
 START = 1_800_000_000_000_000
 
 

@@ -14,9 +14,9 @@ Main context, in the order in which the model reads it; the shares are tokens of
     fifo      messages, calls with their results, oldest first    events                the rest
     reserve   room for a reply and one page of results            nobody                max_new + page_tokens
 
-The summary is the carry that every context begins with: summary' = read(summary, evicted tokens), then the open segment is closed.
-It costs no text and no call of a language model. Behind it the context is read again from its tokens, so what was evicted reaches the
-logits through the summary alone.
+The summary is the carry that every context begins with: summary' = read(summary, evicted tokens), then the open segment is
+closed. It costs no text and no call of a language model. Behind it the context is read again from its tokens, so what was evicted
+reaches the logits through the summary alone.
 
 Signatures
 

@@ -3,9 +3,9 @@
     with Conversation("talk.db", policy=CallablePolicy(my_model)) as conversation:
         print(conversation.say("Do you remember the name of my cat?").text)
 
-Five methods: `say` (an event, and the turn it starts), `remember` (archival storage), `search`, `budget`, `save`. A conversation lives
-in its database; opened again, after a kill too, it goes on where it was: with the same next logits, bit for bit, and a turn that was
-cut off is finished first.
+Five methods: `say` (an event, and the turn it starts), `remember` (archival storage), `search`, `budget`, `save`. A conversation
+lives in its database; opened again, after a kill too, it goes on where it was: with the same next logits, bit for bit, and a turn
+that was cut off is finished first.
 """
 
 from __future__ import annotations

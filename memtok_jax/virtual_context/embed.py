@@ -1,8 +1,8 @@
 """Texts as unit vectors, and exact search among them.
 
 An embedder has a `name` that tells it from all others, `dim`, and `embed(texts) -> f32[n, dim]` of unit vectors (zero for a text
-that has nothing to embed). Vectors lie in the database under that name, so several embedders can be used over the same rows; rows are
-embedded when a search first needs them. No pretrained embedder is assumed.
+that has nothing to embed). Vectors lie in the database under that name, so several embedders can be used over the same rows; rows
+are embedded when a search first needs them. No pretrained embedder is assumed.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     call     := CALL op mode? string* page? HEARTBEAT? CALL_END
     string   := STR byte{1..} STR_END
 
-An op and a mode are one letter each, a page is one or two digits. As text, for controllers that read and write text, the same call
-is `<call>recall_search words<str>my cat</str> 2 <hb/></call>`; `&`, `<` and `>` inside a string are written `&amp;`, `&lt;`, `&gt;`.
+An op and a mode are one letter each, a page is one or two digits. As text, for controllers that read and write text, the same
+call is `<call>recall_search words<str>my cat</str> 2 <hb/></call>`; `&`, `<` and `>` inside a string are written `&amp;`, `&lt;`,
+`&gt;`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Controllers: who decides what a conversation does next.
 
-The paper's controller is a large chat model. Here it is a policy with one method, `decide(view) -> calls`, asked when an event has
-come and again as long as a call asks for it (heartbeat). A policy must not look at the clock or draw from a generator of its own: the
-time stands in the event, and `view.rng` gives the same draws when a killed process asks again. What it said stands in the events, so
-a replay never asks.
+The paper's controller is a large chat model. Here it is a policy with one method, `decide(view) -> calls`, asked when an event
+has come and again as long as a call asks for it (heartbeat). A policy must not look at the clock or draw from a generator of its
+own: the time stands in the event, and `view.rng` gives the same draws when a killed process asks again. What it said stands in
+the events, so a replay never asks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from memtok_jax.virtual_context.grammar import Call
 
 
 class Entry(NamedTuple):
-    """An entry of the fifo. role: "user", "assistant", "system" or "function". row: of recall storage. text: what the model sees."""
+    """An entry of the fifo. role: "user", "assistant", "system" or "function". row: of recall storage. text: its text."""
 
     role: str
     row: int
@@ -42,9 +42,9 @@ class View:
     """What a policy sees: the main context, and nothing else.
 
     event: what began the turn. entries: of the fifo, oldest first. system, working: text of these regions. hidden: tokens the
-    summary has read. regions: tokens of each region. chain: decisions of this turn so far. pressure: a warning came since the last
-    decision. rng: for draws. device, context: the model behind the main context; `decoding` writes with them. tokens: the main context as
-    tokens. cfg: of the conversation.
+    summary has read. regions: tokens of each region. chain: decisions of this turn so far. pressure: a warning came since the
+    last decision. rng: for draws. device, context: the model behind the main context; `decoding` writes with them. tokens: the
+    main context as tokens. cfg: of the conversation.
     """
 
     event: Event
@@ -130,8 +130,8 @@ def write_reply(view: View, temperature: float = 0.8) -> str:
 class HeuristicPolicy:
     """Retrieve by the message, keep what is about to go, then reply: no decision is learned.
 
-    Every message is a search in recall storage (hybrid, one page) if something was evicted. A warning keeps the `keep` messages of the user that hold most words no other entry holds.
-    reply: writes the answer; if left out, the model does.
+    Every message is a search in recall storage (hybrid, one page) if something was evicted. A warning keeps the `keep` messages
+    of the user that hold most words no other entry holds. reply: writes the answer; if left out, the model does.
     """
 
     def __init__(self, reply: Callable[[View], str] = write_reply, mode: str = "hybrid", keep: int = 3):

@@ -61,7 +61,8 @@ class State:
     """Everything that the host knows.
 
     fifo: oldest first. working: block -> text. evicted: tokens that the summary has read. flushes: how often. warned: the policy
-    was warned in this pressure episode. unseen: it was not asked since. turn: None between two turns. cursors: of the last searches.
+    was warned in this pressure episode. unseen: it was not asked since. turn: None between two turns. cursors: of the last
+    searches.
     """
 
     fifo: tuple[Part, ...] = ()

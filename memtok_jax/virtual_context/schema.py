@@ -45,8 +45,8 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
     """Bring a database to the newest version, each step in a transaction. Raises UserError for a version that is not known yet."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
-        raise UserError(f"{path} has schema version {version}; this version of memtok_jax knows versions up to {VERSION}, use a newer "
-                        "one")
+        raise UserError(f"{path} has schema version {version}; this version of memtok_jax knows versions up to {VERSION}, use "
+                        "a newer one")
     for number in range(version, VERSION):
         connection.execute("BEGIN IMMEDIATE")
         for statement in MIGRATIONS[number].split(";"):

@@ -9,8 +9,8 @@
 | date   | rows of a half-open interval of UTC time | newest first |
 
 A cursor fixes what was there when the first page was shown: the largest row, and for ranked modes the ranked rows themselves,
-because bm25 of a row changes as the corpus grows. So pages neither repeat nor skip rows while new ones come in. A query never reaches
-MATCH as it is: its words are quoted.
+because bm25 of a row changes as the corpus grows. So pages neither repeat nor skip rows while new ones come in. A query never
+reaches MATCH as it is: its words are quoted.
 """
 
 from __future__ import annotations

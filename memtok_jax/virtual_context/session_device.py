@@ -1,9 +1,10 @@
 """A model of this library behind a conversation, through compiled programs of `memtok_jax.inference`.
 
-The summary is the carry of a stream that has read what was evicted, with the open segment closed: for RMT and Memory Transformers M
-vectors, for Titans fast weights, for Compressive its queues, for a selective scan its state; a window's ring is a part of the carry
-too, so the last window of evicted tokens can be seen exactly. The context is a copy of it that has read on. A model sees as much of
-the context exactly as its own attention reaches (`Model.reach`): take a segment or a window of at least the budget to see all of it.
+The summary is the carry of a stream that has read what was evicted, with the open segment closed: for RMT and Memory Transformers
+M vectors, for Titans fast weights, for Compressive its queues, for a selective scan its state; a window's ring is a part of the
+carry too, so the last window of evicted tokens can be seen exactly. The context is a copy of it that has read on. A model sees as
+much of the context exactly as its own attention reaches (`Model.reach`): take a segment or a window of at least the budget to see
+all of it.
 """
 
 from __future__ import annotations

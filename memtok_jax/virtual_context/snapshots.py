@@ -2,9 +2,9 @@
 
     DATABASE.snapshots/CONVERSATION-EVENT/    manifest.json, and what the device wrote
 
-A folder is written under another name, synced and renamed; then a transaction notes it, with the digest of its manifest; then older
-ones are removed. A kill at any moment leaves a folder that the database does not know, which is never read, or one more than needed. The
-database alone is enough: without a snapshot a conversation is read again from its first event.
+A folder is written under another name, synced and renamed; then a transaction notes it, with the digest of its manifest; then
+older ones are removed. A kill at any moment leaves a folder that the database does not know, which is never read, or one more
+than needed. The database alone is enough: without a snapshot a conversation is read again from its first event.
 """
 
 from __future__ import annotations
