@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import virtual_toys as toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from memtok_jax.config import UserError
 from memtok_jax.virtual_context import codec, grammar, queue
@@ -92,6 +94,29 @@ def test_a_message_longer_than_the_fifo_enters_in_parts():
     pieces = [(op["start"], op["stop"]) for op in ops if op["op"] == "enter"]
     assert pieces[0][0] == 0 and pieces[-1][1] == 5000 and all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
     assert state.evicted + state.tokens == 5000 and state.fifo[-1].stop == 5000
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5000), max_size=30), st.integers(200, 1000), st.integers(0, 4), st.sampled_from([0.1, 0.5, 1.0]))
+def test_no_sizes_break_the_budget(sizes, budget, keep_last, evict):
+    """The plans alone, for any sizes and configs: every token enters once, in order, and leaves once, the oldest first."""
+    cfg = ContextConfig(budget=budget, blocks=(), max_new=8, page_tokens=32, keep_last=keep_last, evict=evict)
+    fixed, state, gone = fixed_regions(cfg, 0, 0), State(), []
+    for row, size in enumerate(sizes, 1):
+        entered = 0
+        for op in queue.plan_entry(state, cfg, fixed, row, "user", size):
+            if op["op"] == "flush":
+                assert 1 <= op["parts"] <= len(state.fifo)
+                gone += state.fifo[:op["parts"]]
+            state = queue.apply(state, op)
+            assert queue.regions(state, fixed).total <= cfg.flush * budget
+            if op["op"] == "enter":
+                assert op["start"] == entered
+                entered = op["stop"]
+        assert entered == size
+    assert sum(part.tokens for part in gone) == state.evicted == sum(sizes) - state.tokens
+    order = [(part.row, part.start) for part in (*gone, *state.fifo)]
+    assert order == sorted(order)
 
 
 def test_one_warning_for_each_episode(tmp_path):

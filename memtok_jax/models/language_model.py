@@ -262,7 +262,7 @@ def run(params, state: StackState, ids: jax.Array, cfg: LanguageModelConfig, cal
 
 
 def hidden(params, state: StackState, ids: jax.Array, cfg: LanguageModelConfig, call: Call = Call()):  # noqa: B008
-    """`run` without the output layer: ids i32[B, T], at least one token -> (finished hidden states [B, T, D], state, statistics)."""
+    """`run` without the output layer: ids i32[B, T], T at least 1 -> (finished hidden states [B, T, D], state, statistics)."""
     x = embed(params, ids, cfg)
     if cfg.style.positions == "table":
         x = _placed_by_count(params, x, state.slot, cfg)

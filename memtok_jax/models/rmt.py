@@ -290,7 +290,7 @@ def run(params, state: RmtState, ids: jax.Array, cfg: RmtConfig, call: Call = Ca
 
 
 def hidden(params, state: RmtState, ids: jax.Array, cfg: RmtConfig, call: Call = Call()):  # noqa: B008
-    """`run` without the output layer: ids i32[B, T], at least one token -> (finished hidden states [B, T, D], state, statistics)."""
+    """`run` without the output layer: ids i32[B, T], T at least 1 -> (finished hidden states [B, T, D], state, statistics)."""
     return _hidden(params, state, lm.embed(params["model"], ids, cfg.model), cfg, call)
 
 

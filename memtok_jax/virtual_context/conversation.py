@@ -154,7 +154,10 @@ class Conversation:
         """Go on with the turn until it ends; what it said and did, and what of an earlier one was not handed out yet."""
         self._run()
         if self._save_every and self.seq - self._saved >= self._save_every:
-            self.save()
+            try:
+                self.save()
+            except UserError as error:   # the turn is done and kept; only opening again takes longer
+                self._notes.append(Note("error", str(error)))
         reply = Reply("\n".join(self._sent), tuple(self._notes))
         self._notes, self._sent = [], []
         return reply
@@ -278,12 +281,13 @@ class Conversation:
         self._stale = True
         self._notes += draft.notes
         self._at("committed")
-        self._follow(draft.ops, seq)
+        self._follow(draft.ops, seq, self._at)
+        self._stale = False
 
-    def _follow(self, ops: list[dict[str, Any]], seq: int) -> None:
+    def _follow(self, ops: list[dict[str, Any]], seq: int, at: Callable[[str], None]) -> None:
         """Let state and model do the ops of an event."""
-        self.main, self.state = main_context.follow(self.device, self.main, self.state, ops, self.cfg, self._tokens_of, self._at)
-        self.seq, self._stale = seq, False
+        self.main, self.state = main_context.follow(self.device, self.main, self.state, ops, self.cfg, self._tokens_of, at)
+        self.seq = seq
         rows = {part.row for part in self.state.fifo}
         self._tokens = {row: tokens for row, tokens in self._tokens.items() if row in rows}
 
@@ -328,11 +332,10 @@ class Conversation:
             state = queue.new_state(self.cfg)
             found = 0, state, main_context.begin(self.device, state, self.cfg)
         self.seq, self.state, self.main = found
-        self._saved, self._stale = self.seq, False
-        at, self._at = self._at, _nothing
+        self._saved, self._stale = self.seq, True
         for seq, _, content in self.store.events(self.conv, self.seq):
-            self._follow(content["ops"], seq)
-        self._at = at
+            self._follow(content["ops"], seq, _nothing)
+        self._stale = False
 
 
 class _Draft:
