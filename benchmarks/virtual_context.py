@@ -1,13 +1,13 @@
 """Virtual context: paging against a fixed context on nested key-value tables, document retrieval, and what the stores cost.
 
-    python -m benchmarks.virtual_context --part=nested       140 pairs, 0 to 4 overwrites, text search, ten rows a page
-    python -m benchmarks.virtual_context --part=documents    accuracy against K: a reader of the first K documents, and one that pages
+    python -m benchmarks.virtual_context --part=nested       140 pairs, 0 to 4 overwrites, text search, ten rows a page python -m
+    benchmarks.virtual_context --part=documents    accuracy against K: a reader of the first K documents, and one that pages
     python -m benchmarks.virtual_context --part=systems      search and page-in over --rows messages, and a soak of --turns turns
 
-Nested tables (MemGPT, arXiv 2310.08560, section 3.2): each of h - 1 values is overwritten by the key of the next pair, the answer is
-found after h lookups. `--part=nested` uses a script as controller: it is the bound that a learned one can reach. "Fixed context" is a
-reader that sees the last rows that fit into the budget and follows the chain without an error: no reader of these rows can do better.
-Prints one JSON object.
+Nested tables (MemGPT, arXiv 2310.08560, section 3.2): each of h - 1 values is overwritten by the key of the next pair, the answer
+is found after h lookups. `--part=nested` uses a script as controller: it is the bound that a learned one can reach. "Fixed
+context" is a reader that sees the last rows that fit into the budget and follows the chain without an error: no reader of these
+rows can do better. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ import numpy as np
 from memtok_jax.virtual_context import grammar
 from memtok_jax.virtual_context.config import ContextConfig
 from memtok_jax.virtual_context.conversation import Conversation
-from memtok_jax.virtual_context.device import NoDevice
 from memtok_jax.virtual_context.grammar import Call
 from memtok_jax.virtual_context.policies import ScriptedPolicy, View
 
 PAIR = re.compile(r"key = (\w+), value = (\w+)")
 START = 1_800_000_000_000_000
+
+
+def opened(folder: str, policy: ScriptedPolicy | None = None, cfg: ContextConfig | None = None) -> Conversation:
+    """A conversation without a model."""
+    return Conversation(Path(folder) / "talk.db", cfg=cfg, policy=policy, synchronous="NORMAL", save_every=0)
 
 
 # ------------------------------------------------------------------------------------------------------ nested key-value
@@ -83,8 +87,7 @@ def nested(orderings: int, pairs: int, digits: int, seed: int) -> dict:
         right, fixed, searches = 0, 0, 0
         for ordering in range(orderings):
             rows, key, answer = table(np.random.default_rng([seed, overwrites, ordering]), pairs, overwrites + 1, digits)
-            with tempfile.TemporaryDirectory() as folder, Conversation(Path(folder) / "a.db", cfg=cfg, policy=ScriptedPolicy(follow),
-                                                                       synchronous="NORMAL", save_every=0) as talk:
+            with tempfile.TemporaryDirectory() as folder, opened(folder, ScriptedPolicy(follow), cfg=cfg) as talk:
                 for k, v in rows:
                     talk.remember(f"Key-value pair: key = {k}, value = {v}", t_us=START)
                 reply = talk.say(f"what is the value of {key}", t_us=START)
@@ -108,7 +111,7 @@ def documents(count: int, questions: int, seed: int) -> dict:
     rng = np.random.default_rng(seed)
     syllables = ["ka", "lo", "mi", "ru", "te", "so", "na", "vi", "de", "pu"]
     rare = ["".join(rng.choice(syllables, 4)) for _ in range(max(count // 8, 1))]
-    with tempfile.TemporaryDirectory() as folder, Conversation(Path(folder) / "a.db", synchronous="NORMAL") as talk:
+    with tempfile.TemporaryDirectory() as folder, opened(folder) as talk:
         facts = []
         with talk.store.transaction():
             for number in range(count):
@@ -130,7 +133,7 @@ def documents(count: int, questions: int, seed: int) -> dict:
 
 def percentiles(seconds: list[float]) -> dict:
     """Milliseconds."""
-    return {"p50_ms": round(float(np.percentile(seconds, 50)) * 1e3, 3), "p99_ms": round(float(np.percentile(seconds, 99)) * 1e3, 3)}
+    return {f"p{share}_ms": round(float(np.percentile(seconds, share)) * 1e3, 3) for share in (50, 99)}
 
 
 def timed(function, times: int) -> dict:
@@ -149,7 +152,7 @@ def systems(rows: int, queries: int, seed: int) -> dict:
     words = np.array(["".join(rng.choice(list("abcdefghijklmnop"), int(rng.integers(3, 9)))) for _ in range(20_000)])
     weight = 1 / np.arange(1, len(words) + 1)
     weight /= weight.sum()
-    with tempfile.TemporaryDirectory() as folder, Conversation(Path(folder) / "a.db", synchronous="NORMAL", save_every=0) as talk:
+    with tempfile.TemporaryDirectory() as folder, opened(folder) as talk:
         begun = time.perf_counter()
         for first in range(0, rows, 10_000):
             with talk.store.transaction():
@@ -169,17 +172,10 @@ def systems(rows: int, queries: int, seed: int) -> dict:
     return out
 
 
-class Checksum(NoDevice):
-    """A model without cost: its carries are numbers."""
-
-    fingerprint = {"model": "checksum"}
-
-
 def soak(turns: int) -> dict:
     """Turns of a short message and a short reply: turns a second and memory, early and at the end."""
-    with tempfile.TemporaryDirectory() as folder, Conversation(
-            Path(folder) / "a.db", device=Checksum(), policy=ScriptedPolicy(lambda view: [grammar.send("I see " + view.event.text)]),
-            synchronous="NORMAL", save_every=0) as talk:
+    policy = ScriptedPolicy(lambda view: [grammar.send("I see " + view.event.text)])
+    with tempfile.TemporaryDirectory() as folder, opened(folder, policy) as talk:
         memory, begun, over = {}, time.perf_counter(), 0
         for turn in range(1, turns + 1):
             talk.say(f"message {turn}", t_us=START + turn)
