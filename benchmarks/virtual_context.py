@@ -1,7 +1,7 @@
 """Virtual context: paging against a fixed context on nested key-value tables, document retrieval, and what the stores cost.
 
-    python -m benchmarks.virtual_context --part=nested       140 pairs, 0 to 4 overwrites, text search, ten rows a page python -m
-    benchmarks.virtual_context --part=documents    accuracy against K: a reader of the first K documents, and one that pages
+    python -m benchmarks.virtual_context --part=nested       140 pairs, 0 to 4 overwrites, text search, ten rows a page
+    python -m benchmarks.virtual_context --part=documents    a reader of the first K documents, and one that pages
     python -m benchmarks.virtual_context --part=systems      search and page-in over --rows messages, and a soak of --turns turns
 
 Nested tables (MemGPT, arXiv 2310.08560, section 3.2): each of h - 1 values is overwritten by the key of the next pair, the answer

@@ -84,6 +84,13 @@ def test_a_flush_goes_to_its_target_and_keeps_the_last():
         queue.evicted_parts((), cfg, fixed, 947)
 
 
+def test_a_flush_comes_with_the_first_token_too_many():
+    cfg = ContextConfig(budget=1000, blocks=(), max_new=20, page_tokens=32)
+    fixed = fixed_regions(cfg, 0, 0)
+    kinds = lambda tokens: [op["op"] for op in queue.plan_entry(State(fifo(900)), cfg, fixed, 2, "user", tokens)]  # noqa: E731
+    assert kinds(46) == ["enter"] and kinds(47) == ["flush", "enter"] and kinds(0) == []
+
+
 def test_a_message_longer_than_the_fifo_enters_in_parts():
     cfg = ContextConfig(budget=1000, blocks=(), max_new=20, page_tokens=32)
     fixed = fixed_regions(cfg, 0, 0)
