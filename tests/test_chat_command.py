@@ -101,6 +101,9 @@ def test_the_command_itself(folder):
                                                  text=True, cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
     done = run("--callable=controller:answer", "--database=talk.db", text="hello\n")
     assert (done.returncode, done.stdout) == (0, "noted\n"), done.stderr
+    raw = subprocess.run([sys.executable, ROOT / "chat.py", "--callable=controller:answer"], input=b"\xff\x80 caf\xe9\n",
+                         capture_output=True, cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+    assert (raw.returncode, raw.stdout) == (0, b"noted\n"), "bytes that are no text are replaced"
     done = run("--datbase=talk.db")
     assert done.returncode == 2 and done.stderr.strip().count("\n") == 0 and "--datbase" in done.stderr
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,20 @@ def chat(options: dict[str, Any], overrides: tuple[str, ...]) -> int:
     cfg = ChatConfig(**options)
     if cfg.workdir:
         keep_programs(Path(cfg.workdir).parent)
-    return chat(cfg, overrides, sys.stdin, write_text, lambda line: print(line, file=sys.stderr, flush=True))
+    return chat(cfg, overrides, _typed(), write_text, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _typed() -> Iterator[str]:
+    """Lines of standard input; on a terminal with a prompt. Bytes that are no text become signs."""
+    sys.stdin.reconfigure(errors="replace")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield from sys.stdin
+        return
+    try:
+        while True:
+            yield input("> ")
+    except EOFError:
+        print()
 
 
 def write_text(text: str) -> None:
