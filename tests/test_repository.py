@@ -34,7 +34,7 @@ def test_every_preset_loads_and_survives_json():
 
 
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/develop.md", "docs/glossary.md",
-                                      "docs/use_as_functions.md"], ids=lambda name: Path(name).stem)
+                                      "docs/use_as_functions.md", "docs/virtual_context.md"], ids=lambda name: Path(name).stem)
 def test_links_resolve(document):
     path = ROOT / document
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())

@@ -329,18 +329,27 @@ def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: Sa
 def _load_model(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig,
                 say: Callable[[str], None]) -> tuple[Model, P.Tree, dict[str, Any], Units]:
     """Model, parameters on one device, what a snapshot notes of the command, and what the tokens of the model are."""
-    experiment = changed(read_config(workdir), overrides, workdir)
-    if data.suite(experiment.data) != "text":
-        raise UserError(f"{workdir} holds a model of {experiment.data.source} ({data.suite(experiment.data)}); stream.py is for "
-                        "models of text")
-    units = units_of(data.tokenizer(experiment.data))
-    model, mesh = bind(experiment.model), sharding.make_mesh(1, 1, 1)
-    found = saved_model.load(workdir, experiment, model, mesh, cfg.checkpoint)
-    say(f"model  {_named(model)}, {P.count(model.specs()):,} parameters after {found.step} steps on {experiment.data.source}, "
-        f"from {found.origin}")
+    model, found, units = load_text_model(workdir, overrides, "stream.py", say, cfg.checkpoint)
     arguments = cfg.arguments() | ({"tokenizer": units.fingerprint} if units.fingerprint else {})
     noted = {"arguments": arguments, "step": found.step, "parameters": found.fingerprint}
-    return model, jax.device_put(found.params, jax.devices()[0]), noted, units
+    return model, found.params, noted, units
+
+
+def load_text_model(workdir: Path, overrides: tuple[str, ...], command: str, say: Callable[[str], None],
+                    checkpoint: str = "latest") -> tuple[Model, saved_model.Saved, Units]:
+    """A run on text: its model, its parameters on one device, and what its tokens are.
+
+    command: the name of the command that needs it, for messages. Raises UserError for a run on anything else.
+    """
+    experiment = changed(read_config(workdir), overrides, workdir)
+    if data.suite(experiment.data) != "text":
+        raise UserError(f"{workdir} holds a model of {experiment.data.source} ({data.suite(experiment.data)}); {command} is for "
+                         "models of text")
+    model, mesh = bind(experiment.model), sharding.make_mesh(1, 1, 1)
+    found = saved_model.load(workdir, experiment, model, mesh, checkpoint)
+    say(f"model  {_named(model)}, {P.count(model.specs()):,} parameters after {found.step} steps on {experiment.data.source}, "
+        f"from {found.origin}")
+    return model, found._replace(params=jax.device_put(found.params, jax.devices()[0])), units_of(data.tokenizer(experiment.data))
 
 
 def _named(model: Model) -> str:

@@ -257,11 +257,17 @@ def run(params, state: StackState, ids: jax.Array, cfg: LanguageModelConfig, cal
     check_call(ids, call, cfg)
     if 0 in ids.shape:
         return jnp.zeros((*ids.shape, cfg.vocabulary), wide(params["prefix"]["tokens"])), state, {}
+    h, after, stats = hidden(params, state, ids, cfg, call)
+    return logits(params, h, cfg), after, stats
+
+
+def hidden(params, state: StackState, ids: jax.Array, cfg: LanguageModelConfig, call: Call = Call()):  # noqa: B008
+    """`run` without the output layer: ids i32[B, T], T at least 1 -> (finished hidden states [B, T, D], state, statistics)."""
     x = embed(params, ids, cfg)
     if cfg.style.positions == "table":
         x = _placed_by_count(params, x, state.slot, cfg)
     x, after, stats = stack.run(params["layers"], state, x, cfg.stack(), call, side_of(params))
-    return logits(params, finish(params, x, cfg), cfg), after, stats
+    return finish(params, x, cfg), after, stats
 
 
 def _placed_by_count(params, x: jax.Array, slot: jax.Array, cfg: LanguageModelConfig) -> jax.Array:

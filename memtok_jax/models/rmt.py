@@ -289,6 +289,11 @@ def run(params, state: RmtState, ids: jax.Array, cfg: RmtConfig, call: Call = Ca
     return lm.logits(params["model"], h, cfg.model), after, stats | _moved(state.memory, after.memory, cfg)
 
 
+def hidden(params, state: RmtState, ids: jax.Array, cfg: RmtConfig, call: Call = Call()):  # noqa: B008
+    """`run` without the output layer: ids i32[B, T], T at least 1 -> (finished hidden states [B, T, D], state, statistics)."""
+    return _hidden(params, state, lm.embed(params["model"], ids, cfg.model), cfg, call)
+
+
 def check_call(ids: jax.Array, call: Call, cfg: RmtConfig) -> None:
     """Raise UserError where a whole call is not whole segments, or a call that is a part of one segment is too long."""
     tokens, segment = ids.shape[1], cfg.model.segment

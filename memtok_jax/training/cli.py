@@ -1,4 +1,4 @@
-"""What the three commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
+"""What the commands share: overrides out of argv, errors as one line, and the calls behind the flags."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,30 @@ def stream(workdir: Path, overrides: tuple[str, ...], options: dict[str, Any]) -
         print(begin + line, file=sys.stderr, flush=True)
 
     return stream_text(workdir, overrides, StreamConfig(sampling=sampling, **options), write, say)
+
+
+def chat(options: dict[str, Any], overrides: tuple[str, ...]) -> int:
+    """Talk on the terminal. options: fields of `ChatConfig`. What is said goes to stdout, all else to stderr."""
+    from memtok_jax.compiler import keep_programs
+    from memtok_jax.evaluation.chatting import ChatConfig, chat
+
+    cfg = ChatConfig(**options)
+    if cfg.workdir:
+        keep_programs(Path(cfg.workdir).parent)
+    return chat(cfg, overrides, _typed(), write_text, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _typed() -> Iterator[str]:
+    """Lines of standard input; on a terminal with a prompt. Bytes that are no text become signs."""
+    sys.stdin.reconfigure(errors="replace")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield from sys.stdin
+        return
+    try:
+        while True:
+            yield input("> ")
+    except EOFError:
+        print()
 
 
 def write_text(text: str) -> None:
