@@ -3,7 +3,7 @@
 Paper: Mechanistic Design and Scaling of Hybrid Architectures, https://arxiv.org/abs/2403.17844
 Task: memtok_jax/data/tasks/mad.py
 Command: python train.py --config=mad:fuzzy                 (mag, the short protocol)
-         python train.py --config=mad:fuzzy_window          (another memory: mad:TASK_MEMORY, see memtok_jax/training/memories.py)
+         python train.py --config=mad:fuzzy_window          (another memory; so do selective and compression)
          python train.py --config=mad:fuzzy_paper           (the published rows and length of training; GPU)
     then python eval.py --workdir=runs/mad-fuzzy --suite=mad for accuracy over labels and over classes (as published)
 Hardware, time: 2 CPU cores, ten minutes each (not measured yet)
@@ -25,9 +25,10 @@ from memtok_jax.training.experiment import Experiment
 from memtok_jax.training.mad_recipes import BASE, mad
 from memtok_jax.training.memories import MEMORIES, small_model
 
-PRESETS = (*BASE, *(f"{task}_{memory}" for task in BASE for memory in MEMORIES), *(f"{task}_paper" for task in BASE))
-# RMT's call is a segment, and its stack stands inside a wrapper; the encoder of "compression" is a stack.
-PRESETS = tuple(name for name in PRESETS if name not in ("compression_rmt", "compression_armt"))
+TELLING = ("fuzzy", "selective", "compression")
+# The stack of RMT and ARMT stands inside a wrapper; the encoder of "compression" is a stack alone.
+PRESETS = (*BASE, *(f"{task}_paper" for task in BASE),
+           *(f"{task}_{memory}" for task in TELLING for memory in MEMORIES if task != "compression" or "rmt" not in memory))
 
 
 def config(preset: str) -> Experiment:
@@ -38,5 +39,5 @@ def config(preset: str) -> Experiment:
     if kind == "paper":
         model = replace(model, hidden=352, head_dim=8, style=replace(model.style, embedding="matrix"))
     if task == "compression":
-        model = AutoencoderConfig(model)
+        model = AutoencoderConfig(replace(model, style=replace(model.style, embedding="tied")))
     return mad(task, "paper" if kind == "paper" else "mini", model)

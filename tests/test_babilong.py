@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from task_checks import samples_are_pure
 from memtok_jax.config import UserError
 from memtok_jax.data import babi
 from memtok_jax.data.errors import DataError, DataNotFoundError
-from memtok_jax.data.task import HELD_OUT
+from memtok_jax.data.task import HELD_OUT, TaskConfig
 from memtok_jax.data.tasks import babilong as B
 from memtok_jax.data.tasks import seeds
 from memtok_jax.data.tasks.scoring import IGNORED
+from memtok_jax.evaluation import greedy
+from memtok_jax.evaluation.suites import suite_named
+from memtok_jax.training.experiment import EvaluationConfig
 
 TEXTS = {split: (f"The {split} went on and on. Nobody could say why! Was it for {split}? " * 200).encode() for split in
          ("train", "valid", "test")}
@@ -91,9 +95,8 @@ def test_without_the_text_the_facts_remain_in_order(cfg):
         assert tuple(found) in stored
 
 
-def test_samples_are_pure_and_splits_have_texts_of_their_own(cfg, monkeypatch):
-    monkeypatch.setattr("task_checks.answers_repeat_the_labels", lambda *a: None)   # answers differ in length
-    samples_are_pure(B, cfg, 400)
+def test_samples_are_pure_and_splits_have_texts_of_their_own(cfg):
+    samples_are_pure(B, cfg, 400, gaps=True)
     for split, seed in (("test", HELD_OUT), ("valid", seeds.SPLITS["valid"]), ("train", 5)):
         ids, labels = B.sample(cfg, 400, 2, seed)
         text, _ = read_back(cfg, ids[0], labels[0])
@@ -115,6 +118,21 @@ def test_facts_stand_before_every_sentence_equally_often(cfg):
         B.background = B_background
     first = 2 * 400 * (1 - (np.arange(10) + 0.5) / 10) / 10      # of the earlier of two places
     assert (((counts - first) ** 2) / first).sum() < 27.9        # 9 degrees of freedom, one in a thousand
+
+
+def test_the_suite_scores_whole_answers(cfg, tmp_path, monkeypatch):
+    """Who says the labels is always right; one wrong letter of an answer is a wrong answer."""
+    one = TaskConfig(cfg, 300, eval_samples=6)
+    experiment = SimpleNamespace(data=one, call_tokens=50, evaluation=EvaluationConfig(4, lengths=(1, 2)))
+    judge, lines = suite_named("babilong").run, []
+    for said, share in ((lambda ids: np.roll(ids, -1, 1), 1.0), (lambda ids: np.roll(ids, -1, 1) + (ids == 1), 0.0)):
+        monkeypatch.setattr(greedy, "answer", lambda params, inputs, back, block, *, model, said=said: said(inputs))
+        found = dict(judge(experiment, None, None, None, tmp_path, lines.append))
+        assert found["eval/qa1_exact_at_300"] == found["eval/qa1_exact_at_600"] == found["eval/accuracy"] == share
+    test, train = (babi.questions(cfg.facts, "qa1", split) for split in ("test", "train"))
+    assert found["baseline/qa1_majority"] == babi.majority(train, test)
+    with pytest.raises(UserError, match="suite 'babilong' judges a model on task:babilong"):
+        dict(judge(SimpleNamespace(data=SimpleNamespace(source="stdlib")), None, None, None, tmp_path, print))
 
 
 def test_mistakes_are_one_line(cfg, tmp_path):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from task_checks import samples_are_pure
 
-from memtok_jax import config
+from memtok_jax import config, data
 from memtok_jax.config import UserError
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.task import HELD_OUT, TaskConfig
 from memtok_jax.data.tasks import mad
 from memtok_jax.data.tasks.scoring import IGNORED, accuracy, macro_accuracy
+from memtok_jax.evaluation.suites import mad as suite
+from memtok_jax.evaluation.suites import suite_named
+from memtok_jax.training.experiment import EvaluationConfig
 from memtok_jax.training.mad_recipes import BASE, sweep
 
 # Sum of ids, sum of labels, first ids, first labels of 100 held-out rows of the released code (athms/mad-lab, default_rng(0)).
@@ -193,3 +198,29 @@ def test_mistakes_are_one_line():
             mad.MadConfig(**wrong)
     with pytest.raises(DataError, match="needs an even sequence, got 127"):
         mad.sample(mad.MadConfig(), 127, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["recall", "compression"])
+def test_the_suite_gives_full_marks_to_who_says_the_labels(name, tmp_path, monkeypatch):
+    """And the stated score to who always says one value."""
+    cfg, n = BASE[name]
+    one = TaskConfig(cfg, n, eval_samples=20)
+    model = SimpleNamespace(reach=1, segment=0)
+    experiment = SimpleNamespace(data=one, call_tokens=n, evaluation=EvaluationConfig(8))
+
+    def oracle(params, inputs, back, block, *, model):
+        return inputs if name == "compression" else np.roll(inputs, -1, 1)
+
+    monkeypatch.setattr(suite.greedy, "answer", oracle)
+    lines: list[str] = []
+    judge = suite_named("mad").run
+    found = dict(judge(experiment, model, None, None, tmp_path, lines.append))
+    assert [found[f"{split}/{kind}accuracy"] for split in ("eval", "valid") for kind in ("", "macro_")] == [1, 1, 1, 1]
+    assert found["baseline/chance"] == mad.chance(cfg, n)["chance"]
+    monkeypatch.setattr(suite.greedy, "answer", lambda params, inputs, back, block, *, model: np.full_like(inputs, 9))
+    found = dict(judge(experiment, model, None, None, tmp_path, lines.append))
+    share = np.mean(data.open_eval(one, 20)[0]["targets"][data.open_eval(one, 20)[0]["targets"] != IGNORED] == 9)
+    assert found["eval/accuracy"] == pytest.approx(share)
+    assert found["eval/macro_accuracy"] == pytest.approx(1 / (8 if name == "recall" else 16))
+    with pytest.raises(UserError, match="suite 'mad' judges a model on task:mad"):
+        dict(judge(config.load("recall"), model, None, None, tmp_path, print))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +17,7 @@ from memtok_jax.data.tasks import needles as N
 from memtok_jax.data.tasks import seeds
 from memtok_jax.data.tasks.scoring import IGNORED, accuracy
 from memtok_jax.evaluation.controls import CONTROLS
+from memtok_jax.training.memories import MEMORIES
 
 TEXTS = {"train": b"ab cd. EF? 12\n" * 400, "valid": b"uv wx. " * 400, "test": b"zz yy, " * 400}
 
@@ -32,13 +32,10 @@ CASES = [(N.NeedlesConfig(), 64), (N.NeedlesConfig(("number", "uuid"), needles=(
 
 
 @pytest.mark.parametrize("cfg, length", CASES)
-def test_samples_are_pure_functions_of_the_seed(cfg, length, monkeypatch):
-    if len(cfg.kinds) > 1:   # behind a shorter value stand places of a longer one, unscored
-        monkeypatch.setattr("task_checks.answers_repeat_the_labels", lambda *a: None)
-    one = samples_are_pure(N, cfg, length)
-    t = np.flatnonzero(N.answers(cfg, length))
-    scored = one.labels[:, t - 1] != IGNORED
-    assert ((one.labels != IGNORED).sum(1) == scored.sum(1)).all() and (one.ids[:, t] == one.labels[:, t - 1])[scored].all()
+def test_samples_are_pure_functions_of_the_seed(cfg, length):
+    one = samples_are_pure(N, cfg, length, gaps=len(cfg.kinds) > 1)
+    scored = one.labels[:, np.flatnonzero(N.answers(cfg, length)) - 1] != IGNORED
+    assert ((one.labels != IGNORED).sum(1) == scored.sum(1)).all()
     with pytest.raises(DataError, match="at least"):
         N.sample(cfg, 22, 1, 0)
 
@@ -178,12 +175,25 @@ def test_accuracy_of_the_labels_is_one():
     assert accuracy(labels, labels) == 1.0
 
 
-def test_configs_are_ready_for_every_memory():
-    from configs import needles as configs
+@pytest.mark.parametrize("name", ["window", *(pytest.param(n, marks=pytest.mark.slow) for n in MEMORIES if n != "window")])
+def test_every_memory_runs_on_the_rows_of_its_config(name):
+    """Shapes only: a training call of each preset, and the general path of the control runs."""
+    import jax
 
-    for name in configs.PRESETS:
-        one = config.load(f"needles:{name}")
-        assert one.data.sequence % one.call_tokens == 0 and json.loads(config.to_json(one))
+    from memtok_jax import params as P
+    from memtok_jax.models.call import Call
+    from memtok_jax.models.protocol import bind
+
+    one = config.load(f"needles:{name}")
+    model = bind(one.model)
+    assert one.call_tokens % model.call_tokens == 0
+    params = P.abstract(model.specs())
+    state = jax.eval_shape(lambda p: model.init_state(p, 2), params)
+    for call in (Call(whole=True), Call()):
+        ids = jax.ShapeDtypeStruct((2, one.call_tokens), np.int32)
+        logits, after, _ = jax.eval_shape(lambda p, s, x, call=call: model.run(p, s, x, call), params, state, ids)
+        assert logits.shape == (2, one.call_tokens, 51)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 # ----------------------------------------------------------------------------------------------------------- the suite

@@ -16,8 +16,8 @@ from memtok_jax.data.errors import DataError
 from memtok_jax.data.task import HELD_OUT, TaskConfig
 from memtok_jax.data.tasks import ruler
 from memtok_jax.data.tasks.scoring import IGNORED
-from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.evaluation.suites import ruler as suite
+from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.training.experiment import EvaluationConfig
 
 TEXTS = {split: b"One walks far. Two of them run! Do three stay? " * 300 + split.encode() for split in ("train", "valid", "test")}
@@ -64,13 +64,11 @@ def test_an_oracle_that_reads_the_text_is_always_right(task, sequence):
 
 
 @pytest.mark.parametrize("task", ["niah_single_2", "niah_multiquery", "vt", "fwe"])
-def test_samples_are_pure_functions_of_the_seed(task, monkeypatch):
-    monkeypatch.setattr("task_checks.answers_repeat_the_labels", lambda *a: None)   # answers differ in length
+def test_samples_are_pure_functions_of_the_seed(task):
     cfg = ruler.RulerConfig((task,))
-    one = samples_are_pure(ruler, cfg, 2048)
+    one = samples_are_pure(ruler, cfg, 2048, gaps=True)
     t = np.flatnonzero(ruler.answers(cfg, 2048))
-    scored = one.labels[:, t - 1] != IGNORED
-    assert (one.ids[:, t] == one.labels[:, t - 1])[scored].all() and scored[:, 0].all()
+    assert (one.labels[:, t[0] - 1] != IGNORED).all()
     for b in range(5):
         text = ruler.codec.codec("").decode(one.ids[b, :t[0]])
         expected = ruler.example(cfg, task, 2048, 7, b)
@@ -79,6 +77,15 @@ def test_samples_are_pure_functions_of_the_seed(task, monkeypatch):
         assert T.match_all(said, expected.answers) == 1
     with pytest.raises(DataError, match="needs a sequence of at least"):
         ruler.sample(cfg, 150, 1, 0)
+
+
+def test_held_out_rows_have_words_of_their_own():
+    train, test = set(T.words_of("train")), set(T.words_of("test"))
+    assert len(train | test) == 4096 and not train & test and T.words_of("valid") == T.words_of("test")
+    for seed, words in ((3, train), (HELD_OUT + 3, test), (HELD_OUT + 2**64, test)):
+        one = ruler.example(ruler.RulerConfig(("niah_multikey_2",)), "niah_multikey_2", 2048, seed)
+        keys = set(re.findall(r"numbers for (\S+) is:", one.prompt))
+        assert len(keys) > 5 and keys <= words
 
 
 def test_singular_and_plural():

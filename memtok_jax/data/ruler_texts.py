@@ -5,12 +5,14 @@ counts of the other tasks follow the paper's released generator, so do the words
 text comes from a corpus of the user's choice instead of essays, from a random place in it; words are pairs of two own lists; the
 wording of the last three tasks is ours.
 
-A generator is a function (rng, amount, budget, text) -> Example. amount: lines, words or needles of the haystack. budget: tokens of
-the whole sample, which some counts depend on. text: running text.
+A generator is a function (rng, amount, budget, source) -> Example. amount: lines, words or needles of the haystack. budget: tokens
+of the whole sample, which some counts depend on. source: running text and words; held-out rows have words that training rows have
+not.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import uuid
@@ -23,7 +25,7 @@ from memtok_jax.data.errors import DataError
 from memtok_jax.data.tasks.words import ADJECTIVES, NOUNS
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-WORDS = tuple(f"{a}-{n}" for a in ADJECTIVES for n in NOUNS)
+HELD_OUT = 4          # one in so many words is held out
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 SMALL = 4096          # below this budget some counts are smaller
 DEPTHS = np.round(np.linspace(0, 100, 40)).astype(int)
@@ -37,6 +39,19 @@ class Example(NamedTuple):
     prefix: str
     answers: tuple[str, ...]
     joined: str
+
+
+class Source(NamedTuple):
+    """text: running text. words: an adjective and a noun each."""
+
+    text: str
+    words: tuple[str, ...]
+
+
+def words_of(split: str) -> tuple[str, ...]:
+    """Words of "train", or those of the held-out splits: every adjective and every noun occurs in both."""
+    return tuple(f"{a}-{n}" for i, a in enumerate(ADJECTIVES) for j, n in enumerate(NOUNS)
+                 if ((i + j) % HELD_OUT == 0) == (split != "train"))
 
 
 class Niah(NamedTuple):
@@ -64,11 +79,11 @@ TASKS = (*NIAH, "vt", "cwe", "fwe")
 GENERATE = {"vt": 30, "cwe": 120, "fwe": 50}     # tokens of an answer; 128 for needles
 
 
-def thing(kind: str, rng: np.random.Generator) -> str:
+def thing(kind: str, rng: np.random.Generator, words: tuple[str, ...]) -> str:
     """A key or value: seven digits, an adjective and a noun, or a uuid of version 4."""
     if kind == "numbers":
         return str(rng.integers(1_000_000, 10_000_000))
-    return WORDS[rng.integers(len(WORDS))] if kind == "words" else str(uuid.UUID(bytes=rng.bytes(16), version=4))
+    return words[rng.integers(len(words))] if kind == "words" else str(uuid.UUID(bytes=rng.bytes(16), version=4))
 
 
 def distinct(count: int, draw: Callable[[], str], taken: frozenset[str] = frozenset()) -> list[str]:
@@ -86,22 +101,22 @@ def needle(spec: Niah, key: str, value: str) -> str:
     return f"One of the special magic {spec.value} for {key} is: {value}."
 
 
-def niah(spec: Niah, rng: np.random.Generator, amount: int, budget: int, text: str) -> Example:
+def niah(spec: Niah, rng: np.random.Generator, amount: int, budget: int, source: Source) -> Example:
     """Needles in a haystack of `amount` lines of noise, words of text, or needles that nobody asks for."""
-    keys = distinct(spec.keys, lambda: thing(spec.key, rng))
-    values = [distinct(spec.values, lambda: thing(spec.value, rng)) for _ in keys]
-    needles = [needle(spec, key, value) for key, own in zip(keys, values, strict=True) for value in own]
+    key, value = (functools.partial(thing, kind, rng, source.words) for kind in (spec.key, spec.value))
+    keys = distinct(spec.keys, key)
+    values = [distinct(spec.values, value) for _ in keys]
+    needles = [needle(spec, k, v) for k, own in zip(keys, values, strict=True) for v in own]
     needles = [needles[n] for n in rng.permutation(len(needles))]
     if spec.haystack == "text":
-        context = in_sentences(needles, _words(text, amount, rng), rng)
+        context = in_sentences(needles, _running(source.text, amount, rng), rng)
     else:
         lines = [NOISE] * amount
         if spec.haystack == "needles":
-            others = distinct(amount, lambda: thing(spec.key, rng), frozenset(keys))
-            lines = [needle(spec, key, thing(spec.value, rng)) for key in others]
+            lines = [needle(spec, k, value()) for k in distinct(amount, key, frozenset(keys))]
         context = "\n".join(in_lines(needles, lines, rng))
     asked = rng.permutation(spec.keys)[:spec.queries]
-    return question(spec, context, [keys[n] for n in asked], [value for n in asked for value in values[n]])
+    return question(spec, context, [keys[n] for n in asked], [v for n in asked for v in values[n]])
 
 
 def question(spec: Niah, context: str, queries: list[str], answers: list[str]) -> Example:
@@ -134,7 +149,7 @@ def in_sentences(needles: list[str], words: list[str], rng: np.random.Generator)
     return " ".join(sentences)
 
 
-def _words(text: str, count: int, rng: np.random.Generator) -> list[str]:
+def _running(text: str, count: int, rng: np.random.Generator) -> list[str]:
     """`count` words from a random place of a text, repeated if it is short."""
     size = 12 * count + 200
     begin = int(rng.integers(max(len(text) - size, 1)))
@@ -152,7 +167,7 @@ def chain(rng: np.random.Generator, letters: int, amount: int) -> tuple[str, str
     return "\n".join(in_lines(steps, [NOISE] * amount, rng)), value, names
 
 
-def vt(rng: np.random.Generator, amount: int, budget: int, text: str) -> Example:
+def vt(rng: np.random.Generator, amount: int, budget: int, source: Source) -> Example:
     """Variable tracking: all names that hold a value, after a short example with names of three letters."""
     shown, (context, value, names) = chain(rng, 3, 2), chain(rng, 5, amount)
     ask = lambda context, value: (f"Follow the variables in this text.\n{context}\nQuestion: which variables hold {value}?",  # noqa: E731
@@ -168,10 +183,10 @@ def counted(rng: np.random.Generator, words: list[str], common: int, often: int,
     return " ".join(f"{n}. {every[k]}" for n, k in enumerate(rng.permutation(len(every)), 1))
 
 
-def cwe(rng: np.random.Generator, amount: int, budget: int, text: str) -> Example:
+def cwe(rng: np.random.Generator, amount: int, budget: int, source: Source) -> Example:
     """Common words: the ten most frequent words of a numbered list of `amount` different ones, after a short example."""
     small = budget < SMALL
-    words = [WORDS[n] for n in rng.permutation(len(WORDS))]
+    words = [source.words[n] for n in rng.permutation(len(source.words))]
     counts, example = ((6, 1), (20, 3, 1)) if small else ((30, 3), (40, 10, 3))
     ask = lambda listed: (f"Memorize the words of this numbered list.\n{listed}\nQuestion: which ten words are the most common?",  # noqa: E731
                           " Answer: the ten most common words are:")
@@ -186,7 +201,7 @@ def zipf(amount: int, words: int) -> np.ndarray:
     return np.floor(amount * np.arange(1, words + 1) ** -2.0 / (math.pi ** 2 / 6)).astype(int)
 
 
-def fwe(rng: np.random.Generator, amount: int, budget: int, text: str) -> Example:
+def fwe(rng: np.random.Generator, amount: int, budget: int, source: Source) -> Example:
     """Frequent words: the three most frequent made-up words of about `amount`, apart from "...", which comes most often."""
     counts = zipf(amount, max((budget - 50) // 50, 5))
     if not (counts[1] > counts[2] > counts[3] > counts[4]):
@@ -198,10 +213,10 @@ def fwe(rng: np.random.Generator, amount: int, budget: int, text: str) -> Exampl
     return Example(prompt, " Answer: the three most frequent words are:", tuple(words[1:4]), " ")
 
 
-def generator(task: str) -> Callable[[np.random.Generator, int, int, str], Example]:
+def generator(task: str) -> Callable[[np.random.Generator, int, int, Source], Example]:
     """The generator of one of TASKS."""
     if task in NIAH:
-        return lambda rng, amount, budget, text: niah(NIAH[task], rng, amount, budget, text)
+        return functools.partial(niah, NIAH[task])
     return {"vt": vt, "cwe": cwe, "fwe": fwe}[task]
 
 
@@ -211,11 +226,18 @@ def generated_tokens(task: str) -> int:
 
 
 def sizes(task: str, budget: int) -> range:
-    """Haystacks to choose from, in ascending order."""
-    haystack = NIAH[task].haystack if task in NIAH else {"vt": "noise"}.get(task, task)
-    small = budget < SMALL
-    least, step, most = {"text": (20, 20 if small else 500, budget), "cwe": (10, 10, len(WORDS) - 40),
-                         "fwe": (80, 10, budget)}.get(haystack, (1, 1 if small else 25, budget))
+    """Haystacks to choose from, in ascending order. There are no more words than those of `words_of`."""
+    small, words = budget < SMALL, len(words_of("test"))
+    spec = NIAH.get(task, NIAH["niah_single_1"])
+    least, step, most = 1, 1 if small else 25, budget
+    if task == "cwe":
+        least, step, most = 10, 10, words - 40
+    elif task == "fwe":
+        least, step = 80, 10
+    elif spec.haystack == "text":
+        least, step = 20, 20 if small else 500
+    elif (spec.haystack, spec.key) == ("needles", "words"):
+        most = words // 2
     return range(least, max(most, least) + 1, step)
 
 

@@ -4,7 +4,8 @@
 
 The texts are those of `ruler_texts.py`. Prompt, prefix and G tokens for the answer fit into the sequence, with as large a haystack
 as does; what remains is filler in front. Labels are the answer and the sign of its end. `eval.py --suite=ruler` writes answers and
-looks for the references in them, as published. Rows for training have other text (`text`), keys and values than held-out ones.
+looks for the references in them, as published. Rows for training have other text and other words than held-out ones. The
+lists of words are short: beyond some 50,000 bytes niah_multikey_2 and cwe have more filler in front instead of more words.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _tokens(cfg: RulerConfig, task: str, sequence: int, size: int) -> int:
 
 def _example(cfg: RulerConfig, task: str, sequence: int, size: int, seed: tuple[int, ...], split: str) -> texts.Example:
     text = _text(cfg.text, split) if task in texts.NIAH and texts.NIAH[task].haystack == "text" else ""
-    return texts.generator(task)(np.random.default_rng(seed), size, sequence, text)
+    return texts.generator(task)(np.random.default_rng(seed), size, sequence, texts.Source(text, texts.words_of(split)))
 
 
 @lru_cache(maxsize=4)
