@@ -186,6 +186,9 @@ class Experiment:
 def check_vocabulary(experiment: Experiment, model: Model) -> None:
     """Raise UserError, naming both numbers, where the model has no output for a target of the data."""
     symbols, kinds = data.vocabulary(experiment.data), model.vocabulary
+    if data.targets(experiment.data) == "values" and symbols != kinds:
+        raise UserError(f"the data asks for {symbols} numbers (horizon times channels), and the model gives {kinds}; set "
+                        "--config.model.horizon and --config.model.channels to those of the data")
     of_classes = data.targets(experiment.data) in ("classes", "shares")
     if symbols > kinds or (of_classes and symbols != kinds):
         what, name = ("classes", "classes") if of_classes else ("symbols", "vocabulary")
