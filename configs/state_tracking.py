@@ -5,12 +5,10 @@ Papers: The Illusion of State in State-Space Models, https://arxiv.org/abs/2404.
 Task: memtok_jax/data/tasks/state_tracking.py
 Command: python train.py --config=state_tracking:parity        (RMT)
          python train.py --config=state_tracking:s3_lmm        (GROUP_MEMORY, see memtok_jax/training/memories.py)
-    then python eval.py --workdir=runs/state_tracking-parity --suite=state_tracking for whole rows at 1, 2, 4, 8 and 16 times the
-    length
+    then python eval.py --workdir=runs/state_tracking-parity --suite=state_tracking for whole rows up to 16 times as long
 Hardware, time: 2 CPU cores, minutes each (not measured yet)
-Expected: not measured yet. Published: transformers and scans whose transitions have positive real eigenvalues are near chance
-beyond
-    the trained length; negative eigenvalues do parity, and more reflections for each token do larger groups
+Expected: not measured yet. Published: transformers, and scans whose transitions have positive real eigenvalues, are near
+    chance beyond the trained length; negative eigenvalues do parity, and more reflections for each token do larger groups
 
 Segments and windows hold 8 tokens and the chunk of a neural memory is 1, because gradients inside a chunk are summed and lose their
 order; --config.model.pattern.0.memory.chunk=8 shows what that costs. Presets: parity, s3, s5 (exchanges only), a5.

@@ -191,6 +191,24 @@ def test_the_sweep_changes_one_thing_at_a_time():
             mad.sample(one.data.task, one.data.sequence, 1, 0)
 
 
+def test_a_fixed_set_of_rows_comes_once_an_epoch():
+    """In another order each time; the same for any number of processes, and after a restart."""
+    cfg = TaskConfig(*BASE["recall"], train_samples=10)
+    one = data.open_train(cfg, 4)
+    batches = [next(one)["inputs"] for _ in range(5)]
+    rows = [row.tobytes() for batch in batches for row in batch]
+    assert len(set(rows[:10])) == 10 and sorted(rows[:10]) == sorted(rows[10:]) and rows[:10] != rows[10:]
+    halves = [next(data.open_train(cfg, 4, index, 2))["inputs"] for index in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(halves), batches[0])
+    again = data.open_train(cfg, 4)
+    again.set_state({**again.get_state(), "step": 3})
+    np.testing.assert_array_equal(next(again)["inputs"], batches[3])
+    held = {row.tobytes() for row in data.open_eval(cfg, 32)[0]["inputs"]}
+    assert not held & set(rows)
+    with pytest.raises(DataError, match="fixed samples have one length"):
+        TaskConfig(cfg.task, 128, lengths=(64,), train_samples=10)
+
+
 def test_mistakes_are_one_line():
     for wrong, message in ((dict(task="fuzy"), "mad.task is 'fuzy'.*did you mean 'fuzzy'"), (dict(noise=0.2), "both are above 0"),
                            (dict(tokens=3), "too few for 'recall'"), (dict(labels="some"), "mad.labels")):

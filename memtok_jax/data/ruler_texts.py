@@ -6,8 +6,7 @@ text comes from a corpus of the user's choice instead of essays, from a random p
 wording of the last three tasks is ours.
 
 A generator is a function (rng, amount, budget, source) -> Example. amount: lines, words or needles of the haystack. budget: tokens
-of the whole sample, which some counts depend on. source: running text and words; held-out rows have words that training rows have
-not.
+of the whole sample, which some counts depend on. source: running text and words, in held-out rows others than in training.
 """
 
 from __future__ import annotations

@@ -35,9 +35,8 @@ ETT_DAYS = (360, 480, 600)                                      # where training
 class SeriesConfig:
     """A table and its cases.
 
-    source: ETTh1, ETTh2, ETTm1, ETTm2, or the path of a CSV file (plain or .gz): a first line of names, one column of dates or
-    none,
-        numbers.
+    source: ETTh1, ETTh2, ETTm1, ETTm2, or the path of a CSV file (plain or .gz): a first line of names, then numbers, with
+        a column of dates in front or none.
     look_back, horizon: rows that are seen, and rows to forecast.
     seed: order of the training cases.
     data_dir: folder whose subfolder "ett" holds the ETT files. "": environment variable MEMTOK_DATA_DIR.
@@ -69,8 +68,11 @@ class SeriesConfig:
 
 
 class Table(NamedTuple):
-    """values: float64[rows, C], z-scores. names: of the channels. mean, std: float64[C]. ends: rows where the splits end. day: rows
-    of 24 hours, by the dates of the first two rows; 1 without dates. origin: of the file."""
+    """A table and what follows from it.
+
+    values: float64[rows, C], z-scores. names: of the channels. mean, std: float64[C], of the training rows. ends: rows where the
+    splits end. day: rows of 24 hours, by the dates of the first two rows; 1 without dates. origin: path of the file.
+    """
 
     values: np.ndarray
     names: tuple[str, ...]

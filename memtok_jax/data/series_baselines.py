@@ -1,8 +1,7 @@
 """Forecasts without a trained model: repeat the last value, repeat the last day, and a linear map in closed form.
 
-    ridge_nlinear   y - last = W (x - last), one W for all channels, W = (X'X + 1e-4 n I)^-1 X'Y over all n training cases and
-    channels
-                    (NLinear of Zeng et al., arXiv 2205.13504, fitted without gradient steps)
+    ridge_nlinear   y - last = W (x - last), one W for all channels, W = (X'X + 1e-4 n I)^-1 X'Y over all n training cases of all
+                    channels (NLinear of Zeng et al., arXiv 2205.13504, fitted without gradient steps)
 """
 
 from __future__ import annotations

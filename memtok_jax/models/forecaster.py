@@ -1,7 +1,6 @@
 """A forecaster on the stack of the language model: patches of a series are its tokens, and a linear head reads all of them.
 
-    x f32[B, 1, look_back, C] -> normalise each channel by its look-back -> patches -> D -> stack -> norm -> head -> undo -> [B, 1,
-    P C]
+    x f32[B, 1, look_back, C] -> normalise -> patches -> D -> stack -> norm -> head -> undo -> f32[B, 1, horizon * C]
 
     independent   each channel is a row of its own and all share the model (PatchTST, arXiv 2211.14730)
     mixed         a token holds a patch of all channels, so that they can speak to each other

@@ -5,8 +5,7 @@
 Every row has the same place for its answer, so the text is exactly as long as the question leaves room for. Facts keep their order
 and stand before sentences drawn evenly, several before one if so drawn. Stories of more than an eighth of the text's tokens
 (counting statements) are left out, as published. The answer and END are scored. Books of the user's choice stand in for PG-19, so
-numbers are "BABILong-style". Rows for training, validation and test have other stories and other text; held-out row i asks question
-i.
+numbers are "BABILong-style". Rows for training, validation and test have other stories and text; held-out row i asks question i.
 """
 
 from __future__ import annotations

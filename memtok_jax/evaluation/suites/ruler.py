@@ -29,8 +29,7 @@ HEADLINE = ACCURACY
 
 def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdir: Path,
         say: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
-    """For each task of the run and each length: the mean share of references that occur in the written answer, of `eval_samples`
-    rows.
+    """For each task of the run and each length: the mean share of references that occur in the answers to `eval_samples` rows.
 
     Raises UserError for a run on another task.
     """
