@@ -131,6 +131,7 @@ def test_the_suite_scores_whole_answers(cfg, tmp_path, monkeypatch):
         assert found["eval/qa1_exact_at_300"] == found["eval/qa1_exact_at_600"] == found["eval/accuracy"] == share
     test, train = (babi.questions(cfg.facts, "qa1", split) for split in ("test", "train"))
     assert found["baseline/qa1_majority"] == babi.majority(train, test)
+    assert found["baseline/qa1_last_place"] == np.mean([q.answer in q.facts[-1] for q in test])
     with pytest.raises(UserError, match="suite 'babilong' judges a model on task:babilong"):
         dict(judge(SimpleNamespace(data=SimpleNamespace(source="stdlib")), None, None, None, tmp_path, print))
 

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from memtok_jax.training.experiment import Experiment
 
 HEADLINE = ACCURACY
+ABOUT_PLACES = ("qa1", "qa2", "qa3")
 
 
 def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdir: Path,
         say: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
     """For each task and each length: share of the first `eval_samples` questions whose answer is written exactly, up to its end,
-    beside the most frequent answer of the training questions. Raises UserError for a run on another task.
+    beside the most frequent answer of the training questions and, where answers are places, the one that was mentioned last. Raises
+    UserError for a run on another task.
     """
     of_tasks(experiment, "babilong", ("babilong",))
     settings, lengths = experiment.data.task, [experiment.data.sequence * n for n in experiment.evaluation.lengths]
@@ -41,11 +43,13 @@ def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdi
             cells[-1].append(found["exact_match"])
             yield f"eval/{name}_exact_at_{length}", found["exact_match"]
         held_out = babi.questions(settings.facts, name, experiment.data.eval_split)
-        frequent = babi.majority(babi.questions(settings.facts, name, "train"), held_out)
+        free = {"majority": babi.majority(babi.questions(settings.facts, name, "train"), held_out)}
+        if name in ABOUT_PLACES:
+            free["last_place"] = float(np.mean([babi.last_place(q.facts) == q.answer for q in held_out]))
         say(f"{name}, whole answers written: " + ", ".join(f"{length} tokens {share:.4f}"
                                                            for length, share in zip(lengths, cells[-1], strict=True))
-            + f"; the most frequent answer {frequent:.4f}")
-        yield f"baseline/{name}_majority", frequent
+            + "; without a model " + ", ".join(f"{rule} {share:.4f}" for rule, share in free.items()))
+        yield from ((f"baseline/{name}_{rule}", share) for rule, share in free.items())
     if experiment.data.sequence in lengths:
         yield HEADLINE.name, float(np.mean([line[lengths.index(experiment.data.sequence)] for line in cells]))
     if figures.available():
