@@ -184,7 +184,7 @@ def counted(rng: np.random.Generator, words: list[str], common: int, often: int,
 
 def cwe(rng: np.random.Generator, amount: int, budget: int, source: Source) -> Example:
     """Common words: the ten most frequent words of a numbered list of `amount` different ones, after a short example."""
-    small = budget < SMALL
+    small = budget < 2 * SMALL   # published below SMALL; words of two parts have more tokens
     words = [source.words[n] for n in rng.permutation(len(source.words))]
     counts, example = ((6, 1), (20, 3, 1)) if small else ((30, 3), (40, 10, 3))
     ask = lambda listed: (f"Memorize the words of this numbered list.\n{listed}\nQuestion: which ten words are the most common?",  # noqa: E731
@@ -228,13 +228,13 @@ def sizes(task: str, budget: int) -> range:
     """Haystacks to choose from, in ascending order. There are no more words than those of `words_of`."""
     small, words = budget < SMALL, len(words_of("test"))
     spec = NIAH.get(task, NIAH["niah_single_1"])
-    least, step, most = 1, 1 if small else 25, budget
+    least, step, most = 1, 1 if small else 5, budget
     if task == "cwe":
         least, step, most = 10, 10, words - 40
     elif task == "fwe":
         least, step = 80, 10
     elif spec.haystack == "text":
-        least, step = 20, 20 if small else 500
+        least, step = 20, 20 if small else 100
     elif (spec.haystack, spec.key) == ("needles", "words"):
         most = words // 2
     return range(least, max(most, least) + 1, step)
