@@ -92,3 +92,23 @@ def panels(path: Path, parts: Mapping[str, Mapping[str, tuple[Sequence[float], S
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
+
+
+def grids(path: Path, parts: Mapping[str, Sequence[Sequence[float]]], columns: Sequence, rows: Sequence, xlabel: str, ylabel: str,
+          title: str) -> None:
+    """Draw shares from 0 to 1 as coloured cells with their numbers, side by side. parts: name -> [row][column]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 + 2.8 * len(parts), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for ax, (name, cells) in zip(axes, parts.items(), strict=True):
+        ax.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for y, line in enumerate(cells):
+            for x, share in enumerate(line):
+                ax.text(x, y, f"{share:.2f}", ha="center", va="center", fontsize="small", color="black" if share > 0.6 else "white")
+        ax.set(title=name, xlabel=xlabel)
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(rows)), rows)
+    axes[0].set_ylabel(ylabel)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)

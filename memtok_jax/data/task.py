@@ -5,23 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from memtok_jax.config import check_numbers
+from memtok_jax.config import check_numbers, choose
 from memtok_jax.data import tasks
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.iterators import NumpyIterator, open_iterator
 from memtok_jax.data.streams import Batch, identity, rows_of
 from memtok_jax.data.tasks.scoring import IGNORED, majority
+from memtok_jax.data.tasks.seeds import HELD_OUT as HELD_OUT
+from memtok_jax.data.tasks.seeds import SPLITS, STEPS
 
 SUITE, UNIT = "task", "tokens"
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-
-# Seeds of samples: training uses seed * 2^63 + step, below 2^126; held-out samples lie above, whatever the training seed.
-STEPS, HELD_OUT = 2**63, 2**126
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class TaskConfig:
         of them. Held-out samples have `sequence` tokens.
     seed: of the training samples; the held-out samples do not depend on it.
     eval_samples: number of held-out samples.
+    eval_split: "test", or "valid" for choices such as a learning rate; their samples have seeds of their own.
+    train_samples: training takes its samples from a fixed set of this many, each once in an epoch; 0: fresh ones for ever.
     """
 
     task: Any = field(metadata={"named": lambda old, name: tasks.settings_named(name)})
@@ -41,9 +43,14 @@ class TaskConfig:
     lengths: tuple[int, ...] = ()
     seed: int = 0
     eval_samples: int = 256
+    eval_split: str = "test"
+    train_samples: int = 0
 
     def __post_init__(self):
-        check_numbers("data", self, at_least=dict(sequence=1, lengths=1, seed=0, eval_samples=1))
+        check_numbers("data", self, at_least=dict(sequence=1, lengths=1, seed=0, eval_samples=1, train_samples=0))
+        choose("data.eval_split", self.eval_split, SPLITS)
+        if self.train_samples and self.lengths:
+            raise DataError(f"data.train_samples is {self.train_samples}: fixed samples have one length; set data.lengths=()")
         if self.lengths and max(self.lengths) > self.sequence:
             raise DataError(f"data.lengths {self.lengths} must lie between 1 and data.sequence {self.sequence}")
 
@@ -70,6 +77,8 @@ def open_train(cfg: TaskConfig, batch: int, process_index: int, process_count: i
     for tokens in (cfg.sequence, *cfg.lengths):
         module_of(cfg).check(cfg.task, tokens)
     settings = (cfg.source, cfg.task, batch, cfg.sequence, *cfg.lengths, cfg.seed)
+    if cfg.train_samples:
+        return open_iterator(FixedBatches(cfg, batch, rows), identity((), *settings, cfg.train_samples))
     return open_iterator(TaskBatches(cfg, batch, rows), identity((), *settings))
 
 
@@ -112,15 +121,19 @@ def baselines(cfg: TaskConfig, reach: int, segment: int) -> dict[str, float]:
     the tokens since the last border, if there are borders; "no_memory": the best reader of the last `reach` tokens, of the own
     segment alone if `reach` is no longer than that.
     """
-    task, t = module_of(cfg), np.arange(cfg.sequence)
-    border = t // segment * segment if segment else np.zeros_like(t)
-    nearest = np.maximum(t - reach + 1, border if reach <= segment else 0)
-    sights = {"no_memory": nearest} | ({"own_segment": border} if segment else {})
-    found = dict(task.chance(cfg.task, cfg.sequence))
+    task, found = module_of(cfg), dict(module_of(cfg).chance(cfg.task, cfg.sequence))
     if hasattr(task, "reader"):
-        found |= {name: task.reader(cfg.task, cfg.sequence, first) for name, first in sights.items()}
+        found |= {name: task.reader(cfg.task, cfg.sequence, first) for name, first in sights(cfg.sequence, reach, segment).items()}
     (held_out,) = open_eval(cfg, cfg.eval_samples, 0, 1)
     return found | {"majority": majority(held_out["targets"])}
+
+
+def sights(sequence: int, reach: int, segment: int) -> dict[str, np.ndarray]:
+    """First position int[T] that each one sees without a memory: "no_memory", and "own_segment" if there are borders."""
+    t = np.arange(sequence)
+    border = t // segment * segment if segment else np.zeros_like(t)
+    nearest = np.maximum(t - reach + 1, border if reach <= segment else 0)
+    return {"no_memory": nearest} | ({"own_segment": border} if segment else {})
 
 
 def decode(cfg: TaskConfig, ids: Any) -> str:
@@ -135,8 +148,8 @@ def decode(cfg: TaskConfig, ids: Any) -> str:
 
 def describe(cfg: TaskConfig) -> str:
     """One line: the task and its settings."""
-    return (f"{cfg.source}: {cfg.task}, {cfg.sequence} tokens, fresh samples for training, "
-            f"{cfg.eval_samples} held-out samples")
+    train = f"{cfg.train_samples:,} samples" if cfg.train_samples else "fresh samples"
+    return f"{cfg.source}: {cfg.task}, {cfg.sequence} tokens, {train} for training, {cfg.eval_samples} held-out samples"
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -157,6 +170,33 @@ class TaskBatches:
 def training_seed(cfg: TaskConfig, step: int) -> int:
     """Seed of a training batch: below HELD_OUT, and another one for every seed of the config and every step."""
     return cfg.seed * STEPS + step
+
+
+class FixedBatches:
+    """Training batches from `cfg.train_samples` samples that stay the same; every epoch takes each once, in an order of its own."""
+
+    def __init__(self, cfg: TaskConfig, batch: int, rows: range):
+        self._cfg, self._batch, self._rows = cfg, batch, np.arange(rows.start, rows.stop)
+        self._drawn: dict[int, tuple[np.ndarray, ...]] = {}
+
+    def __getitem__(self, step: int) -> Batch:
+        places = step * self._batch + self._rows
+        ids, labels = (np.stack(parts) for parts in zip(*map(self._sample, places), strict=True))
+        return {"inputs": ids, "targets": labels, "start": np.ones(len(ids), bool)}
+
+    def _sample(self, place: int) -> tuple[np.ndarray, ...]:
+        """The sample at a place of the endless sequence of epochs."""
+        cfg = self._cfg
+        epoch, place = divmod(int(place), cfg.train_samples)
+        number = int(_order(cfg.train_samples, cfg.seed, epoch)[place])
+        if number not in self._drawn:
+            self._drawn[number] = tuple(a[0] for a in module_of(cfg).sample(cfg.task, cfg.sequence, 1, cfg.seed * STEPS + number))
+        return self._drawn[number]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def _length(cfg: TaskConfig, seed: int) -> int:
@@ -190,4 +230,4 @@ class TaskEvalBatches(Sequence):
     def _sample(self, number: int) -> tuple[np.ndarray, ...]:
         """Held-out sample `number`: the same for every batch size."""
         cfg = self._cfg
-        return tuple(a[0] for a in module_of(cfg).sample(cfg.task, cfg.sequence, 1, HELD_OUT + int(number)))
+        return tuple(a[0] for a in module_of(cfg).sample(cfg.task, cfg.sequence, 1, SPLITS[cfg.eval_split] + int(number)))

@@ -44,19 +44,28 @@ def fed_back(answers_T: np.ndarray, segment: int, rule: str) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("block", "model"))
 def prompted(params: P.Tree, prompt_BT: jax.Array, *, block: int, model: Model) -> tuple[jax.Array, P.Tree]:
-    """Read a prompt i32[B, T] in calls of `block` tokens, and the rest in one more call.
+    """Read a prompt i32[B, T] from a fresh carry, in calls of `block` tokens, and the rest in one more call.
 
     Returns the most likely token after each position, i32[B, T], and the carry.
     """
-    rows, tokens = prompt_BT.shape
-    whole = Call(whole=block % model.call_tokens == 0)
+    return _read(params, model.init_state(params, len(prompt_BT)), prompt_BT, block, model, block % model.call_tokens == 0)
 
-    def read(carry, ids, call=whole):
+
+@partial(jax.jit, static_argnames=("block", "model"))
+def read_on(params: P.Tree, carry: P.Tree, prompt_BT: jax.Array, *, block: int, model: Model) -> tuple[jax.Array, P.Tree]:
+    """As `prompted`, from a carry that may stand anywhere in a unit of the model."""
+    return _read(params, carry, prompt_BT, block, model, False)
+
+
+def _read(params: P.Tree, carry: P.Tree, prompt_BT: jax.Array, block: int, model: Model, whole: bool) -> tuple[jax.Array, P.Tree]:
+    rows, tokens = prompt_BT.shape
+
+    def read(carry, ids, call=Call(whole=whole)):  # noqa: B008
         logits, carry, _ = model.run(params, carry, ids, call)
         return carry, logits.argmax(-1).astype(ids.dtype)
 
     blocks = jnp.moveaxis(prompt_BT[:, :tokens // block * block].reshape(rows, -1, block), 1, 0)
-    carry, said = jax.lax.scan(read, model.init_state(params, rows), blocks)
+    carry, said = jax.lax.scan(read, carry, blocks)
     said = jnp.moveaxis(said, 0, 1).reshape(rows, -1)
     if tokens % block:
         carry, rest = read(carry, prompt_BT[:, tokens // block * block:], Call())

@@ -226,6 +226,9 @@ def check_vocabulary(experiment: Experiment, model: Model) -> None:
 
 def _check_outputs(whose: str, cfg: Any, model: Model) -> None:
     symbols, kinds = data.vocabulary(cfg), model.vocabulary
+    if data.targets(cfg) == "values" and symbols != kinds:
+        raise UserError(f"{whose} asks for {symbols} numbers (horizon times channels), and the model gives {kinds}; set "
+                        "--config.model.horizon and --config.model.channels to those of the data")
     of_classes = data.targets(cfg) in ("classes", "shares")
     if symbols > kinds or (of_classes and symbols != kinds):
         what, name = ("classes", "classes") if of_classes else ("symbols", "vocabulary")

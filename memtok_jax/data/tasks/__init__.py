@@ -5,8 +5,10 @@ Each file holds a frozen dataclass of settings, named like the file (`CopyConfig
     vocabulary(cfg) -> int                          number of tokens
     symbols(cfg) -> tuple of str                    a readable name for each token
     check(cfg, sequence)                            raises DataError if the length cannot hold the task
-    sample(cfg, sequence, batch, seed) -> Sample    seed: any non-negative integer
-    answers(cfg, sequence) -> bool[T]               inputs that are answers: a model that writes by itself reads its own there
+    sample(cfg, sequence, batch, seed) -> Sample    seed: any non-negative integer; its range says whether the samples are for
+                                                    training, see `seeds.py`
+    answers(cfg, sequence) -> bool[T]               inputs that are answers: a model that writes by itself reads its own there.
+                                                    Answers that differ in length leave places behind the shorter ones, unscored
     chance(cfg, sequence) -> dict                   accuracy of rules that need no evidence: name -> number
 
 and, if the task has them,
@@ -27,7 +29,7 @@ from typing import Any
 
 from memtok_jax.data.errors import DataError, nearest
 
-HELPERS = ("scoring",)
+HELPERS = ("codec", "haystack", "scoring", "seeds", "words")
 
 
 def names() -> tuple[str, ...]:

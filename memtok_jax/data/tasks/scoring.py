@@ -51,6 +51,16 @@ def exact_match(predicted_BT: np.ndarray, labels_BT: np.ndarray) -> float:
     return float(np.mean((right == scored).all(1)))
 
 
+def macro_accuracy(predicted_BT: np.ndarray, labels_BT: np.ndarray) -> float:
+    """Mean over classes of the share of a class's labels that are right; a class that is predicted at a scored position and is
+    nowhere a label counts as 0.
+    """
+    scored = labels_BT != IGNORED
+    labels, predicted = labels_BT[scored], predicted_BT[scored]
+    return float(np.mean([np.mean(predicted[labels == c] == c) if (labels == c).any() else 0.0
+                          for c in np.union1d(labels, predicted)]))
+
+
 def majority(labels_BT: np.ndarray) -> float:
     """Accuracy of always answering the most frequent label of these samples."""
     labels = labels_BT[labels_BT != IGNORED]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from memtok_jax.config import choose
+from memtok_jax.config import UserError, choose
 
 
 class Headline(NamedTuple):
@@ -35,6 +35,15 @@ class Headline(NamedTuple):
 
 
 ACCURACY = Headline("eval/accuracy", "accuracy (share of targets)", lambda score: score.accuracy, "train/accuracy")
+
+
+def of_tasks(experiment: Any, suite: str, known: tuple[str, ...]) -> str:
+    """Name of the task of an experiment. Raises UserError if it is none of the tasks that a suite is for."""
+    task = experiment.data.source.removeprefix("task:")
+    if task not in known:
+        raise UserError(f"suite {suite!r} judges a model on task:{' or task:'.join(known)}, and this run is on "
+                        f"{experiment.data.source}; leave out --suite, or give --data=task:{known[0]}")
+    return task
 
 
 def names() -> tuple[str, ...]:
