@@ -7,6 +7,7 @@ from typing import Any
 
 from memtok_jax import data
 from memtok_jax.config import UserError, check_numbers, choose, override
+from memtok_jax.evaluation.options import DynamicConfig, PositionsConfig
 from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.models.protocol import Model
 from memtok_jax.training import backpropagation, losses
@@ -130,12 +131,15 @@ class EvaluationConfig:
     streams: rows in `eval.py`. With 1 the whole text is one stream with one carry; more is faster, and each stream starts without
         history.
     lengths: for tasks, accuracy is also measured at these multiples of the training length.
+    positions, dynamic: options of the suites of these names, see `evaluation/options.py`.
     """
 
     batch: int = 8
     batches: int = 0
     streams: int = 1
     lengths: tuple[int, ...] = (1, 4, 16)
+    positions: PositionsConfig = PositionsConfig()
+    dynamic: DynamicConfig = DynamicConfig()
 
     def __post_init__(self):
         check_numbers("evaluation", self, at_least=dict(batch=1, batches=0, streams=1, lengths=1))
