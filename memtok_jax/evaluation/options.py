@@ -39,6 +39,7 @@ class DynamicConfig:
 
     rates: learning rates. If there are several, the one with the lowest loss on the validation split is taken.
     rule: "sgd", or "rms", which divides each gradient by the root of its mean square over training data.
+    epsilon: added to that root, so that a weight which training seldom moved takes no large step.
     decay: lambda, how far each step draws the weights back to the trained ones.
     tokens: between two steps; 0: a call of training.
     statistics: training batches from which "rms" takes its mean squares.
@@ -47,13 +48,15 @@ class DynamicConfig:
 
     rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
     rule: str = "rms"
+    epsilon: float = 2e-3
     decay: float = 0.0
     tokens: int = 0
     statistics: int = 16
     choose_bytes: int = 65_536
 
     def __post_init__(self):
-        check_numbers("evaluation.dynamic", self, at_least=dict(rates=0, decay=0, tokens=0, statistics=1, choose_bytes=0))
+        check_numbers("evaluation.dynamic", self, at_least=dict(rates=0, decay=0, tokens=0, statistics=1, choose_bytes=0),
+                      above=dict(epsilon=0))
         choose("evaluation.dynamic.rule", self.rule, RULES)
         if not self.rates:
             raise UserError("evaluation.dynamic.rates is empty; give at least one learning rate, as in 0.0001,0.001")

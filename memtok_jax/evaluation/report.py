@@ -33,19 +33,30 @@ def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str],
     """
     workdir = Path(workdir)
     experiment = changed(read_config(workdir), overrides, workdir)
-    chosen, model = suite_named(suite or data.suite(experiment.data)), bind(experiment.model)
-    check_vocabulary(experiment, model)
+    chosen = suite_named(suite or data.suite(experiment.data))
     mesh = sharding.make_mesh(1, 1, experiment.training.tensor)
-    with jax.set_mesh(mesh), Checkpoints(workdir, experiment.training.keep) as checkpoints:
-        params, meta = checkpoints.restore_params(abstract_params(model, mesh))
+    with jax.set_mesh(mesh):
+        _, model, params, step = restored(workdir, mesh, experiment)
         say(f"data   {data.describe(experiment.data)}")
-        say(f"model  {P.count(model.specs()):,} parameters after {meta['step']} steps, from "
-            f"{checkpoints.folder / str(meta['step'])}")
-        result = {"workdir": str(workdir), "step": meta["step"], "source": experiment.data.source,
+        say(f"model  {P.count(model.specs()):,} parameters after {step} steps, from {workdir}")
+        result = {"workdir": str(workdir), "step": step, "source": experiment.data.source,
                   **dict(chosen.run(experiment, model, params, mesh, workdir, say))}
     (workdir / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n")
     say(f"written to {workdir}: {RESULT_FILE}" + (" and figures" if figures.available() else ""))
     return result
+
+
+def restored(workdir: Path, mesh: Mesh, experiment: Experiment | None = None) -> tuple[Experiment, Model, P.Tree, int]:
+    """Experiment, model, newest parameters on `mesh` and steps of a run. experiment: None, the one that the run saved.
+
+    Call it under `jax.set_mesh(mesh)`. Raises UserError for a directory without a run or checkpoint.
+    """
+    experiment = experiment or read_config(workdir)
+    model = bind(experiment.model)
+    check_vocabulary(experiment, model)
+    with Checkpoints(workdir, experiment.training.keep) as checkpoints:
+        params, meta = checkpoints.restore_params(abstract_params(model, mesh))
+    return experiment, model, params, meta["step"]
 
 
 def changed(saved: Experiment, overrides: tuple[str, ...], workdir: Path) -> Experiment:
