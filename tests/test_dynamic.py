@@ -128,8 +128,10 @@ def toy_by_hand(model: Model, params, rate: float, data) -> float:
 
             def loss(params, carry=carry, ids=ids, wanted=wanted, first=first, batch=batch):
                 prefix = jnp.zeros_like(carry.prefix) + params["prefix"][None]   # derived: follows the weights, with its gradient
-                logits, after = model.apply(params, carry._replace(prefix=prefix), ids, jnp.clip(batch["length"] - first, 0, TOKENS))
-                nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, jnp.maximum(wanted, 0)[..., None], -1)[..., 0]
+                length = jnp.clip(batch["length"] - first, 0, TOKENS)
+                logits, after = model.apply(params, carry._replace(prefix=prefix), ids, length)
+                picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0)[..., None], -1)[..., 0]
+                nats = jax.nn.logsumexp(logits, -1) - picked
                 nats = jnp.where(wanted >= 0, nats, 0)
                 return nats.sum() / jnp.maximum((wanted >= 0).sum(), 1), (nats.sum(), after)
 
