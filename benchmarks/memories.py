@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     """A row.
 
     build: sizes -> config of the model. family: rows of one family have one colour. twin: the row without this memory, "" for rows
-    that have none. evaluation: overrides of the config when it is tested; "{longest}" stands for the longest test row.
+    that have none. evaluation: overrides of the config when it is tested; "{longest}" stands for `Page.longest`.
     """
 
     build: Callable[[Sizes], Any]

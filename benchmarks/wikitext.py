@@ -116,10 +116,10 @@ def main(arguments: list[str]) -> None:
     free = {k.removeprefix("baseline/"): v for k, v in first.items() if k.startswith("baseline/")}
     text = "\n\n".join([
         f"# {args.source}, equal parameters and budget", f"`{report.command_line('benchmarks.wikitext', arguments)}`",
-        f"{args.steps} updates of {BATCH} x {ROW} bytes; learning rate of each model chosen on the first {args.valid_bytes:,} bytes "
-        f"of the validation split; {args.seeds} fresh seeds (mean, least to most); first {first.get('eval/bytes', 0):,} bytes of "
-        f"the test split, {first.get('eval/words', 0):,} words, each text one stream. Parameters are without embeddings. Bits per "
-        "byte without training, on the same bytes: " + ", ".join(f"{k} {v:.3f}" for k, v in free.items())
+        f"{args.steps} updates of {BATCH} x {ROW} bytes; learning rate of each model chosen on the first {args.valid_bytes:,} "
+        f"bytes of the validation split; {args.seeds} fresh seeds (mean, least to most); first {first.get('eval/bytes', 0):,} "
+        f"bytes of the test split, {first.get('eval/words', 0):,} words, each text one stream. Parameters are without embeddings. "
+        "Bits per byte without training, on the same bytes: " + ", ".join(f"{k} {v:.3f}" for k, v in free.items())
         + f". {report.machine([sweep.software()], load)}", table(results, args),
         "Learning rates that were tried, with validation bits per byte:",
         report.table(["model", "rates"], [list(item) for item in protocol.tried(chosen, 3).items()])])
