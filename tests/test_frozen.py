@@ -38,7 +38,7 @@ def test_parameters_and_carry_are_those_of_the_model():
             assert shapes(ours) == shapes(still)
 
 
-@pytest.mark.parametrize("forget_to", ["init", "zero"])
+@pytest.mark.parametrize("forget_to", [pytest.param("init", marks=pytest.mark.slow), "zero"])
 def test_every_read_is_at_the_initial_weights(forget_to):
     """What is read after many writes is f at the learned initial weights, to the bit."""
     cfg = neural.NeuralMemoryConfig(width=4, head_dim=4, chunk=4, expansion=2, conv=2, step_max=0.3, forget_to=forget_to,
@@ -66,6 +66,7 @@ def _logits(cfg, scale: float) -> np.ndarray:
     return np.asarray(bound.run(params, bound.init_state(params, 2), some_ids(2, 12), Call())[0])
 
 
+@pytest.mark.slow
 def test_a_memory_that_is_not_used_is_worth_nothing():
     """MAG that adds its memory, with the weight of the memory at zero: frozen and not frozen are the same numbers."""
     cfg = model(type(MAG)(window=3, combine="sum", memory=MEMORY), segment=0)
