@@ -35,7 +35,7 @@ from benchmarks.protocol import Run
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=[], help="names of the table's rows (default: all)")
-    parser.add_argument("--pages", nargs="+", default=["needles", "books", "parity", "s3"], help="tasks")
+    parser.add_argument("--pages", nargs="+", default=[], help="needles, books, parity, s3 (default: all)")
     parser.add_argument("--budget", default="small", choices=list(BUDGETS))
     parser.add_argument("--seeds", type=int, default=3, help="fresh runs of each model")
     parser.add_argument("--rates", type=float, nargs="+", default=list(protocol.RATES), help="learning rates to choose from")
@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> None:
     for name in args.pages:
         if name not in known:
             raise SystemExit(f"error: no page {name!r}; there are {', '.join(known)}")
-    done = {name: run_page(name, known[name], args) for name in args.pages}
+    done = {name: run_page(name, known[name], args) for name in args.pages or known}
     text = summary(done, args, report.command_line("benchmarks.all_memories", arguments), load)
     print(text)
     report.write(args.output, text, {"arguments": arguments, "pages": numbers(done)})

@@ -57,9 +57,13 @@ class Page(NamedTuple):
 
 
 def pages(budget: Budget, text: str, data_dir: str) -> dict[str, Page]:
-    """All pages by name. text: source of the page "books"."""
-    return {"needles": needles(budget), "books": books(budget, text, data_dir), "parity": tracking(budget, "parity"),
-            "s3": tracking(budget, "s3")}
+    """All pages by name, of those whose recipe is in `configs/`. text: source of the page "books"."""
+    from memtok_jax import config
+
+    made = {"needles": ("needles", lambda: needles(budget)), "books": ("", lambda: books(budget, text, data_dir)),
+            "parity": ("state_tracking", lambda: tracking(budget, "parity")),
+            "s3": ("state_tracking", lambda: tracking(budget, "s3"))}
+    return {name: make() for name, (recipe, make) in made.items() if recipe in ("", *config.config_names())}
 
 
 # ------------------------------------------------------------------------------------------------------------------------- tasks
