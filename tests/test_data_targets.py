@@ -158,7 +158,7 @@ def test_stages_hold_out_the_same_text():
 
 
 def test_suites_are_found_by_their_files():
-    assert {"images", "needles", "task", "text"} <= set(names())
+    assert {"dynamic", "images", "needles", "positions", "task", "text"} <= set(names())
     for name in names():
         assert suite_named(name).HEADLINE.name.startswith("eval/") and callable(suite_named(name).run)
     assert data.suite(TextConfig()) == "text"

@@ -55,6 +55,36 @@ def by_distance(path: Path, points: Sequence[tuple[int, int, float, int]], level
     figure.savefig(path, dpi=130)
 
 
+def with_differences(path: Path, x: Sequence[float], lines: Mapping[str, Sequence[float]],
+                     differences: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], marks: Sequence[float],
+                     levels: Mapping[str, float], ylabel: str, title: str) -> None:
+    """Draw lines over the position in a stream on the left, and differences to the first line with their intervals on the right.
+
+    lines: name -> y. differences: name -> (mean, low, high). marks: positions that get a dotted line. levels: name -> y.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for n, (name, y) in enumerate(lines.items()):
+        left.plot(x, y, marker="o", markersize=3, color=f"C{n}", label=name)
+    for n, (name, value) in enumerate(levels.items()):
+        left.axhline(value, color="grey", linestyle=("--", "-.", ":")[n % 3], linewidth=0.8, label=f"{name}: {value:.3f}")
+    for n, (name, (mean, low, high)) in enumerate(differences.items(), 1):
+        right.plot(x, mean, marker="o", markersize=3, color=f"C{n}", label=f"{name} - model")
+        right.fill_between(x, low, high, color=f"C{n}", alpha=0.2, linewidth=0)
+    right.axhline(0, color="black", linewidth=0.8)
+    for ax, label in ((left, ylabel), (right, f"difference in {ylabel} (above 0 the memory helps)")):
+        ax.set(xlabel="position in the stream (tokens)", ylabel=label)
+        ax.set_xscale("log", base=2)
+        for mark in marks:
+            ax.axvline(mark, color="grey", linestyle=":", linewidth=0.8)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+
+
 def by_length(path: Path, lengths: Sequence[int], accuracy: Sequence[float], levels: Mapping[str, Sequence[float]],
               trained: int, title: str) -> None:
     """Draw accuracy against sequence length. levels: name -> accuracy at each length. trained: length of training."""

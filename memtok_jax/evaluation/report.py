@@ -35,11 +35,10 @@ def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str],
     """
     workdir = Path(workdir)
     experiment = changed(read_config(workdir), overrides, workdir)
-    chosen, model = suite_named(suite or data.suite(experiment.data)), bind(experiment.model)
-    check_vocabulary(experiment, model)
+    chosen = suite_named(suite or data.suite(experiment.data))
     mesh = sharding.make_mesh(1, 1, experiment.training.tensor)
-    found = saved_model.load(workdir, experiment, model, mesh, checkpoint)
     with jax.set_mesh(mesh):
+        _, model, found = restored(workdir, mesh, experiment, checkpoint)
         say(f"data   {data.describe(experiment.data)}")
         say(f"model  {P.count(model.specs()):,} parameters after {found.step} steps, from {found.origin}")
         result = {"workdir": str(workdir), "step": found.step, "source": experiment.data.source,
@@ -57,6 +56,18 @@ def _sets(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, say:
         say(f"{one.name}: {data.describe(one.data)}")
         say(f"{one.name}: " + ", ".join(f"{name} {values[name]:.4f}" for name in one.metrics))
     return values
+
+
+def restored(workdir: Path, mesh: Mesh, experiment: Experiment | None = None,
+             checkpoint: str = "latest") -> tuple[Experiment, Model, saved_model.Saved]:
+    """Experiment, model and parameters on `mesh` of a run. experiment: None, the one that the run saved.
+
+    Call it under `jax.set_mesh(mesh)`. Raises UserError for a directory without a run or checkpoint.
+    """
+    experiment = experiment or read_config(workdir)
+    model = bind(experiment.model)
+    check_vocabulary(experiment, model)
+    return experiment, model, saved_model.load(workdir, experiment, model, mesh, checkpoint)
 
 
 def changed(saved: Experiment, overrides: tuple[str, ...], workdir: Path) -> Experiment:

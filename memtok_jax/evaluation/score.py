@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,16 +95,29 @@ def _compiled(platform: str):
                    compiler_options=options(platform))
 
 
-def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, model: Model, call_tokens: int,
-          loss: str = "softmax") -> Score:
-    """Score all batches.
+class Scored(NamedTuple):
+    """One batch with the loss of each position.
+
+    batch: as `data.open_eval` gives it. nats: f32[B, T] and correct: bool[B, T], 0 and False where nothing is scored.
+    age: i64[B], tokens of its stream that each row has read before.
+    """
+
+    batch: dict[str, np.ndarray]
+    nats: np.ndarray
+    correct: np.ndarray
+    age: np.ndarray
+
+
+def score_batches(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, model: Model, call_tokens: int,
+                  loss: str = "softmax") -> Iterator[Scored]:
+    """Score all batches, one after the other; the carry runs from batch to batch.
 
     batches: as `data.open_eval` gives them, all rows on every process; the first batch starts every row that it uses.
     mesh: where the parameters lie; the rows of a batch must divide over it. call_tokens: tokens per call of the model,
     which must divide the length of the batches. loss: one of `losses.LOSSES`.
     A batch takes the faster path of whole calls if all its rows are full and have been full since their streams began.
     """
-    carry, age, ragged, tallies, run = None, None, None, _Tallies(), _compiled(jax.default_backend())
+    carry, age, ragged, run = None, None, None, _compiled(jax.default_backend())
     for batch in batches:
         rows, total = batch["targets"].shape[:2]
         if carry is None:
@@ -112,11 +125,18 @@ def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, 
         age, ragged = np.where(batch["start"], 0, age), np.where(batch["start"], False, ragged) | (batch["length"] != total)
         whole = not ragged.any() and call_tokens % model.call_tokens == 0
         arrays = [sharding.place_rows(mesh, batch[name]) for name in ("inputs", "targets", "start", "length")]
-        carry, losses_BT, correct = run(params, carry, *arrays, model=model, call_tokens=call_tokens, loss=loss, whole=whole)
-        scored = np.asarray(losses.is_scored(batch["targets"]))
-        size = int(batch["bytes"].sum()) if "bytes" in batch else int(scored.sum())
-        tallies.add(scored, np.asarray(losses_BT), np.asarray(correct), age, size)
+        carry, nats_BT, correct_BT = run(params, carry, *arrays, model=model, call_tokens=call_tokens, loss=loss, whole=whole)
+        yield Scored(batch, np.asarray(nats_BT), np.asarray(correct_BT), age)
         age = age + total
+
+
+def score(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, model: Model, call_tokens: int,
+          loss: str = "softmax") -> Score:
+    """Totals over all batches; see `score_batches`."""
+    tallies = _Tallies()
+    for batch, nats, correct, age in score_batches(params, batches, mesh, model=model, call_tokens=call_tokens, loss=loss):
+        scored = np.asarray(losses.is_scored(batch["targets"]))
+        tallies.add(scored, nats, correct, age, int(batch["bytes"].sum()) if "bytes" in batch else int(scored.sum()))
     return tallies.result()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from memtok_jax import data
 from memtok_jax.config import UserError, check_numbers, choose, override
+from memtok_jax.evaluation.options import DynamicConfig, PositionsConfig
 from memtok_jax.evaluation.sets import NamedSet, parse, refuse_other_tokens
 from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.models.protocol import Model
@@ -144,6 +145,7 @@ class EvaluationConfig:
     lengths: for tasks, accuracy is also measured at these multiples of the training length.
     sets: further data that is scored, each with a name for its numbers, as in "test=wikitext2 eval_split=test"; see
         `memtok_jax/evaluation/sets.py`.
+    positions, dynamic: options of the suites of these names, see `evaluation/options.py`.
     """
 
     batch: int = 8
@@ -151,6 +153,8 @@ class EvaluationConfig:
     streams: int = 1
     lengths: tuple[int, ...] = (1, 4, 16)
     sets: tuple[str, ...] = ()
+    positions: PositionsConfig = PositionsConfig()
+    dynamic: DynamicConfig = DynamicConfig()
 
     def __post_init__(self):
         check_numbers("evaluation", self, at_least=dict(batch=1, batches=0, streams=1, lengths=1))

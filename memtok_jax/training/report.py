@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from memtok_jax import data, sharding
 from memtok_jax.analysis import figures
 from memtok_jax.evaluation import sets
+from memtok_jax.evaluation.frozen import can_freeze, frozen
 from memtok_jax.evaluation.score import Score, memory_statistics, score_data
 from memtok_jax.evaluation.suites import Headline, suite_named
-from memtok_jax.models.protocol import Model
+from memtok_jax.models.protocol import Model, bind
 from memtok_jax.training import metrics as mx
 from memtok_jax.training.experiment import Experiment
 
@@ -49,17 +50,32 @@ def first_call(experiment: Experiment, model: Model, params: Any, mesh: Mesh) ->
     return {f"memory/{name}": float(value) for name, value in stats.items()}
 
 
+def without_writes(experiment: Experiment, model: Model, params: Any, mesh: Mesh) -> dict[str, float]:
+    """Bits per byte of the held-out text with the same weights, the neural memories' writes switched off: one more scoring pass.
+
+    Nothing for a model without a neural memory, and for data that is no text.
+    """
+    if data.suite(experiment.data) != "text" or not can_freeze(model.cfg):
+        return {}
+    judged = headline(experiment)
+    still = score_data(experiment, bind(frozen(model.cfg)), params, mesh, experiment.data, experiment.evaluation.batch)
+    return {judged.name.replace("eval/", "eval/frozen_"): judged.of(still)}
+
+
 def final(experiment: Experiment, model: Model, params: Any, step: int, mesh: Mesh, workdir: Path, metrics: Any,
           say: Callable[[str], None]) -> None:
     """Score all held-out data with the parameters after `step` updates, and write and print the report."""
     cfg, judged = experiment.data, headline(experiment)
     result, values = held_out(experiment, model, params, mesh, 0)
+    still = without_writes(experiment, model, params, mesh)
     if jax.process_index() != 0:
         return
     free = data.baselines(cfg, model.reach, model.segment)
-    metrics.write(step, values | {f"{mx.BASELINE}{name}": value for name, value in free.items()})
+    metrics.write(step, values | still | {f"{mx.BASELINE}{name}": value for name, value in free.items()})
     say(f"held out: {result.count:,} targets, {judged.label} {values[judged.name]:.4f}; on the same data "
         + ", ".join(f"{n} {v:.4f}" for n, v in free.items()))
+    for value in still.values():
+        say(f"the same with its memory frozen (no writes): {judged.label} {value:.4f}")
     for one in experiment.sets:
         say(f"{one.name}: " + ", ".join(f"{name} {values[name]:.4f}" for name in one.metrics))
     memory = {name.removeprefix("memory/"): value for name, value in values.items() if name.startswith("memory/")}

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from memtok_jax import data
 from memtok_jax import params as P
 from memtok_jax.analysis import figures
+from memtok_jax.evaluation.frozen import can_freeze, frozen
 from memtok_jax.evaluation.score import score_data
 from memtok_jax.evaluation.suites import Headline
-from memtok_jax.models.protocol import Model
+from memtok_jax.models.protocol import Model, bind
 
 if TYPE_CHECKING:
     from memtok_jax.training.experiment import Experiment
@@ -57,6 +58,10 @@ def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdi
     bits, free = HEADLINE.of(result), data.baselines(cfg, model.reach, model.segment)
     say(f"bits per byte {bits:.4f} on {size:,} bytes ({cfg.eval_split}, {streams} stream(s)); on the same bytes "
         + ", ".join(f"{name} {value:.4f}" for name, value in free.items()))
+    if can_freeze(model.cfg):
+        still = HEADLINE.of(score_data(experiment, bind(frozen(model.cfg)), params, mesh, cfg, streams))
+        say(f"the same with its memory frozen (no writes): bits per byte {still:.4f}")
+        yield "eval/frozen_bits_per_byte", still
     yield "split", cfg.eval_split
     yield "streams", streams
     yield "eval/loss", result.loss
