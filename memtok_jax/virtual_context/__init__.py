@@ -4,7 +4,7 @@ The mechanism is the paper's: a bounded main context, external stores, a queue m
 paging. The controller is not: the paper's is a large chat model, here it is a policy (a script, a heuristic, a small model of this
 library, or any function from text to text). None of the paper's numbers for chat are claimed.
 
-Main context, in the order in which the model reads it; the shares are tokens of `ContextConfig.budget`:
+Main context; the shares are tokens of `ContextConfig.budget`:
 
     region    content                                             written by            share
     pinned    first tokens of every context, and a prefix         nobody                fixed
