@@ -22,6 +22,7 @@ from memtok_jax.models.rmt import RmtConfig
 from memtok_jax.models.style import GPT2, GPT2_RELATIVE, TRANSFORMER_XL
 from memtok_jax.training.recipes import titans_layer
 
+CHUNK = 64   # longest chunk of a neural memory that is not asked for
 TITANS = ("mac", "mag", "mal", "lmm")
 MEMORIES = (*TITANS, "rmt", "armt", "transformer_xl", "compressive", "streaming_llm", "hymba", "mamba", "window")
 
@@ -29,14 +30,14 @@ MEMORIES = (*TITANS, "rmt", "armt", "transformer_xl", "compressive", "streaming_
 def small_model(memory: str, vocabulary: int, tokens: int, width: int = 128, layers: int = 2, chunk: int = 0) -> Any:
     """The config of a model with one of MEMORIES in every layer, heads of 32.
 
-    tokens: of a window, a segment and a cache. chunk: of a neural memory; 0 takes `tokens`. Memory tokens: 8 of RMT and ARMT; 4
-    learned ones are a prefix of Titans' models. Raises UserError for an unknown memory.
+    tokens: of a window, a segment and a cache. chunk: of a neural memory; 0 takes `tokens`, at most 64. RMT and ARMT have 8 memory
+    tokens, Titans' models a prefix of 4 learned ones (LMM none). Raises UserError for an unknown memory.
     """
     choose("memory", memory, MEMORIES)
     shape = dict(vocabulary=vocabulary, width=width, layers=layers, head_dim=32)
     if memory in TITANS:
         # MAC adds its memory: with the paper's gate it learns several times slower (docs/log.md).
-        fast = NeuralMemoryConfig(head_dim=32, chunk=chunk or tokens)
+        fast = NeuralMemoryConfig(head_dim=32, chunk=chunk or min(tokens, CHUNK))
         layer = titans_layer(memory, tokens, fast, "sum" if memory == "mac" else "gate")
         return LanguageModelConfig(pattern=(layer,), segment=tokens if memory == "mac" else 0, prefix=0 if memory == "lmm" else 4,
                                    **shape)
