@@ -146,8 +146,10 @@ def books(budget: Budget, text: str, data_dir: str) -> Page:
             out |= {"twin, far copies": lines["far copies"]["against"][0]} if "far copies" in lines else {}
         return out
 
-    positions = "evaluation.positions"
-    return Page(f"{text}: loss by position in streams of {budget.stream:,} bytes", Sizes(256, segment, row * visit), row * visit,
+    positions, about = "evaluation.positions", f"{text}: loss by position in streams of {budget.stream:,} bytes"
+    if test == "valid":
+        about += "; this text has no test split, so rates are chosen on a part of what is tested"
+    return Page(about, Sizes(256, segment, row * visit), row * visit,
                 lambda model, rate, seed: _of_model(base.experiment(model), model, rate, seed),
                 ("data.eval_split=valid", "data.eval_bytes=131072", "evaluation.streams=8"), "eval/bits_per_byte", True,
                 (f"data.eval_split={test}", "data.eval_bytes=0", f"{positions}.tokens={budget.stream}",
