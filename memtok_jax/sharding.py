@@ -13,6 +13,7 @@ The compiler places the collectives (axes of type Auto). Nothing else in the pac
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -145,6 +146,19 @@ def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
     local = jax.shard_map(lambda table, ids: table[ids], in_specs=(PartitionSpec(), own_rows), out_specs=own_rows,
                           axis_names=set(free), check_vma=False)
     return local(table_VD, ids_BT)
+
+
+def divided(function: Callable, in_axes: list[tuple[str | None, ...]], out_axes: list[tuple[str | None, ...]]) -> Callable:
+    """`function`, computed by each device on its own part of the arrays: for what the compiler cannot divide, such as a kernel.
+
+    function: (*arrays) -> list of arrays. in_axes, out_axes: logical axes of the first dimensions of each array; the rest is whole.
+    """
+    free = _free_axes()
+    if not free:
+        return function
+    spec = lambda names: _partition_spec(tuple(tuple(a for a in dim if a in free) for dim in mesh_axes_of(names)))
+    return jax.shard_map(function, in_specs=tuple(map(spec, in_axes)), out_specs=list(map(spec, out_axes)), axis_names=set(free),
+                         check_vma=False)
 
 
 def place_rows(mesh: Mesh, x: np.ndarray) -> jax.Array:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from neural_cases import assert_close, jit, random_params
 
+from memtok_jax import sharding
 from memtok_jax.config import UserError
 from memtok_jax.memory import neural
 from memtok_jax.memory.neural import kernel, scan
@@ -87,3 +88,17 @@ def test_both_kernels_compile_for_a_tpu(options):
     assert done.returncode == 0, done.stderr[-2000:]
     taken = json.loads(done.stdout.splitlines()[-1])
     assert len(taken) == 2 and all(0 < size < CHIP_BYTES for size in taken)
+
+
+@pytest.mark.slow
+def test_on_a_mesh_each_device_runs_its_own_rows_and_heads():
+    cfg, x = memory(view="kernel"), jnp.asarray(np.random.default_rng(0).normal(size=(2, 2 * CHUNK, WIDTH)), jnp.float32)
+    params = random_params(neural.specs(cfg), 0, jnp.float32)
+    state = neural.init_state(params, cfg, 2)
+    loss = lambda params, x: jnp.square(neural.apply(params, state, x, cfg, whole=True)[0]).sum()
+    want = jit(jax.grad(loss, (0, 1)))(params, x)
+    mesh = sharding.make_mesh(2, 1, 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.shardings(mesh, neural.specs(cfg))), jax.device_put(x, sharding.rows(mesh))
+        got = jit(jax.grad(loss, (0, 1)))(*placed)
+    assert_close(got, want, 1e-5)

@@ -13,8 +13,8 @@ The forward pass keeps (W, S) at the start of each chunk for the backward pass, 
 is not made of whole chunks takes the chunked view, whose values are the same.
 
 On a TPU the kernel is compiled (Mosaic), anywhere else it is interpreted, which is slow and meant for tests. The compiler for TPUs
-has no error function, so there `activation` must be "gelu_tanh" or "silu". Programs of the grid that belong to one memory must
-stay on one chip: rows and heads may be divided over a mesh under `shard_map`.
+has no error function, so there `activation` must be "gelu_tanh" or "silu". On a mesh each device runs the programs of its own rows
+and heads.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from jax.experimental import pallas as pl
 from memtok_jax.memory.neural import scan, stats
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.rule import Carry, Inputs, Surprise, Weights, piece
+from memtok_jax.sharding import divided
 
 
 class Memory(NamedTuple):
@@ -115,7 +116,10 @@ def _choose(first: jax.Array, given, left):
 
 # ------------------------------------------------------------------------------------------------------------------- the call
 
-LEADING = {"head": ("h",), "memory": ("b", "h"), "chunk": ("b", "h", "n")}
+LEADING = {"head": ("heads",), "memory": ("batch", "heads"), "chunk": ("batch", "heads", None)}  # None: chunks
+
+
+GRID = ("batch", "heads", None)
 
 
 class Part(NamedTuple):
@@ -133,23 +137,28 @@ class Leaf(NamedTuple):
     shared: str
 
     @property
+    def axes(self) -> tuple[str | None, ...]:
+        """Logical axes in front of that."""
+        return LEADING[self.shared]
+
+    @property
     def block(self) -> tuple[int, ...]:
         """The shape with two axes or more, which arrays on the chip have."""
         return (1,) * (2 - len(self.shape)) + self.shape
 
     def whole(self, grid: tuple[int, int, int], shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the array whose programs see `shape`."""
-        return tuple(size for size, name in zip(grid, "bhn", strict=True) if name in LEADING[self.shared]) + shape
+        return tuple(grid[GRID.index(axis)] for axis in self.axes) + shape
 
     def spec(self, chunks: int, backward: bool) -> pl.BlockSpec:
         """Where a program finds its block."""
-        axes, rest = LEADING[self.shared], (0,) * len(self.block)
+        rest = (0,) * len(self.block)
 
-        def place(b, h, n):
-            at = {"b": b, "h": h, "n": chunks - 1 - n if backward else n}
-            return (*(at[axis] for axis in axes), *rest)
+        def place(row, head, n):
+            at = row, head, chunks - 1 - n if backward else n
+            return (*(at[GRID.index(axis)] for axis in self.axes), *rest)
 
-        return pl.BlockSpec((None,) * len(axes) + self.block, place)
+        return pl.BlockSpec((None,) * len(self.axes) + self.block, place)
 
 
 def _one(part: Part):
@@ -182,12 +191,14 @@ def _call(body, grid: tuple[int, int, int], given: dict[str, Part], made: dict[s
             ref[...] = value.reshape(ref.shape)
 
     def call(interpret: bool, *arrays):
+        own = next(array.shape[:3] for array, leaf in zip(arrays, into, strict=True) if leaf.shared == "chunk")  # of this device
         return pl.pallas_call(
-            program, grid=grid, interpret=interpret, in_specs=[leaf.spec(grid[2], backward) for leaf in into],
-            out_specs=[leaf.spec(grid[2], backward) for leaf in out],
-            out_shape=[jax.ShapeDtypeStruct(leaf.whole(grid, leaf.block), leaf.dtype) for leaf in out])(*arrays)
+            program, grid=own, interpret=interpret, in_specs=[leaf.spec(own[2], backward) for leaf in into],
+            out_specs=[leaf.spec(own[2], backward) for leaf in out],
+            out_shape=[jax.ShapeDtypeStruct(leaf.whole(own, leaf.block), leaf.dtype) for leaf in out])(*arrays)
 
+    anywhere = lambda *arrays: list(jax.lax.platform_dependent(*arrays, tpu=partial(call, False), default=partial(call, True)))
     arrays = [array.reshape(leaf.whole(grid, leaf.block)) for array, leaf in zip(arrays, into, strict=True)]
-    found = jax.lax.platform_dependent(*arrays, tpu=partial(call, False), default=partial(call, True))
+    found = divided(anywhere, [leaf.axes for leaf in into], [leaf.axes for leaf in out])(*arrays)
     found = [array.reshape(leaf.whole(grid, leaf.shape)) for array, leaf in zip(found, out, strict=True)]
     return jax.tree.unflatten(out_tree, found)
