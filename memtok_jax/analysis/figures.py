@@ -74,7 +74,8 @@ def with_differences(path: Path, x: Sequence[float], lines: Mapping[str, Sequenc
         right.plot(x, mean, marker="o", markersize=3, color=f"C{n}", label=f"{name} - model")
         right.fill_between(x, low, high, color=f"C{n}", alpha=0.2, linewidth=0)
     right.axhline(0, color="black", linewidth=0.8)
-    for ax, label in ((left, ylabel), (right, f"difference in {ylabel} (above 0 the memory helps)")):
+    right.set(title="above 0 the memory helps")
+    for ax, label in ((left, ylabel), (right, f"difference in {ylabel}")):
         ax.set(xlabel="position in the stream (tokens)", ylabel=label)
         ax.set_xscale("log", base=2)
         for mark in marks:
