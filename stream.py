@@ -1,5 +1,7 @@
 """Read a text of any length with a trained model and write on: python stream.py --workdir=runs/titans_mac --file=book.txt
 
+or with a pretrained one: python stream.py --model=FOLDER --context=1024 --sinks=4 --file=book.txt   (config.json, safetensors)
+
 The text goes to standard output, everything else to standard error. --save=FOLDER keeps the stream; the same command again goes on
 where it was ended. --load=FOLDER begins with a kept stream.
 """
@@ -17,7 +19,7 @@ OPTIONS = (
     flags.DEFINE_multi_string("file", [], "Text to read: a file (plain or .gz), or - for standard input. Several --file are read "
                               "side by side, each by a stream of its own."),
     flags.DEFINE_integer("streams", 0, "Streams that read the same file and write on independently."),
-    flags.DEFINE_integer("tokens", 400, "Tokens to write; bytes, unless the run has a tokenizer."),
+    flags.DEFINE_integer("tokens", 400, "Tokens to write; bytes, unless the model has a tokenizer."),
     flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token, 1 the model's own probabilities."),
     flags.DEFINE_integer("top_k", 0, "Choose among this many most likely tokens; 0: all."),
     flags.DEFINE_float("top_p", 1.0, "Choose among the fewest tokens with this probability together; 1: all."),
@@ -30,7 +32,10 @@ OPTIONS = (
     flags.DEFINE_float("save_every", 30.0, "Seconds between two snapshots; 0: after each piece."),
     flags.DEFINE_string("load", "", "Folder that --save wrote: go on with its stream."),
     flags.DEFINE_bool("perplexity", False, "Only read, and print one JSON object for each file."),
-    flags.DEFINE_string("checkpoint", "latest", "latest, or best: that with the best value of training.keep_best."))
+    flags.DEFINE_string("checkpoint", "latest", "latest, or best: that with the best value of training.keep_best."),
+    flags.DEFINE_string("model", "", "Folder of a pretrained model, in the place of --workdir."),
+    flags.DEFINE_integer("context", 0, "Of --model: tokens that a layer without a window sees; 0: 2048, or what its config says."),
+    flags.DEFINE_integer("sinks", 0, "Of --model: first tokens that every token sees (StreamingLLM)."))
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 
@@ -38,10 +43,10 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
     """Read and write; returns the exit status."""
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is not a flag; flags start with --, as in --file={argv[1]}")
-    if WORKDIR.value is None:
-        raise cli.UserError("which run? give --workdir=FOLDER, as printed by train.py")
     options = {one.name: tuple(one.value) if isinstance(one.value, list) else one.value for one in OPTIONS}
-    return cli.stream(cli.folder(WORKDIR.value), overrides, options)
+    if (WORKDIR.value is None) == (not options["model"]):
+        raise cli.UserError("which run? give --workdir=FOLDER, as printed by train.py, or --model=FOLDER for a pretrained model")
+    return cli.stream(cli.folder(WORKDIR.value, cli.Path("runs") / "pretrained"), overrides, options)
 
 
 if __name__ == "__main__":

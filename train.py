@@ -22,6 +22,8 @@ DATA = flags.DEFINE_string("data", None, "What to train on instead of the config
                            "task:NAME or images:NAME.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets. Default: environment variable "
                                "MEMTOK_DATA_DIR.")
+START_FROM = flags.DEFINE_string("start_from", None, "A run whose newest parameters are the first ones; with --config=retrofit "
+                                 "also a folder of a pretrained model (config.json and safetensors).")
 DISTRIBUTED = flags.DEFINE_string("distributed", "auto", "Several processes: auto (join where a cluster is detected), "
                                   "on, off, or ADDRESS:PORT,COUNT,INDEX.")
 COMPILE_ONLY = flags.DEFINE_string("compile_only", None, "Compile the training step for a machine that need not be "
@@ -34,7 +36,7 @@ def main(argv: list[str], overrides: tuple[str, ...]) -> int:
     """Run one experiment; returns the exit status."""
     if len(argv) > 1:
         raise cli.UserError(f"{argv[1]!r} is not a flag; flags start with --, as in --config={argv[1]}")
-    experiment = cli.experiment(CONFIG.value, overrides, DATA.value, DATA_DIR.value)
+    experiment = cli.experiment(CONFIG.value, overrides, DATA.value, DATA_DIR.value, START_FROM.value)
     if COMPILE_ONLY.value:
         return cli.compile_only(experiment, COMPILE_ONLY.value)
     return cli.train(experiment, cli.folder(WORKDIR.value, cli.default_workdir(CONFIG.value)), DISTRIBUTED.value)

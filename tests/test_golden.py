@@ -27,8 +27,8 @@ from memtok_jax.training import step
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FILE = Path(__file__).with_name("golden.json")
 # The default preset of every config that reads tokens.
-CONFIGS = ("armt", "compressive", "hymba", "mamba", "recall", "rmt", "stream_eval", "streaming_llm", "titans_lmm", "titans_mac",
-           "titans_mag", "titans_mal", "transformer", "transformer_xl")
+CONFIGS = ("armt", "compressive", "hymba", "mamba", "recall", "retrofit", "rmt", "stream_eval", "streaming_llm", "titans_lmm",
+           "titans_mac", "titans_mag", "titans_mal", "transformer", "transformer_xl")
 
 
 def groups(params) -> dict:

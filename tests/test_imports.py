@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "memtok_jax"
 
 # Commands of `python -m`: they may import everything, and nothing imports them.
-COMMANDS = {"memtok_jax.analysis.registers": "analysis/registers.py", "memtok_jax.data.prepare": "data/prepare.py"}
+COMMANDS = {"memtok_jax.analysis.registers": "analysis/registers.py", "memtok_jax.data.prepare": "data/prepare.py",
+            "memtok_jax.convert.__main__": "convert/__main__.py"}
 
 # Lower may not import higher. Folders and files of one level may import each other.
 LEVELS = {"config": 0, "params": 0, "sharding": 0, "numerics": 0, "compiler": 0, "checks": 0, "memory": 1, "models": 2,

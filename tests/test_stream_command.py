@@ -25,7 +25,7 @@ from memtok_jax import config
 from memtok_jax.config import UserError
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.reading import Pieces
-from memtok_jax.evaluation import saved_stream, streaming
+from memtok_jax.evaluation import saved_model, saved_stream, streaming
 from memtok_jax.evaluation.streaming import StreamConfig, stream_text
 from memtok_jax.inference.filters import Sampling
 from memtok_jax.inference.session import new_stream
@@ -391,5 +391,5 @@ def test_two_commands_do_not_save_to_one_folder(run, book, tmp_path):
 
 
 def test_every_kind_of_model_has_a_name():
-    names = {name: streaming._named(bind(config.load(name).model)) for name in ("titans_mac", "rmt", "transformer_xl")}
+    names = {name: saved_model.named(bind(config.load(name).model)) for name in ("titans_mac", "rmt", "transformer_xl")}
     assert names == {"titans_mac": "Mac NeuralMemory Window", "rmt": "Rmt Segment", "transformer_xl": "Cached Xl"}

@@ -47,7 +47,7 @@ def test_tokens_of_a_long_text_are_those_of_the_whole(tokenizer, tmp_path, monke
     monkeypatch.setattr(token_reading, "WINDOW", window)
     text = long_text(1500)
     (tmp_path / "text").write_text(text)
-    source = TokenText(Pieces(str(tmp_path / "text")), tokenizer, True)
+    source = TokenText(Pieces(str(tmp_path / "text")), tokenizer, True, (tokenizer.first,))
     found = read_all(source, (1, 100, 7))
     assert found[0] == tokenizer.first and source.bytes == len(text.encode())
     np.testing.assert_array_equal(found[1:], tokenizer.encode(text))
@@ -58,18 +58,38 @@ def test_a_reader_goes_on_where_another_stopped(tokenizer, tmp_path, monkeypatch
     monkeypatch.setattr(token_reading, "WINDOW", 301)
     (tmp_path / "text").write_text(long_text(400))
     for stop in (1, 17, 160, 700):
-        one, other = (TokenText(Pieces(str(tmp_path / "text")), tokenizer, True) for _ in range(2))
+        one, other = (TokenText(Pieces(str(tmp_path / "text")), tokenizer, True, (tokenizer.first,)) for _ in range(2))
         one.read(stop)
         state = json.loads(json.dumps([one.source.taken, one.source.checksum, one.state()]))
         other.source.skip(*state[:2])
         other.go_on(state[2])
         np.testing.assert_array_equal(read_all(one, (50,)), read_all(other, (9, 33)))
-        assert one.bytes == other.bytes
+        assert one.bytes == other.bytes and one.scored == other.scored == one.bytes
+
+
+def test_the_first_token_of_a_stream_is_scored_by_nobody(tokenizer, tmp_path):
+    """With nothing in front it is a token of the text; a reader that goes on knows of it."""
+    (tmp_path / "text").write_text("Gedächtnis of a model")
+    sizes = tokenizer.measure("Gedächtnis of a model")[1]
+    one, other = (TokenText(Pieces(str(tmp_path / "text")), tokenizer, True, ()) for _ in range(2))
+    one.read(2)
+    other.source.skip(one.source.taken, one.source.checksum)
+    other.go_on(json.loads(json.dumps(one.state())))
+    for source in (one, other):
+        read_all(source, (3,))
+        assert (source.bytes, source.scored) == (sizes.sum(), sizes[1:].sum())
+
+
+def test_a_reply_ends_with_the_token_that_ends_a_text(tokenizer):
+    units = units_of(tokenizer)
+    assert units.ends == (tokenizer.last,) and units.as_bytes(tokenizer.last) == b"" and units_of(None).ends == ()
+    word = int(tokenizer.encode("memory")[-1])
+    assert units.as_bytes(word) == tokenizer.as_bytes(word)
 
 
 def test_bytes_that_are_no_text_are_read_with_a_sign(tokenizer, tmp_path):
     (tmp_path / "text").write_bytes(b"one \xff\xfe two \xe4\xb8")
-    found = read_all(TokenText(Pieces(str(tmp_path / "text")), tokenizer, False), (4,))
+    found = read_all(TokenText(Pieces(str(tmp_path / "text")), tokenizer, False, ()), (4,))
     np.testing.assert_array_equal(found, tokenizer.encode("one \ufffd\ufffd two \ufffd"))
 
 

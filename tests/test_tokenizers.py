@@ -56,6 +56,22 @@ def test_bytes_of_tokens_joined_are_the_text(path, text):
     assert one.as_bytes(one.vocabulary + 5) == "\N{REPLACEMENT CHARACTER}".encode()
 
 
+def test_what_the_file_puts_before_a_text(tmp_path):
+    """A byte-level file without a rule puts nothing there, though `first` is its only mark; with a rule, and in SentencePiece, what
+    the rule says, without the token that ends a text."""
+    library = pytest.importorskip("tokenizers")
+    plain = tokenizer_toys.make("bpe", tmp_path)
+    file = library.Tokenizer.from_file(plain)
+    file.add_special_tokens(["<s>", "</s>"])
+    begin, end = file.token_to_id("<s>"), file.token_to_id("</s>")
+    file.post_processor = library.processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", begin), ("</s>", end)])
+    file.save(str(tmp_path / "ruled.json"))
+    ruled, marked = (tokenizers.load(str(tmp_path / name)) for name in ("ruled.json", "tokenizer.json"))
+    assert marked.front == () and marked.first == marked.last
+    assert ruled.front == (begin,)
+    assert tokenizers.load(tokenizer_toys.make("sentencepiece", tmp_path)).front == (1,)
+
+
 @pytest.mark.parametrize("text", ["the memory of a model reads tokens", "Gedächtnis für 世界", "\N{GRINNING FACE} the memory"])
 def test_bytes_of_tokens_are_those_of_their_text(path, text):
     """Wherever the first tokens decode to the beginning of the text, their bytes are the bytes of that beginning."""

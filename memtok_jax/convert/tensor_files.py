@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -67,7 +68,7 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if len(indices) > 1:
         raise UserError(f"the folder {folder} holds several models: {indices[0].name} and {indices[1].name}; give the file of one")
-    index = _index(indices[0]) if indices else {}
+    index = read_index(indices[0]) if indices else {}
     wanted = sorted(set(index.values())) if indices else _parts(folder, files)
     if stray := [file.name for file in files if file.name not in wanted]:
         raise UserError(f"the folder {folder} holds several models: {stray[0]} is no part of {wanted[0]}; give the file of one")
@@ -93,8 +94,8 @@ def _parts(folder: Path, files: list[Path]) -> list[str]:
     return [f"{found[1]}-{n:05d}-of-{found[3]}.safetensors" for n in range(1, int(found[3]) + 1)]
 
 
-def _index(path: Path) -> dict[str, str]:
-    """Name of an array -> name of its file."""
+def read_index(path: Path) -> dict[str, str]:
+    """Name of an array -> name of its file, from an index beside it. Raises UserError if it holds something else."""
     content = read_json(path).get("weight_map")
     names = content.values() if isinstance(content, dict) else [None]
     if not content or not all(isinstance(name, str) and Path(name).name == name for name in names):
@@ -118,6 +119,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged (it holds no object)")
     return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as a JSON file."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _line(error: Exception) -> str:
@@ -197,9 +203,11 @@ def _check_extents(path: Path, entries: Mapping[str, _Entry], size: int) -> None
         raise UserError(f"{path} has {size - reached:,} bytes behind its last array; it is damaged or no .safetensors file")
 
 
-def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write name -> array, in the order of the names. Raises UserError for a dtype that the format does not have."""
-    names, header, start = sorted(arrays), {}, 0
+def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray],
+                      metadata: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write name -> array, in the order of the names. metadata: words about the file. Raises UserError for a dtype that the format
+    does not have."""
+    names, header, start = sorted(arrays), {"__metadata__": dict(metadata)} if metadata else {}, 0
     known = {dtype: name for name, dtype in DTYPES.items()}
     for name in names:
         array = np.asarray(arrays[name])

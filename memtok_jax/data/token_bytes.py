@@ -22,7 +22,8 @@ def of_huggingface(file: Any) -> Callable[[int], bytes]:
     kinds = set(_kinds(json.loads(file.to_str())["decoder"]))
     if "ByteLevel" in kinds:
         alphabet = byte_alphabet()
-        read = lambda piece: bytes(alphabet[sign] for sign in piece)
+        # A piece of other signs, such as a name that the file does not mark as special, stands for its own text.
+        read = lambda piece: b"".join(bytes((alphabet[sign],)) if sign in alphabet else sign.encode() for sign in piece)
     elif kinds & {"ByteFallback", "Metaspace", "Replace"}:
         read = _of_piece
     else:

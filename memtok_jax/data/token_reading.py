@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,23 @@ class ByteText:
 
 
 class TokenText:
-    """A text in tokens, with `tokenizer.first` in front if `begins`. bytes: UTF-8 bytes of the tokens given out."""
+    """A text in tokens.
 
-    def __init__(self, source: Pieces, tokenizer: Tokenizer, begins: bool):
+    begins: the stream begins with this text; then the ids of `front` stand before it.
+    bytes: UTF-8 bytes of the tokens given out. scored: of those among them that can be predicted: all but the first token of a
+    stream, which has bytes if nothing stands in front.
+    """
+
+    def __init__(self, source: Pieces, tokenizer: Tokenizer, begins: bool, front: Sequence[int]):
         self.source, self.bytes, self._tokenizer = source, 0, tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._text, self._done, self._ended = b"", 0, False  # `_done` bytes of the text have been given out
-        self._ids, self._sizes = ([tokenizer.first], [0]) if begins else ([], [])
+        self._ids, self._sizes = (list(front), [0] * len(front)) if begins else ([], [])
+        self._unscored = -1 if begins else 0  # bytes of the first token of the stream; -1: it is still to be read
+
+    @property
+    def scored(self) -> int:
+        return self.bytes - max(self._unscored, 0)
 
     def read(self, count: int) -> np.ndarray:
         """The next `count` tokens, fewer only at the end: int32[n]."""
@@ -56,6 +67,8 @@ class TokenText:
         ids, self._ids = self._ids[:count], self._ids[count:]
         sizes, self._sizes = self._sizes[:count], self._sizes[count:]
         self.bytes += sum(sizes)
+        if self._unscored < 0 and sizes:
+            self._unscored = sizes[0]
         return np.array(ids, np.int32)
 
     def _encode_more(self) -> None:
@@ -91,10 +104,12 @@ class TokenText:
     def state(self) -> dict[str, Any]:
         """As `ByteText.state`."""
         return {"bytes": self.bytes, "text": base64.b64encode(self._text).decode(), "done": self._done, "ended": self._ended,
-                "half": base64.b64encode(self._decoder.getstate()[0]).decode(), "ids": list(self._ids), "sizes": list(self._sizes)}
+                "half": base64.b64encode(self._decoder.getstate()[0]).decode(), "ids": list(self._ids), "sizes": list(self._sizes),
+                "unscored": self._unscored}
 
     def go_on(self, state: dict[str, Any]) -> None:
         """As `ByteText.go_on`."""
         self.bytes, self._text, self._done = state["bytes"], base64.b64decode(state["text"]), state["done"]
         self._ended, self._ids, self._sizes = state["ended"], list(state["ids"]), list(state["sizes"])
         self._decoder.setstate((base64.b64decode(state["half"]), 0))
+        self._unscored = state.get("unscored", 0)  # older states always had a token in front

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Tokenizer:
         tokens that share a symbol one counts all its bytes.
     decode: ids [n] up to the first negative one -> str. Ids outside the vocabulary show as a replacement sign.
     as_bytes: id -> the bytes that it stands for inside a text; a character may be cut between tokens.
+    front: ids that the file itself puts before a text.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Tokenizer:
     measure: Callable[[str], tuple[np.ndarray, np.ndarray]] = field(compare=False, repr=False)
     decode: Callable[[Any], str] = field(compare=False, repr=False)
     as_bytes: Callable[[int], bytes] = field(compare=False, repr=False)
+    front: tuple[int, ...] = field(compare=False)
 
 
 def load(path: str) -> Tokenizer:
@@ -67,7 +69,7 @@ def load(path: str) -> Tokenizer:
 def _read(path: str, fingerprint: str) -> Tokenizer:
     package, read = READERS[Path(path).suffix]
     try:
-        vocabulary, first, last, encode, measure, decode, as_bytes = read(path)
+        vocabulary, first, last, encode, measure, decode, as_bytes, front = read(path)
     except ImportError as error:
         raise DataError(f"the tokenizer {path} needs the package {package} ({error}); {EXTRA}") from None
     except DataError:
@@ -76,7 +78,7 @@ def _read(path: str, fingerprint: str) -> Tokenizer:
         raise DataError(f"cannot read the tokenizer {path}: {str(error).strip().splitlines()[0]}") from None
     first, last = _marks(path, first, last)
     return Tokenizer(Path(path).name, fingerprint, vocabulary, first, last, encode, measure, _readable(decode, vocabulary),
-                     functools.lru_cache(maxsize=None)(as_bytes))
+                     functools.lru_cache(maxsize=None)(as_bytes), front)
 
 
 def _marks(path: str, first: int, last: int) -> tuple[int, int]:
@@ -98,7 +100,7 @@ def _readable(decode: Callable[[list[int]], str], vocabulary: int) -> Callable[[
 
 
 def _huggingface(path: str):
-    """(vocabulary, first, last, encode, measure, decode, as_bytes) of a tokenizer.json. An id that it does not have is -1."""
+    """(vocabulary, first, last, encode, measure, decode, as_bytes, front) of a tokenizer.json. An id that it lacks is -1."""
     from tokenizers import Tokenizer as File
 
     file = File.from_file(path)
@@ -118,7 +120,13 @@ def _huggingface(path: str):
         return np.array(done.ids, np.int32), _differences(_byte_places(text)[ends], len(text.encode()))
 
     decode = lambda run: file.decode(run, skip_special_tokens=False)
-    return max(ids.values()) + 1, first, last, encode, measure, decode, token_bytes.of_huggingface(file)
+    return max(ids.values()) + 1, first, last, encode, measure, decode, token_bytes.of_huggingface(file), _front(file)
+
+
+def _front(file: Any) -> tuple[int, ...]:
+    """The ids that the rules of a tokenizer.json put before a text."""
+    done = file.encode("a", add_special_tokens=True)
+    return tuple(i for i, _ in takewhile(lambda pair: pair[1], zip(done.ids, done.special_tokens_mask, strict=True)))
 
 
 def _byte_places(text: str) -> np.ndarray:
@@ -152,7 +160,7 @@ def _sentencepiece(path: str):
         return np.array(done["ids"], np.int32), _differences(ends, len(text.encode()))
 
     return (file.vocab_size(), file.bos_id(), file.eos_id(), encode, measure, file.decode,
-            token_bytes.of_sentencepiece(file))
+            token_bytes.of_sentencepiece(file), (file.bos_id(),) if file.bos_id() >= 0 else ())
 
 
 READERS = {".json": ("tokenizers", _huggingface), ".model": ("sentencepiece", _sentencepiece)}

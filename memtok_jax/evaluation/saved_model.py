@@ -10,13 +10,14 @@ from jax.sharding import Mesh
 
 from memtok_jax import params as P
 from memtok_jax import sharding
-from memtok_jax.config import UserError, choose
+from memtok_jax.config import UserError, choose, to_dict
 from memtok_jax.evaluation import saved_stream
 from memtok_jax.models.protocol import Model
 from memtok_jax.training.checkpoint import BEST_FOLDER, FOLDER, Checkpoints
 from memtok_jax.training.experiment import Experiment
 
 CHECKPOINTS = {"latest": FOLDER, "best": BEST_FOLDER}
+UNNAMED = ("LanguageModel", "Style", "Rotary", "Styled")  # configs that `named` leaves out
 
 
 class Saved(NamedTuple):
@@ -53,3 +54,17 @@ def abstract_params(model: Model, mesh: Mesh) -> Any:
     specs = model.specs()
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), P.abstract(specs),
                         sharding.shardings(mesh, specs))
+
+
+def named(model: Model) -> str:
+    """The kinds of configs in a model, in a few words."""
+    kinds: list[str] = []
+
+    def walk(value: Any) -> None:
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+            if name == "_type":
+                kinds.append(part.rpartition(":")[2].removesuffix("Config"))
+            walk(part)
+
+    walk(to_dict(model.cfg))
+    return " ".join(kind for kind in dict.fromkeys(kinds) if kind not in UNNAMED) or type(model.cfg).__name__

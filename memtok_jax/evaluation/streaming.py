@@ -22,10 +22,10 @@ import numpy as np
 
 from memtok_jax import data, sharding
 from memtok_jax import params as P
-from memtok_jax.config import UserError, to_dict
+from memtok_jax.config import UserError
 from memtok_jax.data.reading import STANDARD_INPUT
 from memtok_jax.data.token_reading import ByteText, TokenText
-from memtok_jax.evaluation import saved_model, saved_stream
+from memtok_jax.evaluation import pretrained_folder, saved_model, saved_stream
 from memtok_jax.evaluation.report import changed
 from memtok_jax.evaluation.saved_stream import SNAPSHOT, SavedStream
 from memtok_jax.evaluation.units import Units, units_of
@@ -57,6 +57,8 @@ class StreamConfig:
     load: folder of a stream to go on from; "": none.
     perplexity: only read and report.
     checkpoint: "latest", or "best" of a run that keeps one.
+    model: folder of a pretrained model; "": the model of a run directory.
+    context, sinks: of a pretrained model, see `convert.decoders.load`.
 
     Raises UserError if two fields contradict each other or a value is out of range.
     """
@@ -72,6 +74,9 @@ class StreamConfig:
     load: str = ""
     perplexity: bool = False
     checkpoint: str = "latest"
+    model: str = ""
+    context: int = 0
+    sinks: int = 0
 
     def __post_init__(self):
         if not self.file and (self.perplexity or not self.load):
@@ -85,6 +90,12 @@ class StreamConfig:
         if self.streams and len(self.file) > 1 and self.streams != len(self.file):
             raise UserError(f"--streams={self.streams} does not fit {len(self.file)} files, each a row of its own; leave it "
                             "out")
+        if (self.context or self.sinks) and not self.model:
+            raise UserError("--context and --sinks belong to --model; of a run, change --config.model.pattern.0.window and .sinks")
+        if self.context < 0 or self.sinks < 0:
+            raise UserError(f"--context={self.context} and --sinks={self.sinks} must be at least 0")
+        if self.model and self.checkpoint != "latest":
+            raise UserError(f"--checkpoint={self.checkpoint} belongs to --workdir; a pretrained model has only one")
         if "" in self.stop:
             raise UserError("--stop is empty; leave it out, or give some text")
         if not 0 <= self.seed < 2**32:
@@ -99,7 +110,8 @@ class StreamConfig:
         """The fields that the output depends on, as plain values."""
         own = {"file": list(self.file), "streams": self.streams, "tokens": self.tokens, "stop": list(self.stop), "seed": self.seed,
                "load": self.load, "perplexity": self.perplexity}
-        return own | self.sampling._asdict()
+        pretrained = {"model": self.model, "context": self.context, "sinks": self.sinks} if self.model else {}
+        return own | pretrained | self.sampling._asdict()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -228,7 +240,7 @@ class Command:
         """Bytes of the tokens that each row was fed and that have been predicted: of a text in bytes, all but its first."""
         if self.units.word == "bytes":
             return self.streams.read.tokens.tolist()
-        return [text.bytes for text in (self.texts * len(self.said))[:len(self.said)]]
+        return [text.scored for text in (self.texts * len(self.said))[:len(self.said)]]
 
     def _measured(self, nats: float, tokens: int, size: int) -> dict[str, float]:
         """Bits and perplexity. nats, tokens, size: their sum, and what was predicted, in tokens and bytes."""
@@ -253,7 +265,7 @@ class Command:
 
 def stream_text(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, write: Callable[[str], None],
                 say: Callable[[str], None]) -> int:
-    """Read and write with the newest checkpoint of a run; returns the exit status.
+    """Read and write with a checkpoint of a run, or with a pretrained model; returns the exit status.
 
     overrides: changes of the run's config; of the model, only fields that an evaluation may change. write: takes text for standard
     output, and raises BrokenPipeError when nobody reads it any more. say: takes a line for standard error.
@@ -308,7 +320,7 @@ def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: Sa
     say(f"carry  {stream_bytes(model, rows):,} bytes for {rows} stream{'s' * (rows > 1)}, however much is read")
     say("compiling")
     begun = time.monotonic()
-    streams = Streams.open(model, params, rows, seed=cfg.seed, blocks=blocks, as_bytes=units.as_bytes)
+    streams = Streams.open(model, params, rows, seed=cfg.seed, blocks=blocks, stop=units.ends, as_bytes=units.as_bytes)
     say(f"compiled in {duration(time.monotonic() - begun)}")
     if going_on:
         streams.load(saved.folder / SNAPSHOT)
@@ -329,7 +341,8 @@ def _run(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig, saved: Sa
 def _load_model(workdir: Path, overrides: tuple[str, ...], cfg: StreamConfig,
                 say: Callable[[str], None]) -> tuple[Model, P.Tree, dict[str, Any], Units]:
     """Model, parameters on one device, what a snapshot notes of the command, and what the tokens of the model are."""
-    model, found, units = load_text_model(workdir, overrides, "stream.py", say, cfg.checkpoint)
+    model, found, units = (pretrained_folder.load_model(Path(cfg.model), overrides, cfg.context, cfg.sinks, say) if cfg.model
+                           else load_text_model(workdir, overrides, "stream.py", say, cfg.checkpoint))
     arguments = cfg.arguments() | ({"tokenizer": units.fingerprint} if units.fingerprint else {})
     noted = {"arguments": arguments, "step": found.step, "parameters": found.fingerprint}
     return model, found.params, noted, units
@@ -347,20 +360,6 @@ def load_text_model(workdir: Path, overrides: tuple[str, ...], command: str, say
                          "models of text")
     model, mesh = bind(experiment.model), sharding.make_mesh(1, 1, 1)
     found = saved_model.load(workdir, experiment, model, mesh, checkpoint)
-    say(f"model  {_named(model)}, {P.count(model.specs()):,} parameters after {found.step} steps on {experiment.data.source}, "
-        f"from {found.origin}")
+    say(f"model  {saved_model.named(model)}, {P.count(model.specs()):,} parameters after {found.step} steps on "
+        f"{experiment.data.source}, from {found.origin}")
     return model, found._replace(params=jax.device_put(found.params, jax.devices()[0])), units_of(data.tokenizer(experiment.data))
-
-
-def _named(model: Model) -> str:
-    """The kinds of configs in a model, in a few words."""
-    kinds: list[str] = []
-
-    def walk(value: Any) -> None:
-        for name, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-            if name == "_type":
-                kinds.append(part.rpartition(":")[2].removesuffix("Config"))
-            walk(part)
-
-    walk(to_dict(model.cfg))
-    return " ".join(kind for kind in dict.fromkeys(kinds) if kind not in ("LanguageModel", "Style")) or type(model.cfg).__name__

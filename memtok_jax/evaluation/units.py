@@ -17,13 +17,15 @@ NO_BYTE = 0xFF  # what is kept of a token of a byte-level model that stands for 
 
 class Units(NamedTuple):
     """word: their name in the plural. fingerprint: of the tokenizer, "" for bytes. kind: as which they are kept in files.
-    as_bytes: what a token stands for. read: a text by its name; begins: the stream begins with it."""
+    as_bytes: what a token stands for. read: a text by its name; begins: the stream begins with it. ends: tokens that end what a
+    row says."""
 
     word: str
     fingerprint: str
     kind: np.dtype
     as_bytes: Callable[[int], bytes]
     read: Callable[[str, bool], ByteText | TokenText]
+    ends: tuple[int, ...]
 
     def kept(self, ids: np.ndarray) -> bytes:
         """Tokens as the bytes of a file."""
@@ -40,8 +42,15 @@ class Units(NamedTuple):
 
 
 def units_of(tokenizer: Tokenizer | None) -> Units:
-    """The units of a run; None: bytes."""
+    """The units of a run; None: bytes. In training, `tokenizer.first` stands before a text."""
     if tokenizer is None:
-        return Units("bytes", "", np.dtype(np.uint8), byte_of, lambda name, _: ByteText(Pieces(name)))
-    return Units("tokens", tokenizer.fingerprint, np.dtype("<u4"), tokenizer.as_bytes,
-                 lambda name, begins: TokenText(Pieces(name), tokenizer, begins))
+        return Units("bytes", "", np.dtype(np.uint8), byte_of, lambda name, _: ByteText(Pieces(name)), ())
+    return token_units(tokenizer, (tokenizer.first,))
+
+
+def token_units(tokenizer: Tokenizer, front: tuple[int, ...]) -> Units:
+    """Pieces of a tokenizer. front: ids before a text that begins a stream. The token that ends a text ends what a row says, and is
+    not shown."""
+    shown = lambda token: b"" if token == tokenizer.last else tokenizer.as_bytes(token)
+    return Units("tokens", tokenizer.fingerprint, np.dtype("<u4"), shown,
+                 lambda name, begins: TokenText(Pieces(name), tokenizer, begins, front), (tokenizer.last,))

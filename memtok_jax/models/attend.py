@@ -35,15 +35,15 @@ class Sink(NamedTuple):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None = None, *, bias: jax.Array | None = None,
-           fronts: tuple[Front, ...] = (), sink: Sink | None = None) -> tuple[jax.Array, jax.Array]:
-    """softmax((q k + bias) / sqrt(K)) v over sink, fronts and keys.
+           fronts: tuple[Front, ...] = (), sink: Sink | None = None, cap: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    """softmax((q k + bias) / sqrt(K)) v over sink, fronts and keys; with a cap, softmax(cap tanh((q k + bias) / sqrt(K) / cap)) v.
 
     q: [..., T, H, K]. k: [..., S, G, K]. v: [..., S, G, V]. visible: bool[..., T, S], without an axis for heads; None shows all
     keys. A query that sees nothing gets the mean of all values. bias: f32[..., H, T, S], added before the scale.
     Returns (y [..., T, H, V] in q's dtype, weight f32[..., H, T, S] of the keys alone). Scores and softmax are float32, or float64.
     """
     dtype, columns = wide(q), (*fronts, Front(q, k, v, visible, bias))
-    scores = [_scores(part, dtype) for part in columns]
+    scores = [_scores(part, dtype, cap) for part in columns]
     empty = 0 if sink is None else sink.score.shape[-1]  # columns of the sink, in front of all others
     if sink is not None:
         scores.insert(0, sink.score.astype(dtype))
@@ -54,12 +54,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None =
     return y.astype(q.dtype), weight[..., weight.shape[-1] - k.shape[-3]:]
 
 
-def _scores(part: Front, dtype) -> jax.Array:
+def _scores(part: Front, dtype, cap: float) -> jax.Array:
     """Scaled scores [..., H, T, M] of one part of the columns."""
-    score = products(part.q, part.k, dtype)
+    score, scale = products(part.q, part.k, dtype), part.q.shape[-1] ** -0.5
     score = score if part.bias is None else score + lift(part.bias.astype(dtype), score)
+    if cap:
+        score, scale = cap * jnp.tanh(score * (scale / cap)), 1
     score = score if part.visible is None else jnp.where(jnp.expand_dims(part.visible, -3), score, HIDDEN)
-    return score * part.q.shape[-1] ** -0.5
+    return score * scale
 
 
 def products(q: jax.Array, k: jax.Array, dtype) -> jax.Array:

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from memtok_jax import params as P
 from memtok_jax.models import layers, positions, sinks
 from memtok_jax.models.attend import Front, attend, flat
 from memtok_jax.models.positions import Places
 from memtok_jax.models.style import Backbone
-from memtok_jax.numerics import dense, wide
+from memtok_jax.numerics import dense, rms_norm, wide
 from memtok_jax.params import StateSpec
 
 
@@ -36,14 +37,26 @@ class Pinned(NamedTuple):
 
 
 def specs(b: Backbone) -> dict:
-    """q [D, H, K], k [D, G, K], v [D, G, V], o [H V, D], with biases if the style has them; relative positions, sink and gate."""
+    """q [D, H, K], k [D, G, K], v [D, G, V], o [H V, D], with biases if the style has them; `norm_q`, `norm_k`; relative
+    positions, sink and gate."""
     style = b.style
     shapes = {"q": (b.heads, b.head_dim), "k": (b.kv_heads, b.head_dim), "v": (b.kv_heads, b.value_dim)}
     out = {name: layers.dense_specs(b, (b.width, *shape), ("embed", "heads", None), style.bias) for name, shape in shapes.items()}
-    out["o"] = layers.dense_specs(b, (b.heads * b.value_dim, b.width), ("heads", "embed"), style.bias, b.residual_scale)
+    out["o"] = layers.dense_specs(b, (b.heads * b.value_dim, b.width), ("heads", "embed"), style.bias and style.output_bias,
+                                  b.residual_scale)
+    out |= _head_norm_specs(b)
     out |= sinks.specs(style.sink, b.heads, b.kv_heads, b.head_dim, b.value_dim)
     out |= sinks.gate_specs(style.gate, b.width, b.heads, b.value_dim, layers.weight_init(b))
     return out | ({"position": positions.specs(b)} if style.positions == "relative" else {})
+
+
+def _head_norm_specs(b: Backbone) -> dict:
+    """`norm_q` and `norm_k`: [K] for every head alike, or [H, K] and [G, K] for all heads together; nothing without such norms."""
+    init = P.zeros if b.style.norm == "rms_offset" else P.ones
+    spec = lambda *shape: P.ParamSpec(shape, ("heads", None)[2 - len(shape):], init, decayed=False)
+    sizes = {"none": {}, "head": {"q": (b.head_dim,), "k": (b.head_dim,)},
+             "all": {"q": (b.heads, b.head_dim), "k": (b.kv_heads, b.head_dim)}}[b.style.norm_heads]
+    return {f"norm_{name}": spec(*shape) for name, shape in sizes.items()}
 
 
 def key_specs(b: Backbone, batch: int, slots: int, lives: str) -> tuple[StateSpec, StateSpec]:
@@ -58,8 +71,16 @@ def prefix_specs(b: Backbone, batch: int) -> Prefix:
 
 
 def heads(params, x: jax.Array, name: str, b: Backbone) -> jax.Array:
-    """x[..., D] -> queries [..., H, K], keys [..., G, K] or values [..., G, V] by the projection `name`."""
-    return dense(x, params[name], b.dtype)
+    """x[..., D] -> queries [..., H, K], keys [..., G, K] or values [..., G, V] by the projection `name`, without positions.
+
+    Queries are multiplied by what the style's scale of scores is more than 1 / sqrt(K), by which `attend` multiplies.
+    """
+    y, style = dense(x, params[name], b.dtype), b.style
+    y = jnp.clip(y, -style.clip, style.clip) if style.clip else y
+    if f"norm_{name}" in params:
+        scale = layers.rms_scale(params[f"norm_{name}"], b)
+        y = rms_norm(flat(y) if scale.ndim == 2 else y, scale.reshape(-1), style.eps).reshape(y.shape)
+    return y * jnp.asarray(style.score_scale * b.head_dim ** 0.5, y.dtype) if name == "q" and style.score_scale else y
 
 
 def output(params, y: jax.Array, b: Backbone) -> jax.Array:
@@ -86,7 +107,7 @@ def at_places(params, u: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Arr
     own = near = q
     if b.style.positions == "rope":
         turn = partial(positions.rotate_at, below=k.shape[-3]) if places else positions.rotate
-        near, k = (turn(x, at, b.style.rope_base) for x, at in ((q, where.query), (k, where.key)))
+        near, k = (turn(x, at, b.style.rope_base, b.style.rotary) for x, at in ((q, where.query), (k, where.key)))
     elif b.style.positions == "alibi":
         bias = positions.linear_bias(where, b, wide(q))
     elif b.style.positions == "relative":
@@ -98,7 +119,7 @@ def at_places(params, u: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Arr
     if pinned is not None and pinned.k.shape[-3]:
         fronts += (_pinned_front(params, q, pinned, b, side),)
     y, weight = attend(near, k.astype(q.dtype), v.astype(q.dtype), visible, bias=bias, fronts=fronts,
-                       sink=sinks.column(params, own, b.style.sink))
+                       sink=sinks.column(params, own, b.style.sink), cap=b.style.score_cap)
     return flat(sinks.gated(params, y, u, b.dtype)), weight
 
 
@@ -107,8 +128,8 @@ def _pinned_front(params, q: jax.Array, pinned: Pinned, b: Backbone, side: dict)
     k, v, kind, bias = pinned.k.astype(q.dtype), pinned.v.astype(q.dtype), b.style.positions, None
     at = Places(pinned.place, jnp.arange(k.shape[-3]).reshape((1,) * (pinned.place.ndim - 1) + (-1,)))
     if kind == "rope":
-        q = positions.rotate_at(q, jnp.maximum(at.query, 0), b.style.rope_base)
-        k = positions.rotate(k, at.key, b.style.rope_base)
+        q = positions.rotate_at(q, jnp.maximum(at.query, 0), b.style.rope_base, b.style.rotary)
+        k = positions.rotate(k, at.key, b.style.rope_base, b.style.rotary)
     elif kind == "alibi":
         bias = positions.linear_bias(at, b, wide(q))
     elif kind == "relative":
@@ -129,7 +150,7 @@ def prefix_pass(params, u_MD: jax.Array, b: Backbone, side: dict, shared: Prefix
     prefix = Prefix(*(heads(params, u_MD, name, b) for name in "kv")) if shared is None else shared
     if b.style.positions == "relative":
         q = positions.with_bias(q, _biases(params, side)["content"])
-    y, _ = attend(q, *prefix, jnp.tri(len(u_MD), dtype=bool), sink=sinks.column(params, q, b.style.sink))
+    y, _ = attend(q, *prefix, jnp.tri(len(u_MD), dtype=bool), sink=sinks.column(params, q, b.style.sink), cap=b.style.score_cap)
     return flat(sinks.gated(params, y, u_MD, b.dtype)), prefix
 
 

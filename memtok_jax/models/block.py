@@ -1,13 +1,18 @@
 """One layer: mixers on residual branches, then a feed-forward network.
 
-    pre:   x <- x + mixer(norm(x))        for each branch (MAL has two);   x <- x + feed_forward(norm(x))
-    post:  x <- norm(x + mixer(x));                                        x <- norm(x + feed_forward(x))
+    pre:       x <- x + mixer(norm(x))        for each branch (MAL has two);   x <- x + feed_forward(norm(x))
+    post:      x <- norm(x + mixer(x));                                        x <- norm(x + feed_forward(x))
+    branch:    x <- x + norm(mixer(x));                                        x <- x + norm(feed_forward(x))
+    sandwich:  x <- x + norm'(mixer(norm(x)));                                 x <- x + norm'(feed_forward(norm(x)))
+    parallel:  x <- x + mixer(norm(x)) + feed_forward(norm(x))                 both read what the last mixer reads
 
+Each norm has a scale of its own, but in "parallel_shared", where the feed-forward network reads the mixer's.
 A layer is given as the config of its mixer, or as a tuple of them, one a branch. Functions as in `mixers/__init__.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -36,7 +41,7 @@ def names(layer: Layer) -> tuple[str, ...]:
 def specs(layer: Layer, b: Backbone) -> dict:
     """Each branch with its norm, and the feed-forward network."""
     own = zip(names(layer), branches(layer), strict=True)
-    parts = {name: m.module.specs(m, b) | {"norm": layers.norm_specs(b)} for name, m in own}
+    parts = {name: m.module.specs(m, b) | layers.branch_norm_specs(b) for name, m in own}
     return parts | {"feed_forward": layers.feed_forward_specs(b)}
 
 
@@ -45,24 +50,28 @@ def state_specs(layer: Layer, b: Backbone, batch: int) -> dict:
     return {name: m.module.state_specs(m, b, batch) for name, m in zip(names(layer), branches(layer), strict=True)}
 
 
-def _feed_forward(params, x: jax.Array, b: Backbone) -> jax.Array:
-    """The residual branch of the feed-forward network."""
-    return layers.feed_forward(params, layers.enter(params, x, b), b.style.feed_forward, b.dtype)
+def _whole(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _close(own, feed_forward, x: jax.Array, y: jax.Array, b: Backbone, place: Callable = _whole) -> jax.Array:
+    """The sum of x and the last branch y, and the feed-forward network. own: parameters of the branch. place: of x on a mesh."""
+    after, norms = place(layers.add(own, x, y, b)), own if b.style.order == "parallel_shared" else feed_forward
+    u = layers.enter(norms, x if b.style.parallel else after, b)
+    return layers.add(feed_forward, after, layers.feed_forward(feed_forward, u, b.style.feed_forward, b.dtype), b)
+
+
+def _place(x: jax.Array) -> jax.Array:
+    return constrain(x, "batch", "length", "embed")
 
 
 def begin(params, x_MD: jax.Array, layer: Layer, b: Backbone, batch: int, side: dict) -> tuple[jax.Array, dict, dict]:
     """The prefix tokens [M, D] through the layer: (x, the carry before the first token, side)."""
-    state = {}
+    state, last = {}, names(layer)[-1]
     for name, m in zip(names(layer), branches(layer), strict=True):
         y, state[name], side = m.module.begin(params[name], x_MD, m, b, batch, side)
-        x_MD = layers.add(params[name], x_MD, y, b)
-    return layers.add(params["feed_forward"], x_MD, _feed_forward(params["feed_forward"], x_MD, b), b), state, side
-
-
-def _close(own, feed_forward, x: jax.Array, y: jax.Array, b: Backbone) -> jax.Array:
-    """The sum with the last branch, and the feed-forward network."""
-    x = constrain(layers.add(own, x, y, b), "batch", "length", "embed")
-    return layers.add(feed_forward, x, _feed_forward(feed_forward, x, b), b)
+        x_MD = layers.add(params[name], x_MD, y, b) if name != last else x_MD
+    return _close(params[last], params["feed_forward"], x_MD, y, b), state, side
 
 
 def run(params, state: dict, x: jax.Array, layer: Layer, b: Backbone, call: Call, side: dict) -> tuple[jax.Array, dict, dict, dict]:
@@ -76,6 +85,6 @@ def run(params, state: dict, x: jax.Array, layer: Layer, b: Backbone, call: Call
         y, after[name], found, side = m.module.run(params[name], state[name], x, m, b, call, side)
         stats |= {f"{name}.{key}": value for key, value in found.items()}
         if name != last:
-            x = constrain(layers.add(params[name], x, y, b), "batch", "length", "embed")
-    x = recompute(partial(_close, b=b))(params[last], params["feed_forward"], x, y)
-    return constrain(x, "batch", "length", "embed"), after, stats, side
+            x = _place(layers.add(params[name], x, y, b))
+    x = recompute(partial(_close, b=b, place=_place))(params[last], params["feed_forward"], x, y)
+    return _place(x), after, stats, side

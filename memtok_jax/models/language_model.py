@@ -18,9 +18,9 @@ from memtok_jax.config import UserError, check_numbers, choose
 from memtok_jax.memory import tokens
 from memtok_jax.models import adaptive, block, layers, positions, stack
 from memtok_jax.models.call import Call
-from memtok_jax.models.mixers import LayerConfig, MixerConfig
+from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.stack import Stack, StackState
-from memtok_jax.models.style import TITANS, Backbone, Style
+from memtok_jax.models.style import GATED, TITANS, Backbone, Style
 from memtok_jax.numerics import REMAT, matmul, wide
 from memtok_jax.sharding import constrain, look_up
 
@@ -82,7 +82,7 @@ class LanguageModelConfig:
             raise UserError(f"kv_heads={self.kv_heads} does not divide the {self.query_heads} heads of queries, which share them "
                             "in groups of equal size")
         check_style(self)
-        if not any(isinstance(layer, LayerConfig) for layer in self.pattern):
+        if not any(m.needs_memory_tokens for layer in self.pattern for m in block.branches(layer)):
             self.check_pattern(self.backbone())
 
     def check_pattern(self, b: Backbone) -> None:
@@ -101,7 +101,7 @@ class LanguageModelConfig:
 
     def backbone(self, head: int = 0, tail: int = 0) -> Backbone:
         """What the layers are told. head, tail: memory tokens that a wrapper puts around each segment."""
-        wide = self.style.feed_forward != "swiglu"
+        wide = self.style.feed_forward not in GATED
         hidden = self.hidden or (4 * self.width if wide else -(-self.width * 8 // 3 // 32) * 32)
         return Backbone(self.style, self.width, self.layers, self.query_heads, self.head_dim, hidden, self.segment, self.prefix,
                         head, tail, self.dtype, self.kv_heads, self.value_dim)
@@ -154,8 +154,7 @@ class LanguageModelConfig:
 def check_style(cfg: LanguageModelConfig) -> None:
     """Raise UserError where sizes do not suit the style."""
     style = cfg.style
-    if style.positions == "rope" and cfg.head_dim % 2:
-        raise UserError(f"head_dim={cfg.head_dim} must be even: rotary positions turn pairs")
+    style.check_heads(cfg.query_heads, cfg.head_dim)
     if style.positions == "relative" and cfg.width % 2:
         raise UserError(f"width={cfg.width} must be even: relative positions are pairs of sine and cosine")
     if style.positions == "table" and not cfg.segment:
@@ -244,9 +243,12 @@ def logits(params, h: jax.Array, cfg: LanguageModelConfig) -> jax.Array:
     """Logits f32[B, T, V] of finished hidden states."""
     words = params["words"]
     if cfg.style.embedding == "adaptive":
-        return constrain(adaptive.logits(words, h, cfg.words), "batch", "length", "vocab")
-    table = words["output"] if cfg.style.embedding == "matrix" else words["embedding"].T
-    return constrain(matmul(h, table, cfg.dtype), "batch", "length", "vocab")
+        out = adaptive.logits(words, h, cfg.words)
+    else:
+        out = matmul(h, words["output"] if cfg.style.embedding == "matrix" else words["embedding"].T, cfg.dtype)
+    if cfg.style.logit_cap:
+        out = cfg.style.logit_cap * jnp.tanh(out / cfg.style.logit_cap)
+    return constrain(out, "batch", "length", "vocab")
 
 
 def run(params, state: StackState, ids: jax.Array, cfg: LanguageModelConfig, call: Call = Call()):  # noqa: B008

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from memtok_jax import params as P
-from memtok_jax.models.style import Backbone
-from memtok_jax.numerics import affine_norm, dense, rms_norm, wide
+from memtok_jax.models.style import GATED, Backbone
+from memtok_jax.numerics import affine_norm, dense, layer_norm, rms_norm, spread, wide
 
 
 def weight_init(b: Backbone, scale: float = 1.0) -> P.Initializer:
@@ -35,26 +35,41 @@ def norm_specs(b: Backbone) -> dict:
     """`scale` [D], and `bias` [D] of a LayerNorm."""
     if b.style.norm == "layer":
         return layer_norm_specs(b.width, b.style.std)
-    return {"scale": P.ParamSpec((b.width,), (None,), P.ones, decayed=False)}
+    return {"scale": P.ParamSpec((b.width,), (None,), P.zeros if b.style.norm == "rms_offset" else P.ones, decayed=False)}
+
+
+def rms_scale(scale: jax.Array, b: Backbone) -> jax.Array:
+    """What an RMS norm multiplies by, in float32 where something is added."""
+    return 1 + scale.astype(wide(scale)) if b.style.norm == "rms_offset" else scale
 
 
 def norm(params, x: jax.Array, b: Backbone) -> jax.Array:
     """The style's norm over the last axis, computed in float32, returned in x's dtype."""
-    if b.style.norm == "rms":
-        return rms_norm(x, params["scale"], b.style.eps)
+    if b.style.norm in ("rms", "rms_offset"):
+        return rms_norm(x, rms_scale(params["scale"], b), b.style.eps)
+    if b.style.norm == "layer_scale":
+        y = layer_norm(x.astype(wide(x)), b.style.eps)
+        return (y * spread(params["scale"], y)).astype(x.dtype)
     return affine_norm(x, params, b.style.eps)
 
 
+def branch_norm_specs(b: Backbone) -> dict:
+    """The norms of a branch: `norm`, and `norm_after` where the order is "sandwich"."""
+    return {"norm": norm_specs(b)} | ({"norm_after": norm_specs(b)} if b.style.order == "sandwich" else {})
+
+
 def enter(params, x: jax.Array, b: Backbone) -> jax.Array:
-    """The input of a branch: norm(x) where the order is "pre". A branch without a norm of its own takes x.
+    """The input of a branch: norm(x) unless the order norms later. A branch without a norm of its own takes x.
 
     A mixer calls this itself, because a cache of layer inputs is normed again at each use.
     """
-    return norm(params["norm"], x, b) if b.style.order == "pre" and "norm" in params else x
+    return norm(params["norm"], x, b) if b.style.order not in ("post", "branch") and "norm" in params else x
 
 
 def add(params, x: jax.Array, y: jax.Array, b: Backbone) -> jax.Array:
-    """The residual sum x + y, normed where the order is "post"."""
+    """The residual sum x + y; the sum or the branch y normed where the order says so."""
+    after = {"branch": "norm", "sandwich": "norm_after"}.get(b.style.order)
+    y = norm(params[after], y, b) if after else y
     x = x + y.astype(x.dtype)
     return norm(params["norm"], x, b) if b.style.order == "post" else x
 
@@ -62,11 +77,13 @@ def add(params, x: jax.Array, y: jax.Array, b: Backbone) -> jax.Array:
 # ----------------------------------------------------------------------------------------------------------- feed-forward
 
 def feed_forward_specs(b: Backbone) -> dict:
-    """norm, up [D, F], down [F, D], and gate [D, F] of a SwiGLU."""
-    d, f, bias = b.width, b.hidden, b.style.feed_forward != "swiglu"
-    out = {"norm": norm_specs(b), "up": dense_specs(b, (d, f), ("embed", "mlp"), bias),
-           "down": dense_specs(b, (f, d), ("mlp", "embed"), bias, b.residual_scale)}
-    return out if bias else out | {"gate": dense_specs(b, (d, f), ("embed", "mlp"), False)}
+    """Its norms, up [D, F], down [F, D], and gate [D, F] where there is one."""
+    d, f, gated = b.width, b.hidden, b.style.feed_forward in GATED
+    bias = {"all": True, "none": False, "ungated": not gated}[b.style.feed_forward_bias]
+    out = {} if b.style.order == "parallel_shared" else branch_norm_specs(b)
+    out |= {"up": dense_specs(b, (d, f), ("embed", "mlp"), bias),
+            "down": dense_specs(b, (f, d), ("mlp", "embed"), bias, b.residual_scale)}
+    return out | ({"gate": dense_specs(b, (d, f), ("embed", "mlp"), bias)} if gated else {})
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -76,15 +93,17 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def units(params, u: jax.Array, kind: str, dtype: str) -> jax.Array:
-    """Hidden units [..., F] after the non-linearity: relu(up), gelu(up) in its tanh or its erf form, or silu(gate) up."""
-    if kind == "swiglu":
-        return jax.nn.silu(dense(u, params["gate"], dtype)) * dense(u, params["up"], dtype)
+    """Hidden units [..., F] after the non-linearity: relu(up), gelu(up) in its tanh or its erf form, silu(gate) up, or gelu(gate)
+    up in its tanh form."""
+    if kind in GATED:
+        bend = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}[kind]
+        return bend(dense(u, params["gate"], dtype)) * dense(u, params["up"], dtype)
     up = dense(u, params["up"], dtype)
     return {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "gelu_erf": gelu}[kind](up)
 
 
 def feed_forward(params, u: jax.Array, kind: str, dtype: str) -> jax.Array:
-    """down(units(u)): u[..., D] -> [..., D]. kind: "swiglu" (arXiv 2002.05202), "gelu", "gelu_erf" or "relu"."""
+    """down(units(u)): u[..., D] -> [..., D]. kind: "swiglu", "geglu" (arXiv 2002.05202), "gelu", "gelu_erf" or "relu"."""
     return dense(units(params, u, kind, dtype), params["down"], dtype)
 
 

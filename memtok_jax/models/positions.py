@@ -33,6 +33,7 @@ import numpy as np
 
 from memtok_jax import params as P
 from memtok_jax.models import layers
+from memtok_jax.models.rotary import PLAIN, RotaryConfig, frequencies
 from memtok_jax.models.style import Backbone
 from memtok_jax.numerics import dense, lift, spread, wide
 
@@ -53,13 +54,21 @@ def last(tokens: int, columns: int) -> Places:
 
 # ----------------------------------------------------------------------------------------------------------------- rotary
 
-def rotate(x: jax.Array, position: jax.Array, base: float) -> jax.Array:
+def rotate(x: jax.Array, position: jax.Array, base: float, rotary: RotaryConfig = PLAIN) -> jax.Array:
     """x[..., S, H, K] turned by position[..., S] (broadcast); computed in float32, returned in x's dtype."""
     half = x.shape[-1] // 2
     angle = position[..., None].astype(wide(x))
-    angle = angle * lift(jnp.asarray(base, angle.dtype) ** (-jnp.arange(half, dtype=angle.dtype) / half), angle)
+    if rotary == PLAIN:
+        frequency = jnp.asarray(base, angle.dtype) ** (-jnp.arange(half, dtype=angle.dtype) / half)
+    else:
+        frequency = jnp.asarray(frequencies(rotary, base, x.shape[-1]), angle.dtype)
+    angle = angle * lift(frequency, angle)
     cos, sin = (lift(f(angle)[..., None, :], x) for f in (jnp.cos, jnp.sin))
-    return turn(x, cos, sin)
+    return turn(x, *_magnified(cos, sin, rotary))
+
+
+def _magnified(cos: jax.Array, sin: jax.Array, rotary: RotaryConfig) -> tuple[jax.Array, jax.Array]:
+    return (cos, sin) if rotary.magnitude == 1 else (cos * rotary.magnitude, sin * rotary.magnitude)
 
 
 FAR = 2 ** 31  # positions are i32, from 0
@@ -82,19 +91,22 @@ def looked_up(position: jax.Array, frequency: np.ndarray, dtype, below: int = FA
     return cos, sin
 
 
-def rotate_at(x: jax.Array, position: jax.Array, base: float, below: int = FAR) -> jax.Array:
+def rotate_at(x: jax.Array, position: jax.Array, base: float, rotary: RotaryConfig = PLAIN, below: int = FAR) -> jax.Array:
     """`rotate` for positions of rows of their own, from 0 and below a bound: by tables, without a cosine to compute, and exact at
     millions of tokens."""
     half = x.shape[-1] // 2
-    cos, sin = looked_up(position, base ** (-np.arange(half) / half), wide(x), max(below, 2))
+    frequency = base ** (-np.arange(half) / half) if rotary == PLAIN else frequencies(rotary, base, x.shape[-1])
+    cos, sin = _magnified(*looked_up(position, frequency, wide(x), max(below, 2)), rotary)
     return turn(x, cos[..., None, :], sin[..., None, :])
 
 
 def turn(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """The pairs (x[n], x[n + K/2]) of x[..., K] turned by angles with these cosines and sines [..., K/2]."""
-    half = x.shape[-1] // 2
-    a, c = x[..., :half].astype(cos.dtype), x[..., half:].astype(cos.dtype)
-    return jnp.concatenate([a * cos - c * sin, c * cos + a * sin], axis=-1).astype(x.dtype)
+    """The pairs (x[n], x[n + d/2]) of x[..., K] turned by angles with these cosines and sines [..., d/2]; features
+    from d on stay."""
+    half = cos.shape[-1]
+    a, c = x[..., :half].astype(cos.dtype), x[..., half:2 * half].astype(cos.dtype)
+    turned = jnp.concatenate([a * cos - c * sin, c * cos + a * sin], axis=-1).astype(x.dtype)
+    return turned if 2 * half == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * half:]], axis=-1)
 
 
 # --------------------------------------------------------------------------------------------------------------- relative
@@ -193,5 +205,6 @@ def slopes(heads: int) -> np.ndarray:
 def linear_bias(places: Places, b: Backbone, dtype) -> jax.Array:
     """-m_h |i - j| for all pairs, times sqrt(K), because `attend` scales its bias together with the scores: [..., H, T, S]."""
     distance = jnp.abs(places.query[..., :, None] - places.key[..., None, :]).astype(dtype)
-    slope = jnp.asarray(-slopes(b.heads) * b.head_dim ** 0.5, dtype)
+    chosen = np.array(b.style.slopes) if b.style.slopes else slopes(b.heads)
+    slope = jnp.asarray(-chosen * b.head_dim ** 0.5, dtype)
     return distance[..., None, :, :] * slope.reshape((1,) * (distance.ndim - 2) + (-1, 1, 1))

@@ -8,31 +8,48 @@
 | TRANSFORMER_XL | layer | post | ReLU      | relative, one u, v  | adaptive            | arXiv 1901.02860 |
 | COMPRESSIVE    | layer | pre  | ReLU      | relative            | adaptive            | arXiv 1911.05507 |
 
-A style grows a field only when a published checkpoint needs it: a new paper adds a mixer, never a style.
+The published decoders that can be loaded are styles too; the file of a family in `convert/decoders` makes its style out of the
+family's config. A style grows a field only when a published checkpoint needs it: a new paper adds a mixer, never a style.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from memtok_jax.config import check_numbers, choose
+from memtok_jax.config import UserError, check_numbers, choose
+from memtok_jax.models.rotary import PLAIN, RotaryConfig, turned
 
-CHOICES = {"norm": ("rms", "layer"), "order": ("pre", "post"), "feed_forward": ("swiglu", "gelu", "relu"),
+CHOICES = {"norm": ("rms", "rms_offset", "layer", "layer_scale"),
+           "order": ("pre", "post", "branch", "sandwich", "parallel", "parallel_shared"),
+           "feed_forward": ("swiglu", "geglu", "gelu", "gelu_erf", "relu"), "feed_forward_bias": ("ungated", "all", "none"),
+           "norm_heads": ("none", "head", "all"),
            "positions": ("rope", "relative", "table", "alibi", "none"), "embedding": ("tied", "matrix", "adaptive"),
            "sink": ("none", "zero", "logit", "kv"), "gate": ("none", "elementwise", "head")}
+GATED = ("swiglu", "geglu")  # feed-forward networks with a third matrix
 
 
 @dataclass(frozen=True)
 class Style:
     """A backbone.
 
-    norm: "rms" or "layer" (with a bias).
+    norm: "rms", "rms_offset" (times 1 + scale; Gemma), "layer" (with a bias) or "layer_scale" (without; MPT).
     eps: of the norms.
-    order: "pre" norms the input of each branch, "post" the sum behind it.
-    feed_forward: "swiglu" (no biases), "gelu" (tanh form) or "relu" (with biases).
+    order: where norms stand, see `block.py`: "pre", "post", "branch" (OLMo 2), "sandwich" (Gemma 2), "parallel" (GPT-NeoX) or
+        "parallel_shared" (Falcon 7B).
+    feed_forward: "swiglu", "geglu" (both with a gate; the second in its tanh form), "gelu" (tanh form), "gelu_erf" or "relu".
+    feed_forward_bias: which of these networks have biases: "ungated" (those without a gate), "all" or "none".
     bias: whether the projections of attention have biases.
+    output_bias: whether the one behind attention has one too, if `bias`; without: Qwen2.
+    norm_heads: an RMS norm of queries and keys before their positions: "none", "head" (of each head; Qwen3) or "all" (of all heads
+        together; OLMo 2).
+    clip: queries, keys and values are clipped to this size (MPT); 0: not at all.
+    score_scale: of attention; 0 takes 1 / sqrt(K).
+    score_cap: scores s become cap tanh(s / cap) (Gemma 2); 0: not at all.
+    logit_cap: the same of the logits.
     positions: "rope", "relative", "table" (learned, added to the input; needs segments), "alibi" or "none".
     rope_base: of the rotary frequencies.
+    rotary: how they are scaled, and which features turn, see `rotary.py`.
+    slopes: of "alibi", one for each head; () takes those of the paper.
     clamp: largest distance that relative positions tell apart; 0 means no limit.
     shared_position: all layers share the two position biases (u and v of Transformer-XL).
     distance_std: standard deviation of the initial distance bias; 0 takes `std`.
@@ -61,11 +78,35 @@ class Style:
     std: float = 0.0
     sink: str = "none"
     gate: str = "none"
+    feed_forward_bias: str = "ungated"
+    output_bias: bool = True
+    norm_heads: str = "none"
+    clip: float = 0.0
+    score_scale: float = 0.0
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    rotary: RotaryConfig = PLAIN
+    slopes: tuple[float, ...] = ()
 
     def __post_init__(self):
         for name, known in CHOICES.items():
             choose(name, getattr(self, name), known)
-        check_numbers("style", self, at_least=dict(clamp=0, distance_std=0, std=0), above=dict(eps=0, rope_base=0))
+        check_numbers("style", self, at_least=dict(clamp=0, distance_std=0, std=0, clip=0, score_scale=0, score_cap=0, logit_cap=0),
+                      above=dict(eps=0, rope_base=0, slopes=0))
+
+    def check_heads(self, heads: int, head_dim: int) -> None:
+        """Raise UserError where positions do not suit H heads of K features."""
+        if self.positions == "rope" and head_dim % 2 and self.rotary.share == 1:
+            raise UserError(f"head_dim={head_dim} must be even: rotary positions turn pairs")
+        if self.positions == "rope":
+            turned(self.rotary, head_dim)
+        if self.slopes and len(self.slopes) != heads:
+            raise UserError(f"style.slopes has {len(self.slopes)} numbers; {heads} heads need as many, or none")
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and feed-forward network read the same residual stream."""
+        return self.order in ("parallel", "parallel_shared")
 
 
 TITANS = Style()

@@ -80,15 +80,30 @@ def folder(value: str, default: Path | None = None) -> Path:
     return Path(value)
 
 
-def experiment(name: str, overrides: tuple[str, ...], source: str | None, data_dir: str | None) -> Any:
-    """The experiment behind `--config`, `--config.x=y`, `--data` and `--data_dir`."""
+def experiment(name: str, overrides: tuple[str, ...], source: str | None, data_dir: str | None, start: str | None = None) -> Any:
+    """The experiment behind `--config`, `--config.x=y`, `--data`, `--data_dir` and `--start_from`."""
     from memtok_jax.training.experiment import shorter_warmup
 
-    changes = (*data_overrides(source, data_dir), *overrides)
+    begin = () if start is None else (f"training.start_from={start}",)
+    changes = (*data_overrides(source, data_dir), *begin, *overrides)
     base = config.load(name)
     if more := shorter_warmup(base, changes):
         print(f"note: the run is shorter than its warm-up; {more[0].replace('=', ' is ')} (set it to choose another)")
-    return config.override(base, (*changes, *more))
+    return on_base(config.override(base, (*changes, *more)))
+
+
+def on_base(chosen: Any) -> Any:
+    """The experiment with the sizes of the model that it gives a memory, and the tokenizer of a pretrained one."""
+    from dataclasses import replace
+
+    from memtok_jax.training import retrofit
+
+    if not (chosen.training.retrofit and chosen.training.start_from):
+        return chosen
+    folder = Path(chosen.training.start_from)
+    out = replace(chosen, model=retrofit.around(chosen.model, retrofit.base_config(folder, chosen.model)))
+    tokenizer = next((str(folder / name) for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file()), "")
+    return config.override(out, (f"data.tokenizer={tokenizer}",)) if tokenizer and not getattr(out.data, "tokenizer", "x") else out
 
 
 def data_overrides(source: str | None, data_dir: str | None) -> tuple[str, ...]:

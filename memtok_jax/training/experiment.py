@@ -34,6 +34,8 @@ class OptimizerConfig:
     weight_decay: decoupled, only on parameters whose spec says `decayed`.
     clip_norm: bound of the global norm of the gradient. Parameters that only a memory's own loss teaches are clipped apart.
     max_skipped: an update whose loss or gradient is not finite is left out; after this many in a row the run stops.
+    rates: factors of the learning rate for parameters whose path holds a text, as "TEXT=FACTOR"; the last text that fits counts.
+        "=0" in front leaves all others as they are: a parameter whose factor is 0 does not change by a bit.
     rule: "adamw", or "lamb" (arXiv 1904.00962), which scales the step of each matrix to the length of the matrix.
     ema: d of the average of the parameters over the updates, which then is what evaluations and streams use, see `average.py`; it
         takes the memory of one more copy of the parameters. 0: none, and nothing is kept for it.
@@ -53,8 +55,10 @@ class OptimizerConfig:
     schedule: str = "cosine"
     decay_steps: int = 0
     ema: float = 0.0
+    rates: tuple[str, ...] = ()
 
     def __post_init__(self):
+        _ = self.factors
         check_numbers("optimizer", self, at_least=dict(learning_rate=0, steps=1, warmup_steps=0, beta1=0, beta2=0, weight_decay=0,
                                                        max_skipped=0, decay_steps=0, ema=0),
                       above=dict(epsilon=0, clip_norm=0), below=dict(learning_rate=100, beta1=1, beta2=1, ema=1),
@@ -71,6 +75,21 @@ class OptimizerConfig:
                             f"than optimizer.steps {self.steps}")
 
 
+    @property
+    def factors(self) -> tuple[tuple[str, float], ...]:
+        """(text, factor) of `rates`. Raises UserError for another form."""
+        out = []
+        for item in self.rates:
+            text, found, factor = str(item).rpartition("=")
+            try:
+                out.append((text, float(factor)))
+            except ValueError:
+                found = ""
+            if not found or not 0 <= out[-1][1] < 1e6:
+                raise UserError(f"optimizer.rates has {item!r}; it must be TEXT=FACTOR with a factor of at least 0, as in gate=20")
+        return tuple(out)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How the batch is cut, how often things happen, and over how many devices it runs.
@@ -83,6 +102,8 @@ class TrainingConfig:
     remat: "call" keeps only the carries between calls and computes each call again in the backward pass, "nothing" stores all.
     seed: of the initial parameters.
     start_from: a run directory whose newest parameters take their place; optimizer, carry and data begin anew. "": none.
+    retrofit: the model of `start_from`, a run or a folder of a pretrained model, gets the memory of this one's layers, see
+        `retrofit.py`; without, both must have the same parameters.
     curriculum: what differs in each of the stages before this one, as on the command line, with spaces between fields
         ("data.sequence=24 model.segment=8"). Each stage is a run that begins with the parameters of the one before.
     stop_at: a task is finished as soon as its held-out accuracy reaches this; 0: after all steps.
@@ -104,6 +125,7 @@ class TrainingConfig:
     remat: str = "nothing"
     seed: int = 0
     start_from: str = ""
+    retrofit: bool = False
     curriculum: tuple[str, ...] = ()
     stop_at: float = 0.0
     loss: str = "softmax"

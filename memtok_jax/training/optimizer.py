@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from memtok_jax import params as pr
+from memtok_jax.config import UserError
 from memtok_jax.training.experiment import OptimizerConfig
 
 
@@ -30,10 +31,32 @@ def make_optimizer(cfg: OptimizerConfig, specs: pr.Tree) -> optax.GradientTransf
     The gradient is clipped first. The update itself multiplies by the learning rate, because its schedule counts all updates, those
     that were left out included.
     """
-    return optax.chain(clip(cfg.clip_norm, specs),
+    rates = rates_of(cfg, specs)
+    # Without rates the chain is as it always was, so that the state of older runs fits.
+    still, scaled = (scale_each([float(r > 0) for r in rates]),), (scale_each(rates),)
+    return optax.chain(*(still if cfg.rates else ()), clip(cfg.clip_norm, specs),
                        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon),
                        optax.add_decayed_weights(cfg.weight_decay, pr.decay_mask(specs)),
-                       *([scale_by_trust_ratio(specs)] if cfg.rule == "lamb" else []))
+                       *([scale_by_trust_ratio(specs)] if cfg.rule == "lamb" else []), *(scaled if cfg.rates else ()))
+
+
+def rates_of(cfg: OptimizerConfig, specs: pr.Tree) -> list[float]:
+    """The factor of each parameter's learning rate, in the order of the leaves. Raises UserError for a text that no path holds."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(specs, is_leaf=pr.is_spec)]
+    for text, _ in cfg.factors:
+        if not any(text in path for path in paths):
+            raise UserError(f"optimizer.rates names {text!r}, which is in no parameter's path, such as {paths[0]}")
+    return [next((factor for text, factor in reversed(cfg.factors) if text in path), 1.0) for path in paths]
+
+
+def scale_each(factors: list[float]) -> optax.GradientTransformation:
+    """Multiply each leaf by its factor; with 0 it is zero, even if it was not finite."""
+
+    def update(updates, state, params=None):
+        leaves, tree = jax.tree.flatten(updates)
+        return tree.unflatten(jnp.zeros_like(x) if f == 0 else x * f for x, f in zip(leaves, factors, strict=True)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def clip(bound: float, specs: pr.Tree) -> optax.GradientTransformation:

@@ -14,7 +14,7 @@ from memtok_jax import params as pr
 from memtok_jax.compiler import once_options
 from memtok_jax.config import UserError
 from memtok_jax.models.protocol import bind
-from memtok_jax.training import average, longer, machine, report, writers
+from memtok_jax.training import average, longer, machine, report, retrofit, writers
 from memtok_jax.training.best import Best, NoBest
 from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config, refuse_foreign
 from memtok_jax.training.experiment import Experiment, check_vocabulary
@@ -137,7 +137,8 @@ def begin(update: Update, experiment: Experiment, mesh: Mesh, checkpoints: Check
                        compiler_options=once_options(mesh.devices.flat[0].platform))
         state = init(jax.random.key(experiment.training.seed))
         folder = experiment.training.start_from
-        return Start(start_from(Path(folder), update, state) if folder else state, 0, 0, False)
+        begun = retrofitted if experiment.training.retrofit else start_from
+        return Start(begun(Path(folder), update, state) if folder else state, 0, 0, False)
     state, meta = longer.resume(experiment, abstract_state(update, mesh), checkpoints, stable, _note)
     batches.set_state(meta["data"])
     if meta["step"] > experiment.optimizer.steps:
@@ -156,7 +157,27 @@ def start_from(folder: Path, update: Update, state: TrainState) -> TrainState:
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params)
     with Checkpoints(folder, keep=None) as checkpoints:
         params, _ = checkpoints.restore_params(wanted)
-    # Leaves derived from parameters, such as a first memory, must be those of the new ones.
+    return with_params(state, params, update)
+
+
+def retrofitted(folder: Path, update: Update, state: TrainState) -> TrainState:
+    """The fresh state with the parameters of the model in `folder`, a run or a pretrained model, beside those of its new memory.
+
+    A run whose model has the memory already (an earlier stage) gives all of its parameters.
+    """
+    cfg = update.model.cfg
+    if retrofit.has_memory(folder, cfg):
+        return start_from(folder, update, state)
+    source = retrofit.base_config(folder, cfg)
+    if retrofit.around(cfg, source) != cfg:
+        raise UserError(f"training.start_from={folder} holds another model than the one that this run was begun with")
+    params = retrofit.graft(state.params, cfg, retrofit.base_params(folder, source, cfg), source)
+    placed = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), params, state.params)
+    return with_params(state, placed, update)
+
+
+def with_params(state: TrainState, params: pr.Tree, update: Update) -> TrainState:
+    """The state with other parameters. Leaves derived from parameters, such as a first memory, become those of the new ones."""
     carry = update.model.init_state(params, update.batch)
     return state._replace(params=params, carry=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), carry, state.carry),
                           average=average.begin(update.optimizer.ema, params))

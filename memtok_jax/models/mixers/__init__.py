@@ -61,6 +61,11 @@ class MixerConfig:
         return self.attends
 
     @property
+    def needs_memory_tokens(self) -> bool:
+        """Whether it must stand inside memory tokens (`models/rmt.py`), which then check the pattern."""
+        return False
+
+    @property
     def by_segment(self) -> bool:
         """Whether something happens at segment borders."""
         return False

@@ -58,6 +58,11 @@ class ArmtLayerConfig(LayerConfig):
         return sum(mixer.reach(b) for mixer in block.branches(self.layer))
 
     @property
+    def needs_memory_tokens(self) -> bool:
+        """They write the matrix."""
+        return True
+
+    @property
     def by_segment(self) -> bool:
         """The matrix is written at a border."""
         return True

@@ -166,7 +166,7 @@ def attend_by_content(params, u_BTD: jax.Array, rows_BSD: jax.Array, real_BS: ja
     """
     q, k, v = A.heads(params, u_BTD, "q", b), A.heads(params, rows_BSD, "k", b), A.heads(params, rows_BSD, "v", b)
     visible = jnp.broadcast_to(real_BS[:, None], (*q.shape[:2], k.shape[1]))
-    return flat(attend(q, k, v, visible, sink=sinks.column(params, q, b.style.sink))[0])
+    return flat(attend(q, k, v, visible, sink=sinks.column(params, q, b.style.sink), cap=b.style.score_cap)[0])
 
 
 def _kept(inputs: jax.Array, filled: jax.Array, cfg: CachedConfig, b: Backbone) -> tuple[jax.Array, jax.Array]:

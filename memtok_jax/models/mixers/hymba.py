@@ -103,7 +103,7 @@ def specs(cfg: HymbaConfig, b: Backbone) -> dict:
     module, m = _scan(cfg, b)
     own = A.specs(b)
     if cfg.keys == "before":
-        own = {name: spec for name, spec in own.items() if name not in ("k", "v")}
+        own = {name: spec for name, spec in own.items() if name not in ("k", "v", "norm_k")}
     project = lambda size: layers.dense_specs(b, (b.width, size), ("embed", "mlp" if type(m) is MambaConfig else None), False)
     norm = lambda: P.ParamSpec((m.channels,), (None,), P.ones, decayed=False)
     return own | {"x": project(m.stream), "z": project(m.channels), "scan": module.branch_specs(m), "norm_attention": norm(),
