@@ -59,7 +59,8 @@ def compiled(model, rows, blocks):
 @pytest.fixture(autouse=True)
 def _compile_once(monkeypatch):
     """The programs of a command are those of the one before, where it has as many rows."""
-    def open_(model, params, rows, seed, blocks, as_bytes):
+    def open_(model, params, rows, seed, blocks, stop, as_bytes):
+        assert stop == ()  # no byte ends what a row says
         return Streams(compiled(model, rows, blocks).session, params, new_stream(model, params, rows, jax.random.key(seed)))
 
     monkeypatch.setattr(streaming.Streams, "open", staticmethod(open_))
