@@ -116,10 +116,8 @@ def _choose(first: jax.Array, given, left):
 
 # ------------------------------------------------------------------------------------------------------------------- the call
 
-LEADING = {"head": ("heads",), "memory": ("batch", "heads"), "chunk": ("batch", "heads", None)}  # None: chunks
-
-
-GRID = ("batch", "heads", None)
+LEADING = {"head": ("heads",), "memory": ("batch", "heads"), "chunk": ("batch", "heads", None)}
+GRID = ("batch", "heads", None)  # None: chunks
 
 
 class Part(NamedTuple):
