@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -200,6 +201,8 @@ def told(path: Path) -> Iterator[None]:
 
 def _locked(path: Path) -> Any:
     """The open lock file beside a database. Raises UserError if another process holds it."""
+    if str(path) == ":memory:":
+        return io.BytesIO()  # a database that no other process can open
     try:
         lock = path.with_name(path.name + ".lock").open("w")
     except OSError as error:
