@@ -15,6 +15,7 @@ from memtok_jax.memory.ssm import Mamba2Config, MambaConfig
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.armt import ArmtLayerConfig
+from memtok_jax.models.mixers.beside import BesideConfig
 from memtok_jax.models.mixers.cached import CachedConfig
 from memtok_jax.models.mixers.hymba import HymbaConfig
 from memtok_jax.models.mixers.in_turn import InTurnConfig
@@ -23,6 +24,7 @@ from memtok_jax.models.mixers.mac import MacConfig
 from memtok_jax.models.mixers.mag import MagConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.ssm import SsmConfig
+from memtok_jax.models.mixers.styled import StyledConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.rmt import RmtConfig
 from memtok_jax.models.style import COMPRESSIVE, GPT2, GPT2_RELATIVE, TITANS, TRANSFORMER_XL
@@ -73,6 +75,7 @@ MODELS: dict[str, Any] = {
     "sinks_alibi": model(WindowConfig(2, sinks=1, positions="absolute"), prefix=1, segment=0, value_dim=3,
                          style=replace(TITANS, positions="alibi", sink="kv", gate="head")),
     "logit_gate": model(WindowConfig(4, sinks=1), XL, style=replace(GPT2_RELATIVE, sink="logit", gate="elementwise"), kv_heads=1),
+    "beside": model(StyledConfig(BesideConfig((WINDOW, MAMBA)), replace(TITANS, rope_base=100.0)), prefix=2, segment=0),
     # Two that no paper has.
     "xl_below_mag": model(XL, MAG, prefix=2),
     "rmt_around_mag": rmt(MAG, PLAIN, prefix=2),

@@ -21,7 +21,7 @@ from memtok_jax.config import UserError
 from memtok_jax.models.call import Call
 from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.style import Backbone
-from memtok_jax.numerics import spread
+from memtok_jax.numerics import spread, wide
 
 LARGEST = 1e4
 
@@ -86,7 +86,8 @@ def _sum(params, parts: list[jax.Array]) -> jax.Array:
     """The first part, and the others through their gates."""
     y = parts[0]
     for n, part in enumerate(parts[1:], 1):
-        y = y + (spread(params[f"gate_{n}"], part) * jnp.clip(part, -LARGEST, LARGEST)).astype(y.dtype)
+        part = jnp.clip(part, -LARGEST, LARGEST).astype(wide(part))  # gates are float32
+        y = y + (spread(params[f"gate_{n}"].astype(part.dtype), part) * part).astype(y.dtype)
     return y
 
 
