@@ -95,8 +95,8 @@ def test_no_prefix_tokens_is_the_model_without_prefix(monkeypatch):
     ids = some_ids(2, 9)
     run = lambda: jit(lambda p, s, ids: own.apply(p, s, ids)[0])(params, state, ids)
 
-    def attend(q, k, v, visible, *, bias, fronts, sink):
-        assert bias is None and fronts == () and sink is None
+    def attend(q, k, v, visible, *, bias, fronts, sink, cap):
+        assert bias is None and fronts == () and sink is None and cap == 0
         score = jnp.where(jnp.expand_dims(visible, -3), jnp.einsum("...thk,...shk->...hts", q, k), -1e30) * own.cfg.head_dim ** -0.5
         weight = jnp.exp(score - score.max(-1, keepdims=True))
         weight = weight / weight.sum(-1, keepdims=True)
