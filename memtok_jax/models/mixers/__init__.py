@@ -72,6 +72,42 @@ class MixerConfig:
 
 
 @dataclass(frozen=True)
+class SeveralConfig(MixerConfig):
+    """A mixer made of others. mixers: their configs, in order."""
+
+    mixers: tuple[MixerConfig, ...] = ()
+
+    def check(self, b: Backbone) -> None:
+        """Those of all mixers."""
+        for mixer in self.mixers:
+            mixer.check(b)
+
+    def unit(self, b: Backbone) -> int:
+        """The largest; mixers whose units do not divide one another are refused by the model."""
+        return max(mixer.unit(b) for mixer in self.mixers)
+
+    @property
+    def attends(self) -> bool:
+        """Whether one of them attends."""
+        return any(mixer.attends for mixer in self.mixers)
+
+    @property
+    def reads_prefix(self) -> bool:
+        """Whether one of them reads the prefix."""
+        return any(mixer.reads_prefix for mixer in self.mixers)
+
+    @property
+    def needs_memory_tokens(self) -> bool:
+        """Whether one of them needs them."""
+        return any(mixer.needs_memory_tokens for mixer in self.mixers)
+
+    @property
+    def by_segment(self) -> bool:
+        """Whether something happens at a border in one of them."""
+        return any(mixer.by_segment for mixer in self.mixers)
+
+
+@dataclass(frozen=True)
 class LayerConfig(MixerConfig):
     """A mixer that is a layer by itself: `begin` and `run` take and return the residual stream, as those of `block.py` do."""
 

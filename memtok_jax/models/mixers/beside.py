@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.models.call import Call
-from memtok_jax.models.mixers import MixerConfig
+from memtok_jax.models.mixers import SeveralConfig
 from memtok_jax.models.style import Backbone
 from memtok_jax.numerics import spread, wide
 
@@ -27,42 +27,16 @@ LARGEST = 1e4
 
 
 @dataclass(frozen=True)
-class BesideConfig(MixerConfig):
+class BesideConfig(SeveralConfig):
     """mixers: configs of attention and of the memories beside it."""
-
-    mixers: tuple[MixerConfig, ...] = ()
 
     def __post_init__(self):
         if len(self.mixers) < 2:
             raise UserError("beside.mixers needs two mixers: attention, and a memory beside it")
 
-    def check(self, b: Backbone) -> None:
-        """Those of all mixers."""
-        for mixer in self.mixers:
-            mixer.check(b)
-
-    def unit(self, b: Backbone) -> int:
-        """The largest."""
-        return max(mixer.unit(b) for mixer in self.mixers)
-
     def reach(self, b: Backbone) -> int:
         """The farthest."""
         return max(mixer.reach(b) for mixer in self.mixers)
-
-    @property
-    def attends(self) -> bool:
-        """Whether one of them attends."""
-        return any(mixer.attends for mixer in self.mixers)
-
-    @property
-    def reads_prefix(self) -> bool:
-        """Whether one of them reads the prefix."""
-        return any(mixer.reads_prefix for mixer in self.mixers)
-
-    @property
-    def by_segment(self) -> bool:
-        """Whether something happens at a border in one of them."""
-        return any(mixer.by_segment for mixer in self.mixers)
 
 
 def specs(cfg: BesideConfig, b: Backbone) -> dict:

@@ -8,47 +8,21 @@ import jax
 
 from memtok_jax.config import UserError
 from memtok_jax.models.call import Call
-from memtok_jax.models.mixers import MixerConfig
+from memtok_jax.models.mixers import SeveralConfig
 from memtok_jax.models.style import Backbone
 
 
 @dataclass(frozen=True)
-class InTurnConfig(MixerConfig):
+class InTurnConfig(SeveralConfig):
     """mixers: configs of the mixers, in order."""
-
-    mixers: tuple[MixerConfig, ...] = ()
 
     def __post_init__(self):
         if not self.mixers:
             raise UserError("in_turn.mixers is empty; name at least one mixer")
 
-    def check(self, b: Backbone) -> None:
-        """Those of all mixers."""
-        for mixer in self.mixers:
-            mixer.check(b)
-
-    def unit(self, b: Backbone) -> int:
-        """The largest; mixers whose units do not divide one another are refused by the model."""
-        return max(mixer.unit(b) for mixer in self.mixers)
-
     def reach(self, b: Backbone) -> int:
         """All together."""
         return sum(mixer.reach(b) for mixer in self.mixers)
-
-    @property
-    def attends(self) -> bool:
-        """Whether one of them attends."""
-        return any(mixer.attends for mixer in self.mixers)
-
-    @property
-    def reads_prefix(self) -> bool:
-        """Whether one of them reads the prefix."""
-        return any(mixer.reads_prefix for mixer in self.mixers)
-
-    @property
-    def by_segment(self) -> bool:
-        """Whether something happens at a border in one of them."""
-        return any(mixer.by_segment for mixer in self.mixers)
 
 
 def specs(cfg: InTurnConfig, b: Backbone) -> dict:
