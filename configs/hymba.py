@@ -20,7 +20,8 @@ from dataclasses import replace
 from memtok_jax.data.text import TextConfig
 from memtok_jax.memory.ssm import MambaConfig
 from memtok_jax.models.language_model import LanguageModelConfig
-from memtok_jax.models.mixers.hymba import HymbaConfig
+from memtok_jax.models.mixers.hymba import KEYS, HymbaConfig
+from memtok_jax.models.mixers.repeated import RepeatedConfig
 from memtok_jax.models.style import TITANS
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 from memtok_jax.training.recipes import laptop_text
@@ -32,13 +33,15 @@ SEQUENCE, BATCH_TOKENS, TOKENS = 2048, 2_097_152, 1.5e12
 MEMORY = MambaConfig(norms=True)
 
 
-def group(layers: int, window: int) -> tuple[HymbaConfig, ...]:
+def group(layers: int, window: int) -> tuple:
     """Layers between two that see everything: pairs that share keys, a triple first where the number is odd."""
-    starts = {0, *range(3 if layers % 2 else 2, layers, 2)}
-    return tuple(HymbaConfig(window, keys="own" if n in starts else "before", memory=MEMORY) for n in range(layers))
+    own, shared = (HymbaConfig(window, keys=keys, memory=MEMORY) for keys in KEYS)
+    triple = (own, shared, shared)[:layers] if layers % 2 else ()
+    pairs = (layers - len(triple)) // 2
+    return triple + ((RepeatedConfig((own, shared), pairs),) if pairs else ())
 
 
-def pattern(layers: int, window: int, sequence: int) -> tuple[HymbaConfig, ...]:
+def pattern(layers: int, window: int, sequence: int) -> tuple:
     """All layers of a model."""
     whole, middle = (HymbaConfig(sequence, memory=MEMORY),), (layers - 1) // 2
     return whole + group(middle - 1, window) + whole + group(layers - middle - 2, window) + whole

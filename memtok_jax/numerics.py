@@ -57,6 +57,13 @@ def recompute(f, remat: str = "pointwise"):
 HIDDEN = -1e30  # score of a key that a query may not see; finite, so that a row without keys has no NaN
 
 
+def over_layers(name: str, values: jax.Array) -> jax.Array:
+    """One number for the layers that share a statistic, values[layers]: a maximum, a sum of losses, or a mean, as its name says."""
+    if name.endswith("_max"):
+        return values.max()
+    return values.sum() if name.endswith("auxiliary_loss") else values.mean()
+
+
 def lift(weight: jax.Array, like: jax.Array) -> jax.Array:
     """A weight for the last axes of `like`, with leading axes of size one added; the tests forbid implicit rank promotion."""
     return weight.reshape((1,) * (like.ndim - weight.ndim) + weight.shape)

@@ -22,6 +22,7 @@ from memtok_jax.models.mixers.in_turn import InTurnConfig
 from memtok_jax.models.mixers.lmm import LmmConfig
 from memtok_jax.models.mixers.mac import MacConfig
 from memtok_jax.models.mixers.mag import MagConfig
+from memtok_jax.models.mixers.repeated import RepeatedConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.ssm import SsmConfig
 from memtok_jax.models.mixers.styled import StyledConfig
@@ -66,6 +67,8 @@ MODELS: dict[str, Any] = {
     "mamba_prefix": model(MAMBA, WINDOW, prefix=2, segment=0),
     "mamba2": model(MAMBA2, segment=0),
     "hymba": model(HYMBA, replace(HYMBA, keys="before"), prefix=2, segment=0, kv_heads=1, value_dim=8),
+    "repeated": model(HYMBA, RepeatedConfig((HYMBA, replace(HYMBA, keys="before")), 2), layers=5, prefix=2, segment=0, kv_heads=1,
+                      value_dim=8),
     "rmt": rmt(PLAIN, PLAIN),
     "rmt_paper": rmt(PLAIN, PLAIN, form="paper", style=GPT2),
     "rmt_cached": rmt(CachedConfig(XlConfig(6), memory_tokens_see=True, keep_memory_tokens=True), PLAIN, form="paper"),

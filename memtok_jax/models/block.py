@@ -32,6 +32,11 @@ def branches(layer: Layer) -> tuple[MixerConfig, ...]:
     return layer if isinstance(layer, tuple) else (layer,)
 
 
+def depth(pattern: tuple[Layer, ...]) -> int:
+    """Layers of a pattern."""
+    return sum(branches(layer)[0].depth for layer in pattern)
+
+
 def names(layer: Layer) -> tuple[str, ...]:
     """A name for each branch: the mixer's, with a number in front where there are several."""
     mixers = branches(layer)

@@ -73,8 +73,8 @@ class LanguageModelConfig:
                                                    prefix=0, shrink=1, positions=0, unroll=1, kv_heads=0, value_dim=0))
         choose("model.dtype", self.dtype, ("float32", "bfloat16"))
         choose("model.remat", self.remat, REMAT)
-        if not self.pattern or self.layers % len(self.pattern):
-            raise UserError(f"layers={self.layers} is not a multiple of the {len(self.pattern)} layers in model.pattern")
+        if not self.pattern or self.layers % block.depth(self.pattern):
+            raise UserError(f"layers={self.layers} is not a multiple of the {block.depth(self.pattern)} layers in model.pattern")
         if not self.heads and self.width % self.head_dim:
             raise UserError(f"width={self.width} is not a multiple of head_dim={self.head_dim}; set model.heads, "
                             "or another head_dim")
@@ -111,9 +111,14 @@ class LanguageModelConfig:
         """H."""
         return self.heads or self.width // self.head_dim
 
+    @property
+    def repeats(self) -> int:
+        """How often the pattern comes."""
+        return self.layers // block.depth(self.pattern)
+
     def stack(self, head: int = 0, tail: int = 0) -> Stack:
         """The layers."""
-        return Stack(self.pattern, self.layers // len(self.pattern), self.backbone(head, tail), self.remat, self.unroll)
+        return Stack(self.pattern, self.repeats, self.backbone(head, tail), self.remat, self.unroll)
 
     def rows_of_positions(self, b: Backbone) -> int:
         """Rows of the table of positions."""
@@ -148,7 +153,7 @@ class LanguageModelConfig:
         b = self.backbone()
         mixers = [m for layer in self.pattern for m in block.branches(layer)]
         inside = self.segment if any(m.by_segment for m in mixers) else 1
-        return inside + self.layers // len(self.pattern) * sum(m.reach(b) for m in mixers)
+        return inside + self.repeats * sum(m.reach(b) for m in mixers)
 
 
 def check_style(cfg: LanguageModelConfig) -> None:
@@ -310,7 +315,7 @@ def unstacked(cfg: LanguageModelConfig) -> LanguageModelConfig:
     """The config of the model that `unstack` makes: its pattern is all layers."""
     if not stack.side_by_side(cfg.stack()):
         return cfg
-    return replace(cfg, pattern=cfg.pattern * (cfg.layers // len(cfg.pattern)), unroll=1)
+    return replace(cfg, pattern=cfg.pattern * cfg.repeats, unroll=1)
 
 
 def unstack(params, state: StackState, cfg: LanguageModelConfig):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from memtok_jax.models import block, wavefront
 from memtok_jax.models.call import Call
 from memtok_jax.models.mixers import LayerConfig, MixerConfig
 from memtok_jax.models.style import Backbone
+from memtok_jax.numerics import over_layers
 
 Pattern = tuple[MixerConfig | tuple[MixerConfig, ...], ...]
 
@@ -27,7 +29,7 @@ Pattern = tuple[MixerConfig | tuple[MixerConfig, ...], ...]
 class Stack:
     """pattern: layers of one repeat. repeats: how often they come. b: the backbone.
 
-    remat: "block" computes each repeat again in the backward pass; "pointwise" stores matrix products only.
+    remat: "block" computes each layer again in the backward pass; "pointwise" stores matrix products only.
     unroll: repeats that are compiled side by side.
     """
 
@@ -61,16 +63,20 @@ def state_specs(s: Stack, batch: int) -> StackState:
 
 
 def _scan(body: Callable, x: jax.Array, trees: tuple, s: Stack):
-    """Scan `body(x, tree of one layer, the layer's config, side) -> (x, out, side)` over the repeats."""
+    """Scan `body(x, tree of one layer, layer=its config, own=side) -> (x, out, side)` over the repeats."""
+
+    def step(layer):
+        own = partial(body, layer=layer)
+        again = s.remat == "block" and not any(m.recomputes for m in block.branches(layer))
+        return jax.checkpoint(own, prevent_cse=False) if again else own
 
     def repeat(x, trees):
         outs, side = [], {}
         for tree, layer in zip(trees, s.pattern, strict=True):
-            x, out, side = body(x, tree, layer, side)
+            x, out, side = step(layer)(x, tree, own=side)
             outs.append(out)
         return x, tuple(outs)
 
-    repeat = jax.checkpoint(repeat, prevent_cse=False) if s.remat == "block" else repeat
     return jax.lax.scan(repeat, x, trees, unroll=s.unroll)
 
 
@@ -97,7 +103,7 @@ def run(params: tuple, state: StackState, x: jax.Array, s: Stack, call: Call, si
         return x, (after, stats), own
 
     x, outs = _scan(body, x, tuple(zip(params, state.layers, strict=True)), s)
-    stats = {f"{n}.{key}": _over_layers(key, value) for n, (_, found) in enumerate(outs) for key, value in found.items()}
+    stats = {f"{n}.{key}": over_layers(key, value) for n, (_, found) in enumerate(outs) for key, value in found.items()}
     return x, StackState(tuple(after for after, _ in outs), next_slot(state.slot, length, call, s.b)), stats
 
 
@@ -106,13 +112,6 @@ def next_slot(slot: jax.Array, length: jax.Array, call: Call, b: Backbone) -> ja
     if call.closes is not None:
         return jnp.where(call.closes, 0, slot + length)
     return (slot + length) % b.segment if b.segment else slot
-
-
-def _over_layers(name: str, values: jax.Array) -> jax.Array:
-    """One number for the repeats of a layer: a maximum, a sum of losses, or a mean."""
-    if name.endswith("_max"):
-        return values.max()
-    return values.sum() if name.endswith("auxiliary_loss") else values.mean()
 
 
 def run_segments(params: tuple, state: StackState, x_NBTD: jax.Array, s: Stack, call: Call,

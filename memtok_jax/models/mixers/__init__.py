@@ -51,6 +51,16 @@ class MixerConfig:
         return 0
 
     @property
+    def depth(self) -> int:
+        """How many layers it is in a pattern."""
+        return 1
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether it takes care itself of what the backward pass computes again, so that the stack's remat leaves it alone."""
+        return False
+
+    @property
     def attends(self) -> bool:
         """Whether there is attention in it."""
         return True
@@ -72,39 +82,54 @@ class MixerConfig:
 
 
 @dataclass(frozen=True)
-class SeveralConfig(MixerConfig):
-    """A mixer made of others. mixers: their configs, in order."""
+class CompoundConfig(MixerConfig):
+    """A mixer or a layer that is made of mixers, its `parts`."""
 
-    mixers: tuple[MixerConfig, ...] = ()
+    @property
+    def parts(self) -> tuple[MixerConfig, ...]:
+        """The mixers inside, in order."""
+        raise NotImplementedError
 
     def check(self, b: Backbone) -> None:
-        """Those of all mixers."""
-        for mixer in self.mixers:
+        """Those of all parts."""
+        for mixer in self.parts:
             mixer.check(b)
 
     def unit(self, b: Backbone) -> int:
         """The largest; mixers whose units do not divide one another are refused by the model."""
-        return max(mixer.unit(b) for mixer in self.mixers)
+        return max(mixer.unit(b) for mixer in self.parts)
 
     @property
     def attends(self) -> bool:
         """Whether one of them attends."""
-        return any(mixer.attends for mixer in self.mixers)
+        return any(mixer.attends for mixer in self.parts)
 
     @property
     def reads_prefix(self) -> bool:
         """Whether one of them reads the prefix."""
-        return any(mixer.reads_prefix for mixer in self.mixers)
+        return any(mixer.reads_prefix for mixer in self.parts)
 
     @property
     def needs_memory_tokens(self) -> bool:
         """Whether one of them needs them."""
-        return any(mixer.needs_memory_tokens for mixer in self.mixers)
+        return any(mixer.needs_memory_tokens for mixer in self.parts)
 
     @property
     def by_segment(self) -> bool:
         """Whether something happens at a border in one of them."""
-        return any(mixer.by_segment for mixer in self.mixers)
+        return any(mixer.by_segment for mixer in self.parts)
+
+
+@dataclass(frozen=True)
+class SeveralConfig(CompoundConfig):
+    """A mixer made of others. mixers: their configs, in order."""
+
+    mixers: tuple[MixerConfig, ...] = ()
+
+    @property
+    def parts(self) -> tuple[MixerConfig, ...]:
+        """The mixers."""
+        return self.mixers
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import jax
 from memtok_jax.config import UserError
 from memtok_jax.models import block
 from memtok_jax.models.call import Call
-from memtok_jax.models.mixers import LayerConfig, MixerConfig
+from memtok_jax.models.mixers import CompoundConfig, LayerConfig, MixerConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.style import TITANS, Backbone, Style
 
 
 @dataclass(frozen=True)
-class StyledConfig(LayerConfig):
+class StyledConfig(CompoundConfig, LayerConfig):
     """layer: the config of the layer inside, or a tuple of one config a branch. style: its style."""
 
     layer: MixerConfig | tuple[MixerConfig, ...] = WindowConfig()
@@ -28,36 +28,16 @@ class StyledConfig(LayerConfig):
             raise UserError("styled.style.positions and model.style.positions must both be 'table' or neither: its rows are added "
                             "before the first layer")
         self.style.check_heads(b.heads, b.head_dim)
-        for mixer in block.branches(self.layer):
-            mixer.check(_inside(self, b))
-
-    def unit(self, b: Backbone) -> int:
-        """That of the layer inside."""
-        return max(mixer.unit(b) for mixer in block.branches(self.layer))
+        super().check(_inside(self, b))
 
     def reach(self, b: Backbone) -> int:
         """That of the layer inside."""
-        return sum(mixer.reach(b) for mixer in block.branches(self.layer))
+        return sum(mixer.reach(b) for mixer in self.parts)
 
     @property
-    def attends(self) -> bool:
-        """Whether the layer inside attends."""
-        return any(mixer.attends for mixer in block.branches(self.layer))
-
-    @property
-    def reads_prefix(self) -> bool:
-        """Whether the layer inside reads the prefix."""
-        return any(mixer.reads_prefix for mixer in block.branches(self.layer))
-
-    @property
-    def needs_memory_tokens(self) -> bool:
-        """Whether the layer inside needs them."""
-        return any(mixer.needs_memory_tokens for mixer in block.branches(self.layer))
-
-    @property
-    def by_segment(self) -> bool:
-        """Whether something happens at a border in the layer inside."""
-        return any(mixer.by_segment for mixer in block.branches(self.layer))
+    def parts(self) -> tuple[MixerConfig, ...]:
+        """The branches of the layer inside."""
+        return block.branches(self.layer)
 
 
 def _inside(cfg: StyledConfig, b: Backbone) -> Backbone:
