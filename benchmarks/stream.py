@@ -99,7 +99,8 @@ def read_run(workdir: Path):
 
     from memtok_jax.models.protocol import bind
     from memtok_jax.params import abstract
-    from memtok_jax.training.checkpoint import Checkpoints, read_config
+    from memtok_jax.training.checkpoint import Checkpoints
+    from memtok_jax.training.run_folder import read_config
 
     experiment = read_config(workdir)
     shapes = abstract(bind(experiment.model).specs())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 import toy_run
 
-from memtok_jax.training import cli, hlo, roofline
+from memtok_jax.training import cli, compile_only, hlo, roofline
 from memtok_jax.training.chips import CHIPS, Chip
 
 M, K, N = 48, 32, 16
@@ -215,3 +215,13 @@ def test_a_program_for_a_tpu(capsys, monkeypatch):
     assert cli.compile_only(exp, "v5e:2x2") == 0
     out = capsys.readouterr().out
     assert "roofline of v5e (197 T operations and 819.00 GB a second)" in out and "bound by" in out and "unknown length" not in out
+
+
+def test_the_fast_memory_of_kernels():
+    """Only calls of kernels count, each with what its own line says."""
+    call = ('  %k = f32[8]{{0}} custom-call(%a), custom_call_target="{}", backend_config={{"custom_call_config":{{}},'
+            '"used_scoped_memory_configs":[{{"memory_space":"1","offset":"0","size":"{}"}}]}}')
+    text = "\n".join([call.format("tpu_custom_call", 1300), call.format("Sharding", 7), call.format("tpu_custom_call", 2200)])
+    assert hlo.kernel_memory(text) == [1300, 2200]
+    assert compile_only._kernels([1300, 2_200_000]) == ["2 kernels; the largest takes 2.20 MB of a chip's fast memory"]
+    assert compile_only._kernels([]) == []

@@ -26,9 +26,11 @@ from memtok_jax.config import StoppedError, UserError
 from memtok_jax.evaluation.report import evaluate_run
 from memtok_jax.models.protocol import bind
 from memtok_jax.training import distributed, machine, metrics, step
-from memtok_jax.training.checkpoint import Checkpoints, RunFolder, array_checksum
+from memtok_jax.training.checkpoint import Checkpoints
+from memtok_jax.training.checksums import array_checksum
 from memtok_jax.training.progress import Progress, duration
 from memtok_jax.training.run import make_mesh, train
+from memtok_jax.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 

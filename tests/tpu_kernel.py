@@ -8,7 +8,6 @@ The last line it prints is the bytes of the chip's fast memory that each kernel 
 from __future__ import annotations
 
 import json
-import re
 import sys
 
 import jax
@@ -17,6 +16,7 @@ from jax.experimental import topologies
 
 from memtok_jax import params as P
 from memtok_jax.memory import neural
+from memtok_jax.training import hlo
 
 WIDTH, ROWS, CHUNKS = 256, 2, 4
 
@@ -30,9 +30,7 @@ def main(options: dict) -> None:
     x = place(jax.ShapeDtypeStruct((ROWS, CHUNKS * cfg.chunk, WIDTH), jnp.float32))
     loss = lambda params, state, x: jnp.square(neural.apply(params, state, x, cfg, whole=True)[0]).mean()
     text = jax.jit(jax.grad(loss)).lower(place(P.abstract(neural.specs(cfg))), state, x).compile().as_text()
-    kernels = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
-    sizes = re.compile(r'used_scoped_memory_configs":\[\{[^]]*?"size":"(\d+)"')
-    print(json.dumps([int(size) for line in kernels for size in sizes.findall(line)]))
+    print(json.dumps(hlo.kernel_memory(text)))
 
 
 if __name__ == "__main__":

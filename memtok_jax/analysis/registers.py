@@ -31,7 +31,7 @@ from memtok_jax.evaluation import saved_model
 from memtok_jax.models.protocol import bind
 from memtok_jax.models.vision.classifier import ClassifierConfig
 from memtok_jax.training import cli
-from memtok_jax.training.checkpoint import CONFIG_FILE, read_config
+from memtok_jax.training.run_folder import CONFIG_FILE, read_config
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory of train.py, or a checkpoint (DINOv2, DINOv3, timm).")
 IMAGES = flags.DEFINE_string("images", "", "Folder of images (sub-folders are classes; boxes.json beside them gives boxes), or "

@@ -29,8 +29,9 @@ from memtok_jax.evaluation.pretrained_folder import TOKENIZERS
 from memtok_jax.models.protocol import bind
 from memtok_jax.sharding import make_mesh
 from memtok_jax.training import average, cli, retrofit
-from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config
+from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+from memtok_jax.training.run_folder import RunFolder, read_config
 from memtok_jax.training.step import TrainState
 
 CONFIG = "pretrained.json"  # the fields of their config.json, kept in the run directory

@@ -15,7 +15,7 @@ from memtok_jax.evaluation import saved_model, saved_stream
 from memtok_jax.evaluation.report import changed
 from memtok_jax.evaluation.units import Units, token_units
 from memtok_jax.models.protocol import Model, bind
-from memtok_jax.training.checkpoint import describe
+from memtok_jax.training.checksums import describe
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 

@@ -17,8 +17,8 @@ from memtok_jax.config import UserError
 from memtok_jax.evaluation import saved_model, sets
 from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.models.protocol import Model, bind
-from memtok_jax.training.checkpoint import read_config
 from memtok_jax.training.experiment import Experiment, check_vocabulary
+from memtok_jax.training.run_folder import read_config
 
 RESULT_FILE = "eval.json"
 

@@ -36,8 +36,8 @@ from memtok_jax.inference.stream import NO_TOKEN, stream_bytes
 from memtok_jax.inference.streams import Quality, Streams
 from memtok_jax.inference.text import TextRow
 from memtok_jax.models.protocol import Model, bind
-from memtok_jax.training.checkpoint import read_config
 from memtok_jax.training.progress import ReadingProgress, duration
+from memtok_jax.training.run_folder import read_config
 
 PIECE = 4096   # tokens that a row reads at a time, rounded to whole blocks
 

@@ -7,37 +7,24 @@ two is all that evaluation reads.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import functools
-import json
 import logging
-import os
 import sys
 import threading
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding
 
-from memtok_jax import config, sharding
+from memtok_jax import config
 from memtok_jax.config import UserError
 from memtok_jax.training import average
+from memtok_jax.training.checksums import describe, first_misfit, of_meta
+from memtok_jax.training.run_folder import CONFIG_FILE, brief, first_line, read_config
 from memtok_jax.training.step import TrainState
 
 FOLDER, BEST_FOLDER, STABLE_FOLDER = "checkpoints", "best", "stable"
-CONFIG_FILE, LOCK_FILE = "config.json", "run.lock"
-
-# Fields that may change between a run and its continuation; all others of these groups must stay. The saved position in the data is
-# refused if the text or its tokens have changed, so these may lie elsewhere.
-FREE = ("config.data.data_dir", "config.data.tokenizer", "config.data.folder", "config.data.cache_dir", "config.data.eval_split",
-        "config.data.eval_bytes", "config.data.eval_samples")
-FIXED_GROUPS = ("config.model", "config.data", "config.training.batch", "config.training.seed")
 
 
 class Checkpoints:
@@ -105,9 +92,10 @@ class Checkpoints:
         trees = {"params": state.params, "rest": _rest(state)} | _average(state)
         meta = meta | {"arrays": {name: describe(tree) for name, tree in trees.items()}}
         items = {name: ocp.args.PyTreeSave(_filled(tree)) for name, tree in trees.items()}
+        items["meta"] = ocp.args.JsonSave(meta | {"checksum": of_meta(meta)})
         self._writing = step
         try:
-            self._open().save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta | {"checksum": _checksum(meta)}), **items))
+            self._open().save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._not_written(error) from error
 
@@ -166,7 +154,7 @@ class Checkpoints:
         step = self._newest()
         meta = self._read_meta(step)
         for name, tree in trees.items():
-            if difference := _first_misfit(meta["arrays"].get(name, {}), tree):
+            if difference := first_misfit(meta["arrays"].get(name, {}), tree):
                 raise UserError(f"checkpoint {self.folder / str(step)} is of another model: {name}{difference}")
         filled = {name: _filled(tree) for name, tree in trees.items()}
         items = {name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
@@ -174,7 +162,7 @@ class Checkpoints:
         try:
             found = self._open().restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise self._damaged(step, _first_line(error)) from error
+            raise self._damaged(step, first_line(error)) from error
         out = {name: _like(tree, found[name]) for name, tree in trees.items()}
         for name, tree in out.items():
             written, read = meta["arrays"][name], describe(tree)
@@ -187,17 +175,17 @@ class Checkpoints:
         try:
             meta = dict(self._open().restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
         except Exception as error:
-            raise self._damaged(step, _first_line(error)) from error
+            raise self._damaged(step, first_line(error)) from error
         if "checksum" not in meta:
             raise UserError(f"checkpoint {self.folder / str(step)} was written by an older version of memtok_jax (it has no "
                             "checksums); train it again")
-        if meta.pop("checksum") != _checksum(meta):
+        if meta.pop("checksum") != of_meta(meta):
             raise self._damaged(step, "its meta is not what was written")
         if (self.workdir / CONFIG_FILE).exists():
             here, then = read_config(self.workdir).model, config.from_dict(meta["config"]).model
             for path, now, was in config.differences(here, then, "config.model"):
-                raise UserError(f"{self.workdir / CONFIG_FILE} says {path} = {_brief(now)}, but the checkpoint of step {step} was "
-                                f"written with {_brief(was)}; put that value back into the file")
+                raise UserError(f"{self.workdir / CONFIG_FILE} says {path} = {brief(now)}, but the checkpoint of step {step} was "
+                                f"written with {brief(was)}; put that value back into the file")
         return meta
 
     def _damaged(self, step: int, reason: str) -> UserError:
@@ -210,7 +198,7 @@ class Checkpoints:
         saved = [s for s in self.steps() if s != self._writing and (self.folder / str(s)).is_dir()]
         kept = (f"step {max(saved)} is complete and stays, and the same command goes on from there" if saved else
                 "there is no other checkpoint")
-        return UserError(f"the checkpoint of step {self._writing} could not be written to {self.folder} ({_first_line(error)}); "
+        return UserError(f"the checkpoint of step {self._writing} could not be written to {self.folder} ({first_line(error)}); "
                          f"{kept}")
 
 
@@ -230,54 +218,6 @@ class _QuietThreads:
             self._before[1](error)
 
 
-# -------------------------------------------------------------------------------------------------------- checksums
-
-def describe(tree: Any) -> dict[str, list]:
-    """Path of each array -> [shape, dtype, checksum]: JSON-able, the same on any mesh and in any process."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    arrays = [x for _, x in leaves]
-    mesh = next((x.sharding.mesh for x in arrays if isinstance(getattr(x, "sharding", None), NamedSharding)), None)
-    sums = _checksums(mesh)(arrays)
-    return {jax.tree_util.keystr(path): [list(x.shape), str(x.dtype), int(s)]
-            for (path, x), s in zip(leaves, jax.device_get(sums), strict=True)}
-
-
-@functools.cache
-def _checksums(mesh: Mesh | None) -> Callable:
-    """Jitted: list of arrays -> u32[n]. The result is copied to every device of the mesh, so that every process can read it."""
-    return jax.jit(lambda arrays: jnp.stack([array_checksum(x) for x in arrays]),
-                   out_shardings=None if mesh is None else sharding.replicated(mesh))
-
-
-def array_checksum(x: jax.Array) -> jax.Array:
-    """u32[]: the sum of the words of x, each times an odd number made from its place, modulo 2^32.
-
-    A single flipped bit always changes it. It is a sum of integers, so it does not depend on how x is divided over devices.
-    """
-    x = x.astype(jnp.uint8) if x.dtype == bool else x
-    words = jax.lax.bitcast_convert_type(x, f"uint{8 * min(x.dtype.itemsize, 4)}").astype(jnp.uint32)
-    place, stride = jnp.zeros(words.shape, jnp.uint32), 1
-    for axis in reversed(range(words.ndim)):
-        place = place + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    place = place * jnp.uint32(0x9E3779B1)
-    return (words * ((place ^ (place >> 15)) | 1)).sum(dtype=jnp.uint32)
-
-
-def _checksum(meta: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
-
-
-def _first_misfit(written: dict[str, list], tree: Any) -> str:
-    """The first array that has another shape than was written, in one line; "" if all fit."""
-    wanted = {jax.tree_util.keystr(path): list(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-    for path in sorted(written.keys() | wanted.keys()):
-        there, here = written[path][0] if path in written else "missing", wanted.get(path, "missing")
-        if there != here:
-            return f"{path} is {there} there and {here} here"
-    return ""
-
-
 def _rest(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "skipped": state.skipped, "optimizer": state.optimizer, "carry": state.carry}
 
@@ -295,115 +235,3 @@ def _like(abstract: Any, filled: Any) -> Any:
     """The inverse of `_filled`: the arrays of no elements in their places again."""
     leaves = iter(jax.tree.leaves(filled))
     return jax.tree.map(lambda s: next(leaves) if s.size else jnp.zeros(s.shape, s.dtype, device=s.sharding), abstract)
-
-
-def _first_line(error: BaseException) -> str:
-    """The reason in one line, at most 200 characters: the innermost message that says something."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip() or type(error).__name__
-    return os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in text else " ".join(text.split())[:200]
-
-
-# --------------------------------------------------------------------------------------------------- run directory
-
-class RunFolder:
-    """A run directory that belongs to this experiment and, while it is entered, to this command alone.
-
-    Entering makes the directory, or checks that the one that is there belongs to the experiment, and writes the config.
-    Raises UserError for a directory of something else, if a field that must not change has changed, and if another process
-    trains in it.
-    """
-
-    def __init__(self, workdir: Path, experiment: Any):
-        self._workdir, self._experiment = Path(workdir), experiment
-        self._lock: Any = None
-
-    def __enter__(self) -> RunFolder:
-        if jax.process_index() == 0:
-            try:
-                self._take()
-            except BaseException as error:
-                self.__exit__()
-                if isinstance(error, OSError):
-                    raise UserError(f"--workdir={self._workdir} cannot be used: {error.strerror}") from None
-                raise
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("run directory")
-        return self
-
-    def _take(self) -> None:
-        refuse_foreign(self._workdir)
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self._workdir)
-        if (self._workdir / CONFIG_FILE).exists():
-            refuse_other(read_config(self._workdir), self._experiment, self._workdir)
-        _write(self._workdir / CONFIG_FILE, config.to_json(self._experiment) + "\n")
-
-    def __exit__(self, *_) -> None:
-        if self._lock is not None:
-            self._lock.close()
-
-
-def refuse_foreign(workdir: Path) -> None:
-    """Raise UserError if a run cannot begin or go on here: below a file, or in a folder of something else. Nothing is created."""
-    there = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise UserError(f"--workdir={workdir}: {there} is a file; give a directory")
-    known = {CONFIG_FILE, _scratch(workdir / CONFIG_FILE).name, LOCK_FILE}
-    names = {p.name for p in workdir.iterdir()} if there == workdir else set()
-    if names - known and CONFIG_FILE not in names:
-        raise UserError(f"{workdir} is not a run directory: it holds {', '.join(sorted(names - known)[:3])} but no {CONFIG_FILE}; "
-                        "give an empty or new --workdir")
-
-
-def _locked(workdir: Path) -> Any:
-    """An open file that holds the lock of the directory; the lock ends with the process. Raises UserError if another has it."""
-    file = (workdir / LOCK_FILE).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process trains in this folder ({workdir}); wait for it, or give another --workdir") from None
-    except OSError:
-        pass  # a file system without locks
-    return file
-
-
-def read_config(workdir: Path) -> Any:
-    """The experiment of a run directory. Raises UserError if there is none, or if it cannot be read."""
-    file = Path(workdir) / CONFIG_FILE
-    if not file.exists():
-        raise UserError(f"{workdir} is not a run directory: there is no {CONFIG_FILE} in it")
-    try:
-        return config.from_json(file.read_text())
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({_first_line(error)}); give a new --workdir") from None
-
-
-def refuse_other(old: Any, new: Any, workdir: Path) -> None:
-    """Raise UserError naming the first field that a continuation must not change but this one does."""
-    for path, was, now in config.differences(old, new):
-        if path.startswith(FIXED_GROUPS) and path not in FREE:
-            raise UserError(f"{workdir} holds a run with {path} = {_brief(was)}, now it is {_brief(now)}; "
-                            "continue with the old value or give a new --workdir")
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else type(value).__name__
-
-
-def _scratch(file: Path) -> Path:
-    """Where the new version of a file is written first; a kill may leave it behind."""
-    return file.with_name(file.name + ".new")
-
-
-def _write(file: Path, text: str) -> None:
-    """Replace a file in one move, so that a kill leaves the old or the new one whole."""
-    scratch = _scratch(file)
-    scratch.write_text(text)
-    scratch.replace(file)

@@ -94,7 +94,8 @@ def _report(update: Update, sequence: int, target: str, mesh: Mesh, compiled, se
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    cost = roofline.cost_of(hlo.parse(compiled.as_text()))
+    text = compiled.as_text()
+    cost = roofline.cost_of(hlo.parse(text))
     return [
         f"compiled for {target} in {seconds:.0f} s: {mesh.size} devices, mesh {sizes}",
         f"model: {pr.count(update.model.specs()):,} parameters; batch {update.batch} x {sequence} tokens, "
@@ -102,6 +103,7 @@ def _report(update: Update, sequence: int, target: str, mesh: Mesh, compiled, se
         f"memory per device: {_size(arguments + temporary + output)} = {_size(arguments)} arguments + {_size(temporary)} temporary "
         f"+ {_size(output)} output beyond the {_size(memory.alias_size_in_bytes)} that are donated",
         *_costs(cost, target.partition(":")[0], update.batch * sequence),
+        *_kernels(hlo.kernel_memory(text)),
     ]
 
 
@@ -120,6 +122,11 @@ def _costs(cost: roofline.Cost, kind: str, tokens: int) -> list[str]:
                      f"{1e3 * by_products:.2f} ms, memory {1e3 * by_memory:.2f} ms; bound by {side}, at most "
                      f"{tokens / max(longest, 1e-12):,.0f} tokens a second on all chips")
     return lines
+
+
+def _kernels(sizes: list[int]) -> list[str]:
+    """What kernels take of a chip's fast memory; nothing where there are none. sizes: bytes of each."""
+    return [f"{len(sizes)} kernels; the largest takes {_size(max(sizes))} of a chip's fast memory"] if sizes else []
 
 
 def _amount(count: float) -> str:

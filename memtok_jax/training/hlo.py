@@ -19,6 +19,15 @@ _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _NAME = re.compile(r"%([\w.\-]+)")
 
 
+_FAST_MEMORY = re.compile(r'used_scoped_memory_configs":\[\{[^]]*?"size":"(\d+)"')
+
+
+def kernel_memory(text: str) -> list[int]:
+    """Bytes of the chip's fast memory that each kernel of a TPU program takes: kernels written by hand, not the compiler's own."""
+    kernels = (line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line)
+    return [int(size) for line in kernels for size in _FAST_MEMORY.findall(line)]
+
+
 class Array(NamedTuple):
     """One array of a type. shape: logical. padded: elements in memory, with the padding of its tiles. main: it lies in the main
     memory of the chip, not in one beside the cores (S(1) and others of a TPU)."""

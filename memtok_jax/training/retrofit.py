@@ -25,7 +25,8 @@ from memtok_jax.models.mixers.styled import StyledConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.protocol import bind
 from memtok_jax.models.rmt import RmtConfig
-from memtok_jax.training.checkpoint import Checkpoints, read_config
+from memtok_jax.training.checkpoint import Checkpoints
+from memtok_jax.training.run_folder import read_config
 
 Wanted = LanguageModelConfig | RmtConfig
 

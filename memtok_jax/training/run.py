@@ -16,11 +16,12 @@ from memtok_jax.config import UserError
 from memtok_jax.models.protocol import bind
 from memtok_jax.training import average, longer, machine, report, retrofit, writers
 from memtok_jax.training.best import Best, NoBest
-from memtok_jax.training.checkpoint import Checkpoints, RunFolder, read_config, refuse_foreign
+from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.experiment import Experiment, check_vocabulary
 from memtok_jax.training.loop import Kept, Run, evaluated, reached, run_loop
 from memtok_jax.training.metrics import Metrics, NoMetrics
 from memtok_jax.training.progress import Progress, duration
+from memtok_jax.training.run_folder import RunFolder, read_config, refuse_foreign
 from memtok_jax.training.step import TrainState, Update, abstract_state, init_train_state, state_shardings, update_of
 
 
