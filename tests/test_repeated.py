@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,24 +33,38 @@ def apart(trees: tuple, cfg) -> tuple:
     return tuple(one for tree, layer in zip(trees, cfg.pattern, strict=True) for one in cut(tree, layer))
 
 
-@pytest.mark.parametrize("remat", ["pointwise", "block"])
-def test_it_is_the_layers_in_a_row(remat):
-    """Logits, carry and gradients of two calls, with prefix tokens and shared keys."""
+def two_calls(bound, params, ids):
+    """(logits of the second of two calls, carry of all layers)."""
+    _, state, _ = bound.run(params, bound.init_state(params, 2), ids[:, :7])
+    logits, state, _ = bound.run(params, state, ids[:, 7:])
+    return logits, state.layers
+
+
+def both(remat: str):
+    """(repeated model, flat model, parameters of the first, those of the second, tokens)."""
     cfg = replace(MODELS["repeated"], remat=remat)
-    ours, flat = bind(cfg), bind(in_a_row(cfg))
+    ours = bind(cfg)
     params = ours.init(jax.random.key(0))
-    ids = jax.random.randint(jax.random.key(1), (2, 10), 0, cfg.vocabulary)
-    same = lambda params: params | {"layers": apart(params["layers"], cfg)}
+    return ours, bind(in_a_row(cfg)), params, of_row(params, cfg), jax.random.randint(jax.random.key(1), (2, 10), 0, cfg.vocabulary)
 
-    def loss(bound, params):
-        first, state, _ = bound.run(params, bound.init_state(params, 2), ids[:, :7])
-        second, state, _ = bound.run(params, state, ids[:, 7:])
-        return jnp.square(first).sum() + jnp.square(second).sum(), (second, state.layers)
 
-    (_, (logits, carry)), gradient = jax.value_and_grad(lambda p: loss(ours, p), has_aux=True)(params)
-    (_, (expected, layers)), wanted = jax.value_and_grad(lambda p: loss(flat, p), has_aux=True)(same(params))
-    assert_close((logits, apart(carry, cfg)), (expected, layers), 1e-5)
-    assert_close(same(gradient), wanted, 2e-5)
+def of_row(params, cfg):
+    """The parameters of the flat model."""
+    return params | {"layers": apart(params["layers"], cfg)}
+
+
+def test_it_is_the_layers_in_a_row():
+    """Logits and carry of two calls, with prefix tokens and shared keys."""
+    ours, flat, params, same, ids = both("pointwise")
+    (logits, carry), expected = (jax.jit(partial(two_calls, bound))(p, ids) for bound, p in ((ours, params), (flat, same)))
+    assert_close((logits, apart(carry, ours.cfg)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("remat", ["pointwise", "block"])
+def test_so_are_its_gradients(remat):
+    ours, flat, params, same, ids = both(remat)
+    gradient = lambda bound, p: jax.jit(jax.grad(lambda p: jnp.square(two_calls(bound, p, ids)[0]).sum()))(p)
+    assert_close(of_row(gradient(ours, params), ours.cfg), gradient(flat, same), 2e-5)
 
 
 def test_the_program_holds_them_once():
