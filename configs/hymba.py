@@ -62,6 +62,6 @@ def config(preset: str) -> Experiment:
         data=TextConfig(source="stdlib", sequence=SEQUENCE),
         optimizer=OptimizerConfig(learning_rate=3e-3, steps=steps, warmup_steps=steps // 100, final_fraction=1 / 300,
                                   weight_decay=0.1),
-        training=TrainingConfig(batch=batch, microbatches=4, call_tokens=SEQUENCE, log_every=10, eval_every=1000, checkpoint_every=500, data=-1,
-                                fsdp=16),
+        training=TrainingConfig(batch=batch, microbatches=4, call_tokens=SEQUENCE, log_every=10, eval_every=1000,
+                                checkpoint_every=500, data=-1, fsdp=16),
         evaluation=EvaluationConfig(batch=256, batches=1))
