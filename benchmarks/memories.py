@@ -8,6 +8,7 @@ A new mechanism joins all tables by one entry in MEMORIES.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,6 +126,7 @@ def with_hidden(model: Any, hidden: int) -> Any:
     return replace(model, model=with_hidden(model.model, hidden)) if hasattr(model, "model") else replace(model, hidden=hidden)
 
 
+@functools.cache
 def parameters(model: Any) -> int:
     """Parameters of a config without those of embedding and output."""
     specs = bind(model).specs()
@@ -141,6 +143,7 @@ def fitted(model: Any, wanted: int = PARAMETERS) -> Any:
     return best
 
 
+@functools.cache
 def model_of(name: str, sizes: Sizes) -> Any:
     """The fitted model of one row."""
     return fitted(MEMORIES[name].build(sizes), sizes.parameters)

@@ -51,7 +51,8 @@ def _line(ax: Any, x: list[float], seeds: list[list[float]], style: dict[str, An
 def needles(ax: Any, page: dict[str, Any], kind: str, lengths: tuple[int, ...]) -> None:
     """Whole values by multiples of the trained length."""
     for model, seeds in page["columns"].items():
-        _line(ax, list(lengths), [[one[f"{kind} {n}x"] for n in lengths] for one in seeds], style_of(model))
+        if seeds:
+            _line(ax, list(lengths), [[one[f"{kind} {n}x"] for n in lengths] for one in seeds], style_of(model))
     ax.set(xlabel="times the trained length", ylabel="whole values written", ylim=(-0.02, 1.02))
 
 
@@ -59,7 +60,7 @@ def twins(ax: Any, page: dict[str, Any]) -> None:
     """The twin's bits minus the model's by position."""
     for model, seeds in page["results"].items():
         bins = [[line for line in one["by_position"]["lines"] if "first" in line] for one in seeds]
-        if "against" in bins[0][0]:
+        if bins and "against" in bins[0][0]:
             middle = [(line["first"] + line["behind"] - 1) / 2 + 1 for line in bins[0]]
             _line(ax, middle, [[line["against"][0] for line in one] for one in bins], style_of(model))
     ax.axhline(0, color="black", linewidth=0.8)
