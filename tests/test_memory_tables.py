@@ -13,6 +13,7 @@ from benchmarks import all_memories, memories, pages, protocol, sweep, wikitext
 from benchmarks.protocol import Chosen, Run
 from memtok_jax import config
 from memtok_jax.models.protocol import bind
+from memtok_jax.training import memories as small
 
 ALL = pages.pages(pages.BUDGETS["small"], "gutenberg_books", "")
 
@@ -35,6 +36,18 @@ def test_rows_have_twins_without_memory():
         assert not entry.twin or (entry.twin in memories.MEMORIES and entry.family != "" and entry.twin != name)
     with pytest.raises(SystemExit, match="error: no model 'Titan'; there are full attention, segment"):
         memories.named(["Titan"])
+
+
+def test_presets_and_rows_are_the_same_memories():
+    """One list: a memory of the configs is a row, and the four other rows are what memories are compared with."""
+    assert sorted(entry.memory for entry in memories.MEMORIES.values()) == sorted(small.LAYERS)
+    assert set(small.LAYERS) - set(small.MEMORIES) == {"segment", "full", "persistent", "linear"}
+    for name in ("mac", "mag", "mal", "lmm", "hymba", "mamba", "window"):   # published in the backbone of the tables
+        one = small.small_model(name, 51, 16)
+        assert replace(one, prefix=0) == replace(small.model_of(name, small.Shape(51, 16, 16), small.ALIKE._replace(expansion=4)),
+                                                 prefix=0)
+    with pytest.raises(config.UserError, match="memory is 'segment'; it must be one of mac"):
+        small.small_model("segment", 51, 16)
 
 
 def test_floats_of_carry_are_those_that_outlive_a_segment():
