@@ -107,13 +107,17 @@ def askings(tokens: int, block: int) -> list[int]:
 def streamed(params: P.Tree, streams: Streams, tokens: int, block: int, call_tokens: int, model: Model,
              say: Callable[[str], None]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(points, parts): a record for each needle and time that it was asked for, and one for each part of the streams."""
-    carry, points, parts, rows = greedy.fresh(params, rows=len(streams.place), model=model), [], [], len(streams.place)
+    points, parts, rows = [], [], len(streams.place)
     blocks, when = tokens // block, askings(tokens, block)
+    begin = lambda: greedy.fresh(params, rows=rows, model=model)
+    read = lambda carry, ids: read_block(params, carry, ids[:, :-1], ids[:, 1:], call_tokens=call_tokens, model=model)
+    # Compile everything first: what that takes in time and memory is not what streaming takes.
+    asked(params, read(begin(), streams.tokens(0, block + 1))[0], streams, call_tokens, model)
+    carry = begin()
     nats, begun, reported = np.zeros(rows), time.perf_counter(), 0
     begin_peak()
     for n in range(1, blocks + 1):
-        ids = streams.tokens((n - 1) * block, n * block + 1)
-        carry, more = read_block(params, carry, ids[:, :-1], ids[:, 1:], call_tokens=call_tokens, model=model)
+        carry, more = read(carry, streams.tokens((n - 1) * block, n * block + 1))
         nats += np.asarray(more, np.float64)
         if n * PARTS // blocks > (n - 1) * PARTS // blocks:
             seconds, new = time.perf_counter() - begun, (n - reported) * block
@@ -124,13 +128,17 @@ def streamed(params: P.Tree, streams: Streams, tokens: int, block: int, call_tok
             nats, begun, reported = np.zeros(rows), time.perf_counter(), n
             begin_peak()
         if n in when:
-            paused, size = time.perf_counter(), streams.needle.shape[1]
-            right = asked(params, carry, streams, call_tokens, model)
-            points += [{"place": int(place), "distance": n * block - int(place) - size, "at": n * block,
-                        "exact": bool(row.all()), "symbols": float(row.mean())}
-                       for place, row in zip(streams.place, right, strict=True) if place + size <= n * block]
+            paused = time.perf_counter()
+            points += points_of(asked(params, carry, streams, call_tokens, model), streams, n * block)
             begun += time.perf_counter() - paused
     return points, parts
+
+
+def points_of(right: np.ndarray, streams: Streams, at: int) -> list[dict[str, Any]]:
+    """A record for each needle that stands in the first `at` tokens. right: bool[R, D + 1]; distance: tokens behind the needle."""
+    behind = streams.place + streams.needle.shape[1]
+    return [{"place": int(place), "distance": int(at - end), "at": at, "exact": bool(row.all()), "symbols": float(row.mean())}
+            for place, end, row in zip(streams.place, behind, right, strict=True) if end <= at]
 
 
 # --------------------------------------------------------------------------------------------------------------------- suite
