@@ -12,8 +12,8 @@ from absl import app, flags
 
 from memtok_jax.training import cli, pages
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its checkpoint is scored. eval.json and figures are "
-                              "written there.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; its checkpoint is scored. eval.json (eval_NAME.json "
+                              "with another --suite) and figures are written there.")
 DATA = flags.DEFINE_string("data", None, "What to score instead of the run's data: a text file, a folder of text files, "
                            "the name of a data set, tfds:NAME, shards:FOLDER, task:NAME or images:NAME.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets. Default: environment variable "

@@ -2,6 +2,7 @@
 
     python -m benchmarks.all_memories --data_dir=DATA --folder=runs/all_memories --output=docs/results/all_memories
     python -m benchmarks.all_memories --pages needles --models RMT "Titans MAG" window
+    python -m benchmarks.all_memories --output=docs/results/all_memories --minutes=90      what is missing, as far as it gets
 
 One backbone of 500,000 parameters (within 1 %, without embeddings) with each memory in both layers (`benchmarks/memories.py`), the
 same tokens for all, the learning rate of each chosen on validation data with a seed that is thrown away, then fresh seeds on the
@@ -16,20 +17,29 @@ test (`benchmarks/protocol.py`). Pages (`benchmarks/pages.py`):
 --budget=tiny tries the command (minutes), small is the table, large has four times the updates and longer tests. A memory that is
 better passes two tests: the ranges of the seeds do not overlap, and the page's controls say that the answer passes through it.
 There is no mean over columns. Runs go on side by side, one to a core; the command given again does only what is missing.
+
+OUTPUT.json also keeps what each run has found (`benchmarks/records.py`). The same command takes it from there, even if the run
+directories are gone, and adds what is missing: more rows (`--models NEW`), pages or seeds; rows and pages that it is not asked for
+stay in the table. So a long table is made in several sittings (`--minutes`) on several machines (`--records` reads the files of
+others). A record whose experiment is not the same any more is refused in one line; with --again such rows run anew, and vanish
+until then. A row of books is compared with the run directory of its twin, so a twin that is only a record is trained again there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks import memories, memory_figure, pages, protocol, report, sweep
-from benchmarks.pages import BUDGETS, Page
-from benchmarks.protocol import Run
+from benchmarks import memories, memory_figure, pages, protocol, records, report
+from benchmarks.page_runs import Work, run_page
+from benchmarks.pages import BUDGETS
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -42,125 +52,132 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--text", default="gutenberg_books", help="source of the page books")
     parser.add_argument("--data_dir", default="", help="folder of the data sets (default: $MEMTOK_DATA_DIR)")
     parser.add_argument("--folder", type=Path, default=Path("runs/all_memories"), help="run directories")
-    parser.add_argument("--output", default="", help="write OUTPUT.md, OUTPUT.json and OUTPUT.png")
+    parser.add_argument("--output", default="", help="write OUTPUT.md, OUTPUT.json and OUTPUT.png; go on from OUTPUT.json")
+    parser.add_argument("--records", type=Path, nargs="+", default=[], help="take runs from these files too: OUTPUT.json of others")
+    parser.add_argument("--again", action="store_true", help="run rows anew whose record is of another experiment")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many minutes")
     return parser.parse_args(arguments)
-
-
-# -------------------------------------------------------------------------------------------------------------------------- runs
-
-def run_page(name: str, page: Page, args: argparse.Namespace) -> dict[str, Any]:
-    """Choose rates, train and test all models on one page: rates, and for each model a record of each seed."""
-    folder, names = args.folder / args.budget / name, list(memories.named(args.models))
-    models = {model: memories.model_of(model, page.sizes) for model in with_twins(names, name)}
-    experiments = lambda runs: {run.folder: page.experiment(models[run.model], run.rate, run.seed) for run in runs}
-    changed = lambda run, *more: (*more, *(o.format(longest=page.longest) for o in memories.MEMORIES[run.model].evaluation))
-
-    def score(runs: list[Run]) -> dict[Run, float]:
-        found = sweep.run_all(experiments(runs), folder, page.valid)
-        return {run: found[run.folder][page.judged] for run in runs}
-
-    chosen = protocol.choose_rates(models, tuple(args.rates), score, page.lower_is_better)
-    runs = protocol.final_runs(chosen, args.seeds)
-    if page.suite == "positions":  # a twin must be trained before others are compared with it
-        sweep.run_all(experiments(runs), folder, page.valid)
-    overrides = {run.folder: changed(run, *page.test, *against(run, chosen, folder, page)) for run in runs}
-    found = sweep.run_all(experiments(runs), folder, overrides, suite=page.suite)
-    results: dict[str, list[dict]] = {model: [] for model in models}
-    for run in runs:
-        results[run.model].append({k: v for k, v in found[run.folder].items() if k != "workdir"})
-    return {"about": page.about, "chosen": chosen, "models": models, "results": results,
-            "columns": {model: [page.columns(one) for one in seeds] for model, seeds in results.items()}}
-
-
-def with_twins(names: list[str], page: str) -> list[str]:
-    """The rows of the table, and on the page of books also those that they are compared with."""
-    twins = [memories.MEMORIES[name].twin for name in names if page == "books" and memories.MEMORIES[name].twin]
-    return list(dict.fromkeys([*names, *twins]))
-
-
-def against(run: Run, chosen: dict[str, protocol.Chosen], folder: Path, page: Page) -> tuple[str, ...]:
-    """The override that names the twin of a run, the one of the same seed."""
-    twin = memories.MEMORIES[run.model].twin
-    if page.suite != "positions" or not twin:
-        return ()
-    return (f"evaluation.positions.against={folder / Run(twin, chosen[twin].rate, run.seed).folder / 'run'}",)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- table
 
 def page_table(done: dict[str, Any]) -> str:
-    """One line a model: every column as mean (least to most) of the seeds."""
+    """One line a model: the number of its seeds, and every column as mean (least to most) of them."""
     names = list(dict.fromkeys(column for seeds in done["columns"].values() for one in seeds for column in one))
     rows = []
     for model, seeds in done["columns"].items():
         values = {name: [one[name] for one in seeds if name in one] for name in names}
         digits = {name: 3 if max(map(abs, values[name]), default=0) < 10 else 0 for name in names}
-        rows.append([model, *(protocol.spread(values[name], digits[name]) if values[name] else "" for name in names)])
-    return report.table(["model", *names], rows)
+        rows.append([model, done["seeds"][model],
+                     *(protocol.spread(values[name], digits[name]) if values[name] else "" for name in names)])
+    return report.table(["model", "seeds", *names], rows)
 
 
 def cost_table(done: dict[str, Any]) -> str:
     """One line a model: parameters, floats of carry, speed, and the rates that were tried."""
     tried, rows = protocol.tried(done["chosen"], 3), []
     for name, model in done["models"].items():
-        mean = lambda key: f"{statistics.mean(one[key] for one in done['results'][name]):,.0f}"  # noqa: B023
+        seeds = done["results"][name]
+        mean = lambda key: f"{statistics.mean(one[key] for one in seeds):,.0f}" if seeds else ""  # noqa: B023
         rows.append([name, f"{memories.parameters(model):,}", f"{memories.carry_floats(model):,}", mean("tokens_per_second"),
-                     mean("seconds"), tried[name]])
+                     mean("seconds"), tried.get(name, "")])
     return report.table(["model", "parameters", "floats of carry", "tokens/s in training", "seconds", "rates: validation"], rows)
 
 
 def free_lines(done: dict[str, Any]) -> str:
-    """What needs no training, by model where it depends on what a model sees."""
+    """What needs no training, by model where it depends on what a model sees; "" as long as nothing is known."""
     found: dict[str, dict[str, None]] = {}
-    for (first, *_) in done["results"].values():
+    for first in (seeds[0] for seeds in done["results"].values() if seeds):
         for name in first:
             if name.startswith("baseline/"):
                 found.setdefault(name.removeprefix("baseline/"), {})[f"{first[name]:.3g}"] = None
-    return "Without training: " + ", ".join(f"{name} {' or '.join(values)}" for name, values in found.items()) + "."
+    values = ", ".join(f"{name} {' or '.join(values)}" for name, values in found.items())
+    return f"Without training: {values}." if values else ""
 
 
 def control_table(done: dict[str, Any]) -> str:
     """Controls of the page that a suite reports under control/, as means over the seeds; "" if it has none."""
-    names = [name for name in next(iter(done["results"].values()))[0] if name.startswith("control/")]
-    rows = [[model, *(f"{statistics.mean(one[name] for one in seeds):.2f}" for name in names)]
-            for model, seeds in done["results"].items()]
+    tested = {model: seeds for model, seeds in done["results"].items() if seeds}
+    names = list(dict.fromkeys(name for seeds in tested.values() for name in seeds[0] if name.startswith("control/")))
+    rows = [[model, *(f"{statistics.mean(one[name] for one in seeds):.2f}" for name in names)] for model, seeds in tested.items()]
     return report.table(["model", *(name.removeprefix("control/") for name in names)], rows) if names else ""
 
 
-def summary(done: dict[str, dict], args: argparse.Namespace, command: str, load: float) -> str:
+def made_with(done: dict[str, dict]) -> str:
+    """On what the runs were made, from their records; speeds compare only where that is one thing."""
+    found = Counter(f"jax {one['jax']} on {one['device']}" for page in done.values() for seeds in page["results"].values()
+                    for one in seeds if "jax" in one)
+    return "Tested runs: " + ", ".join(f"{count} with {what}" for what, count in found.items()) + "." if found else ""
+
+
+def summary(done: dict[str, dict], args: argparse.Namespace, command: str) -> str:
     """All pages."""
     parts = ["# All memories", f"`{command}`",
              f"Budget {args.budget}; {args.seeds} fresh seeds (mean, least to most); one backbone, {memories.PARAMETERS:,} "
-             f"parameters within 1 % without embeddings, the same tokens for all. {report.machine([sweep.software()], load)}"]
+             f"parameters within 1 % without embeddings, the same tokens for all. {made_with(done)}".rstrip()]
     for name, page in done.items():
-        controls = control_table(page)
+        controls, missing = control_table(page), ", ".join(page["missing"])
         parts += [f"## {name}", page["about"].capitalize() + ".", page_table(page), free_lines(page), cost_table(page),
-                  *(["Controls, whole values after each:", controls] if controls else [])]
-    return "\n\n".join(parts)
+                  *(["Controls, whole values after each:", controls] if controls else []),
+                  *([f"Missing: {missing}."] if missing else [])]
+    return "\n\n".join(filter(None, parts))
 
 
 def numbers(done: dict[str, dict]) -> dict[str, Any]:
-    """All pages as plain values."""
-    return {name: {"about": page["about"], "columns": page["columns"], "results": page["results"],
+    """All pages as plain values; the results of their runs are the records."""
+    return {name: {"about": page["about"], "columns": page["columns"], "missing": page["missing"],
                    "rates": {model: one._asdict() for model, one in page["chosen"].items()},
                    "parameters": {model: memories.parameters(cfg) for model, cfg in page["models"].items()},
                    "carry": {model: memories.carry_floats(cfg) for model, cfg in page["models"].items()}}
             for name, page in done.items()}
 
 
+# ----------------------------------------------------------------------------------------------------------------------- command
+
+def known_records(args: argparse.Namespace) -> records.Records:
+    """Those of the output and of other tables. Leaves with one line for a row that is none any more."""
+    own = Path(args.output + ".json")
+    known = records.read([*([own] if args.output and own.exists() else []), *args.records])
+    for key in known:
+        if key.model not in memories.MEMORIES and not args.again:
+            raise SystemExit(f"error: there is a record of {key.model!r}, which is no row any more; give another --output, or "
+                             "--again")
+    return {key: record for key, record in known.items() if key.model in memories.MEMORIES}
+
+
+def run_pages(known: dict[str, pages.Page], args: argparse.Namespace, command: str) -> dict[str, dict]:
+    """All pages that are asked for or have records; new records are written as they come."""
+    there, until = known_records(args), time.monotonic() + 60 * args.minutes
+
+    def save(done: dict[str, dict]) -> None:
+        if args.output:
+            records.write(Path(args.output + ".json"), {"command": command, "pages": numbers(done)}, there)
+
+    done: dict[str, dict] = {}
+    asked, shown = args.pages or [*known], {key.page for key in there if key.budget == args.budget}
+    for name in known:
+        if name in {*asked, *shown}:
+            work = Work(name, known[name], args.budget, args.folder / args.budget / name, tuple(args.rates), args.seeds, there,
+                        args.again, until, lambda: save(done))
+            done[name] = run_page(work, list(memories.named(args.models)) if name in asked else [])
+    save(done)
+    return done
+
+
 def main(arguments: list[str]) -> None:
-    args, load = parse(arguments), report.load_average()
+    args, command = parse(arguments), report.command_line("benchmarks.all_memories", arguments)
     known = pages.pages(BUDGETS[args.budget], args.text, args.data_dir)
     for name in args.pages:
         if name not in known:
             raise SystemExit(f"error: no page {name!r}; there are {', '.join(known)}")
-    done = {name: run_page(name, known[name], args) for name in args.pages or known}
-    text = summary(done, args, report.command_line("benchmarks.all_memories", arguments), load)
+    memories.named(args.models)
+    done = run_pages(known, args, command)
+    text = summary(done, args, command)
     print(text)
-    report.write(args.output, text, {"arguments": arguments, "pages": numbers(done)})
     if args.output:
+        Path(args.output + ".md").write_text(text.rstrip() + "\n")
         memory_figure.draw(Path(args.output + ".png"), done, BUDGETS[args.budget].lengths)
-    print(json.dumps({name: page["columns"] for name, page in numbers(done).items()}))
+    print(json.dumps({name: page["columns"] for name, page in done.items()}))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def draw(path: Path, done: dict[str, dict], lengths: tuple[int, ...]) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _line(ax: Any, x: list[float], seeds: list[list[float]], style: dict[str, Any]) -> None:
+def line(ax: Any, x: list[float], seeds: list[list[float]], style: dict[str, Any]) -> None:
     """Mean of the seeds with a band from the least to the most. seeds: [seed][x]."""
     at = list(zip(*seeds, strict=True))
     ax.plot(x, [statistics.mean(values) for values in at], marker="o", markersize=3, **style)
@@ -51,7 +51,8 @@ def _line(ax: Any, x: list[float], seeds: list[list[float]], style: dict[str, An
 def needles(ax: Any, page: dict[str, Any], kind: str, lengths: tuple[int, ...]) -> None:
     """Whole values by multiples of the trained length."""
     for model, seeds in page["columns"].items():
-        _line(ax, list(lengths), [[one[f"{kind} {n}x"] for n in lengths] for one in seeds], style_of(model))
+        if seeds:
+            line(ax, list(lengths), [[one[f"{kind} {n}x"] for n in lengths] for one in seeds], style_of(model))
     ax.set(xlabel="times the trained length", ylabel="whole values written", ylim=(-0.02, 1.02))
 
 
@@ -59,8 +60,8 @@ def twins(ax: Any, page: dict[str, Any]) -> None:
     """The twin's bits minus the model's by position."""
     for model, seeds in page["results"].items():
         bins = [[line for line in one["by_position"]["lines"] if "first" in line] for one in seeds]
-        if "against" in bins[0][0]:
+        if bins and "against" in bins[0][0]:
             middle = [(line["first"] + line["behind"] - 1) / 2 + 1 for line in bins[0]]
-            _line(ax, middle, [[line["against"][0] for line in one] for one in bins], style_of(model))
+            line(ax, middle, [[line["against"][0] for line in one] for one in bins], style_of(model))
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set(xlabel="position in the stream (bytes)", ylabel="bits of the twin - bits of the model")

@@ -37,9 +37,9 @@ class Chosen(NamedTuple):
 
 def choose_rates(models: Iterable[str], rates: tuple[float, ...], score: Callable[[list[Run]], dict[Run, float]],
                  lower_is_better: bool) -> dict[str, Chosen]:
-    """The best rate of each model. score: trains runs and gives the validation score of each.
+    """The best rate of each model. score: trains runs and gives the validation score of each that it has.
 
-    With a single rate nothing is trained: it is taken.
+    With a single rate nothing is trained: it is taken. A model of which a score is missing has no rate yet and is left out.
     """
     models, rates, tried = list(models), sorted(rates), {}
     if len(rates) == 1:
@@ -51,8 +51,11 @@ def choose_rates(models: Iterable[str], rates: tuple[float, ...], score: Callabl
             tried.setdefault(run.model, {})[run.rate] = value
 
     more([Run(name, rate, SELECTION_SEED) for name in models for rate in rates])
+    models = [name for name in models if tried.get(name, {}).keys() >= set(rates)]
     beyond = {rates[0]: rates[0] ** 2 / rates[1], rates[-1]: rates[-1] ** 2 / rates[-2]}
-    more([Run(name, beyond[best(name)], SELECTION_SEED) for name in models if best(name) in beyond])
+    extended = {name: beyond[best(name)] for name in models if best(name) in beyond}
+    more([Run(name, rate, SELECTION_SEED) for name, rate in extended.items()])
+    models = [name for name in models if extended.get(name, rates[0]) in tried[name]]
     return {name: Chosen(best(name), dict(sorted(tried[name].items()))) for name in models}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def command_line(module: str, arguments: list[str]) -> str:
-    """The command that made a result, with the peer's path taken out."""
-    shown = ["--peer_python=PATH" if a.startswith("--peer_python=") else a for a in arguments]
-    return " ".join([f"python -m {module}", *shown])
+    """The command that made a result, with the paths of the peer and of the data taken out."""
+    hidden = {"--peer_python": "PATH", "--data_dir": "DATA"}
+    shown = [f"{name}={hidden[name]}" if (name := a.partition("=")[0]) in hidden and "=" in a else a for a in arguments]
+    return f"python -m {module} {shlex.join(shown)}".rstrip()
 
 
 def machine(records: list[dict], load: float) -> str:

@@ -6,55 +6,73 @@ Used by the benchmarks that compare models; the experiments stand there.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 from typing import Any
 
 from benchmarks import measure, report
 from memtok_jax.training.pages import wished
 
 EXPERIMENT, TRAINED, RESULT, LOG = "experiment.json", "trained.json", "result.json", "log.txt"
+OVERRIDES = "overrides"   # in the file of a result: of its evaluation
 Overrides = tuple[str, ...]
 
 
 def run_all(experiments: dict[str, Any], folder: Path, overrides: Overrides | Mapping[str, Overrides] = (), at_once: int = 0,
-            suite: str = "") -> dict[str, dict]:
+            suite: str = "", until: float = math.inf, finished: Callable[[str, dict], None] = lambda name, result: None,
+            ) -> dict[str, dict]:
     """Train and evaluate each experiment in `folder/NAME`, `at_once` at a time (0: as many as there are cores).
 
     overrides: changes of the config for the evaluation, as `eval.py` takes them; the same for all, or by name. suite: how to judge,
-    as `eval.py --suite`; a run that was trained for another suite is not trained again.
-    Returns what evaluation wrote by name, with "seconds" of training and evaluation and "tokens_per_second" of training. A run that
-    fails stops the sweep with the last line of its log, and so does a folder that holds another experiment of that name.
+    as `eval.py --suite`; a run that was trained for another suite is not trained again. until: `time.monotonic()` after which no
+    run begins. finished: told of each result as it comes, one at a time.
+    Returns what evaluation wrote by name, with "seconds" of training and evaluation, "tokens_per_second" of training, and the
+    software; nothing of a run that did not begin in time. A run that fails stops the sweep with the last line of its log, and so
+    does a folder that holds another experiment of that name.
     """
     cores: Queue[int] = Queue()
     for core in measure.core_numbers()[:at_once or measure.cores()]:
         cores.put(core)
-    done: list[str] = []
+    done, alone = [], Lock()
 
     def one(name: str) -> dict:
         place, result = folder / name, folder / name / result_file(suite)
         refuse_other(place, experiments[name])
-        if not result.exists():
+        how = overrides[name] if isinstance(overrides, Mapping) else overrides
+        if not is_of(result, how):
             core = cores.get()
             try:
-                _process(place, core, suite, overrides[name] if isinstance(overrides, Mapping) else overrides)
+                if time.monotonic() > until:
+                    return {}
+                _process(place, core, suite, how)
             finally:
                 cores.put(core)
-        done.append(name)
-        report.progress(f"{len(done)} of {len(experiments)} runs done, last {name}")
-        return json.loads(result.read_text())
+        found = json.loads(result.read_text())
+        found.pop(OVERRIDES, None)
+        with alone:
+            done.append(name)
+            report.progress(f"{len(done)} of {len(experiments)} runs done, last {name}")
+            finished(name, found)
+        return found
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
         found = dict(zip(experiments, pool.map(one, experiments), strict=True))
     report.progress("")
-    return found
+    return {name: result for name, result in found.items() if result}
+
+
+def is_of(result: Path, overrides: Overrides) -> bool:
+    """Whether this file holds a result, and of an evaluation with these overrides: another one is made anew, without training."""
+    return result.exists() and json.loads(result.read_text()).get(OVERRIDES, [*overrides]) == [*overrides]
 
 
 def result_file(suite: str) -> str:
@@ -106,7 +124,7 @@ def main(place: Path, core: int, suite: str, overrides: Overrides) -> None:
         _train(experiment, place)
     trained = json.loads((place / TRAINED).read_text())
     result = evaluate_run(place / "run", overrides, print, suite)
-    result |= trained | {"seconds": trained["seconds"] + time.monotonic() - begun}
+    result |= trained | software() | {"seconds": trained["seconds"] + time.monotonic() - begun, OVERRIDES: overrides}
     (place / result_file(suite)).write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -3,6 +3,7 @@
 Task: memtok_jax/data/tasks/needles.py, after RULER (https://arxiv.org/abs/2404.06654) and table 2 of Titans
 Command: python train.py --config=needles:mag, then python eval.py --workdir=runs/needles-mag --suite=needles for whole values
          written by the model at 1, 2, 4, 8 and 16 times the length, by depth, with controls and a figure
+         --suite=needle_stream asks in streams of any length in constant memory (--config.evaluation.needle_stream.tokens=2000000)
          With text of books: --config.data.task.text=gutenberg_books (or a folder of text files); one kind of needle alone:
          --config.data.task.kinds=number
 Hardware, time: 2 CPU cores, about ten minutes each (not measured yet)

@@ -39,7 +39,8 @@ def init_state(params, cfg, batch):
 
 
 def run(params, state, ids, cfg, call: Call = Call()):  # noqa: B008
-    def step(s, token):
+    def step(s, x):
+        token, real = x
         kind = jnp.where(token == NEEDLE, 1, jnp.where(token == ASK, 2, s["kind"]))
         begins = (token == IS) & (kind > 0)
         inside = (s["at"] >= 0) & (kind > 0) & ~begins
@@ -48,7 +49,9 @@ def run(params, state, ids, cfg, call: Call = Call()):  # noqa: B008
         at = jnp.where(begins, 0, jnp.where(inside, s["at"] + 1, -1))
         said = jnp.take_along_axis(value, jnp.maximum(at, 0)[:, None], 1)[:, 0]
         kind = jnp.where(inside & (token == END), 0, kind)
-        return {"value": value, "kind": kind, "at": jnp.where(kind > 0, at, -1)}, said
+        after = {"value": value, "kind": kind, "at": jnp.where(kind > 0, at, -1)}
+        return P.select_rows(real, after, s, state_specs(cfg, len(real))), said
 
-    state, said = jax.lax.scan(step, state, ids.T)
+    real = P.full_length(ids) if call.length is None else call.length
+    state, said = jax.lax.scan(step, state, (ids.T, jnp.arange(ids.shape[1])[:, None] < real[None]))
     return jax.nn.one_hot(said.T, cfg.vocabulary), state, {}

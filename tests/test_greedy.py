@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 from memtok_jax import data, sharding
+from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.data.task import TaskConfig, answer_right, answers
 from memtok_jax.data.tasks import copy, mqar, settings_named
 from memtok_jax.evaluation import greedy
 from memtok_jax.evaluation.score import score
+from memtok_jax.inference.compiles import compile_count
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.xl import XlConfig
+from memtok_jax.models.call import Call
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.cached import CachedConfig
 from memtok_jax.models.mixers.mac import MacConfig
@@ -67,7 +70,13 @@ class OracleModel(Model):
     """Without the checks of parameters and carry."""
 
     def run(self, params, state, x, call):
-        state, logits = jax.lax.scan(lambda s, t: token(s, t, self.cfg), state, x.T)
+        def step(before, given):
+            after, logits = token(before, given[0], self.cfg)
+            return P.select_rows(given[1], after, before, of_rows), logits
+
+        of_rows = jax.tree.map(lambda leaf: P.StateSpec(leaf.shape, ("batch",) + (None,) * (leaf.ndim - 1), leaf.dtype), state)
+        real = P.full_length(x) if call.length is None else call.length
+        state, logits = jax.lax.scan(step, state, (x.T, jnp.arange(x.shape[1])[:, None] < real[None]))
         return jnp.moveaxis(logits, 0, 1), state, {}
 
 
@@ -157,3 +166,22 @@ def test_what_a_model_writes_without_a_mistake_is_its_teacher_forced_prediction(
     assert found == {"accuracy": 1.0, "exact_match": 1.0}
     one["targets"] = np.where(np.arange(12) == 7, (said + 1) % 10, targets)
     assert greedy.generated(params, [one], back, 4, "strict", model=model)["exact_match"] == 0
+
+
+@pytest.mark.parametrize("name", ["xl", "mac"])
+def test_prompts_and_answers_of_all_lengths_share_their_programs(name, monkeypatch):
+    """Three pieces or a part of one, with and without a rest: what one call says, and nothing is compiled after the first time."""
+    monkeypatch.setattr(greedy, "PIECE", 8)
+    monkeypatch.setattr(greedy, "WRITTEN", 3)
+    model, rng = bind(MODELS[name]), np.random.default_rng(1)
+    params = model.init(jax.random.key(3))
+    whole = jax.jit(lambda ids, length: model.run(params, model.init_state(params, 2), ids, Call(length=length))[0].argmax(-1))
+    counts = []
+    for tokens, prompt in ((13, 7), (32, 25), (20, 8), (11, 2), (27, 26)):
+        inputs, back = rng.integers(10, size=(2, tokens), dtype=np.int32), np.arange(tokens) >= prompt
+        said = greedy.answer(params, inputs, back, 4, model=model)
+        assert not counts or compile_count() == counts[-1]
+        taught = np.zeros((2, 32), np.int32)
+        taught[:, :tokens] = np.where(back, np.roll(said, 1, axis=1), inputs)
+        np.testing.assert_array_equal(np.asarray(whole(taught, np.full(2, tokens, np.int32)))[:, :tokens], said)
+        counts.append(compile_count())

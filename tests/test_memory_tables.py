@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import toy_run
+from memory_toys import stand_in
 
 from benchmarks import all_memories, memories, pages, protocol, sweep, wikitext
 from benchmarks.protocol import Chosen, Run
 from memtok_jax import config
 from memtok_jax.models.protocol import bind
-from memtok_jax.training.experiment import Experiment
+from memtok_jax.training import memories as small
 
 ALL = pages.pages(pages.BUDGETS["small"], "gutenberg_books", "")
 
@@ -35,6 +36,18 @@ def test_rows_have_twins_without_memory():
         assert not entry.twin or (entry.twin in memories.MEMORIES and entry.family != "" and entry.twin != name)
     with pytest.raises(SystemExit, match="error: no model 'Titan'; there are full attention, segment"):
         memories.named(["Titan"])
+
+
+def test_presets_and_rows_are_the_same_memories():
+    """One list: a memory of the configs is a row, and the four other rows are what memories are compared with."""
+    assert sorted(entry.memory for entry in memories.MEMORIES.values()) == sorted(small.LAYERS)
+    assert set(small.LAYERS) - set(small.MEMORIES) == {"segment", "full", "persistent", "linear"}
+    for name in ("mac", "mag", "mal", "lmm", "hymba", "mamba", "window"):   # published in the backbone of the tables
+        one = small.small_model(name, 51, 16)
+        assert replace(one, prefix=0) == replace(small.model_of(name, small.Shape(51, 16, 16), small.ALIKE._replace(expansion=4)),
+                                                 prefix=0)
+    with pytest.raises(config.UserError, match="memory is 'segment'; it must be one of mac"):
+        small.small_model("segment", 51, 16)
 
 
 def test_floats_of_carry_are_those_that_outlive_a_segment():
@@ -102,27 +115,6 @@ def test_a_folder_keeps_its_experiment(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- from runs to tables
 
-def stand_in(calls: list):
-    """`sweep.run_all` without training: the score of a run follows from its rate and seed; 2e-3 is best."""
-
-    def run_all(experiments: dict[str, Experiment], folder, overrides=(), at_once=0, suite=""):
-        calls.append((suite, overrides))
-        out = {}
-        for name, run in experiments.items():
-            bad = abs(run.optimizer.learning_rate - 2e-3) + 1e-5 * run.training.seed
-            lines = [{"tokens": f"{first} to {first + 63}", "count": 1, "own": bad, "first": first, "behind": first + 64,
-                      "reset": (gain, 0, 0), "against": (gain / 2, 0, 0)} for first, gain in ((0, 0), (64, 0.2))]
-            out[name] = {"eval/accuracy": 1 - bad, "eval/bits_per_byte": 2 + bad, "seconds": 1.0, "tokens_per_second": 9.0,
-                         "baseline/chance": 0.1, "control/swap": 1.0, "workdir": "x", "eval/reset_minus_own": 0.1,
-                         "eval/against_minus_own": 0.05, "eval/frozen_bits_per_byte": 3.0, "eval/dynamic_bits_per_byte": 1.5 + bad,
-                         "eval/first_lost": 41, "by_position": {"lines": lines}, "eval/word_perplexity": 99.0}
-            out[name] |= {f"eval/{kind}_exact_at_{256 * n}": 1 / n for kind in pages.KINDS for n in (1, 2)}
-            out[name] |= {f"eval/whole_rows_at_{40 * n}": 1 / n for n in (1, 2)}
-        return out
-
-    return run_all
-
-
 def test_all_pages_become_one_table(monkeypatch, tmp_path, capsys):
     calls = []
     monkeypatch.setattr(sweep, "run_all", stand_in(calls))
@@ -134,7 +126,7 @@ def test_all_pages_become_one_table(monkeypatch, tmp_path, capsys):
     assert set(found["books"]["columns"]) == {"RMT", "window", "segment attention"}, "the twin of RMT is trained too"
     if "needles" in found:
         assert set(found["needles"]["columns"]) == {"RMT", "window"} and found["needles"]["columns"]["RMT"][0]["number 2x"] == 0.5
-    (books,) = [overrides for suite, overrides in calls if suite == "positions"]
+    (books,) = [overrides for suite, overrides, _ in calls if suite == "positions"]
     (twin,) = [text for text in books["RMT-0.002-1"] if "against" in text]
     assert twin.endswith("/books/segment_attention-0.002-1/run"), "the twin of the same seed"
     assert not [text for text in books["window-0.002-0"] if "against" in text]
@@ -151,7 +143,7 @@ def test_language_table_puts_dynamic_evaluation_among_its_rows(monkeypatch, tmp_
     found = json.loads((tmp_path / "out.json").read_text())
     assert list(found["results"]) == ["segment attention", "Titans MAL", "segment attention + dynamic evaluation"]
     assert {len(runs) for runs in found["results"].values()} == {3}
-    tests = [overrides for suite, overrides in calls if suite in ("", "dynamic") and "data.eval_split=test" in overrides]
+    tests = [overrides for suite, overrides, _ in calls if suite in ("", "dynamic") and "data.eval_split=test" in overrides]
     assert len(tests) == 2 and "data.eval_split=valid" in calls[0][1], "rates are chosen on the validation split alone"
     lines = [line for line in (tmp_path / "out.md").read_text().splitlines() if line.startswith("| segment attention")]
     assert "dynamic" in lines[0] and "1.500" in lines[0], "best first"

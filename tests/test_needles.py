@@ -76,7 +76,7 @@ def test_without_needles_the_haystack_remains_and_every_question_has_its_needle(
             sentence = N.encode(N.SENTENCE).tolist()
             assert hay == (sentence * 9)[:len(hay)]
         elif len(cfg.kinds) == 1:
-            text = N.encode((TEXTS["train"]).decode()).tolist()
+            text = N.encode(TEXTS["train"]).tolist()
             front = "".join(map(chr, hay[:N.questions_begin(cfg, length) - len(needles) * N.needle_tokens(cfg.kinds[0])]))
             assert front in "".join(map(chr, text))
 
@@ -97,7 +97,7 @@ def test_texts_and_seeds_of_the_splits_do_not_meet():
     for split, seed in (("train", 2**126 - 1), ("test", 2**126), ("test", 2**126 + 2**64 - 1), ("valid", 2**126 + 2**64)):
         assert seeds.split_of(seed) == split
         ids, _ = N.sample(cfg, 80, 3, seed)
-        text = set(N.encode(TEXTS[split].decode()).tolist())
+        text = set(N.encode(TEXTS[split]).tolist())
         row = ids[0].tolist()
         assert set(row[:row.index(N.NEEDLE)]) <= text
     one, other = (data.open_eval(TaskConfig(cfg, 80, eval_samples=3, eval_split=split), 3)[0] for split in ("test", "valid"))
@@ -136,7 +136,7 @@ def test_a_reader_of_a_window_is_right_as_often_as_stated(kind, times):
 def test_guessing_words_by_their_letters_scores_what_is_stated():
     """The most frequent next letter, found by counting values, against the lists of words."""
     rng = np.random.default_rng(0)
-    values = np.array([[*N._value("word", rng), N.END] for _ in range(20_000)])
+    values = np.array([[*N.value("word", rng), N.END] for _ in range(20_000)])
     found = []
     for t in range(values.shape[1]):
         word = values[:, t // 6 * 6:t]

@@ -19,7 +19,7 @@ from memtok_jax.data.text import TextConfig
 from memtok_jax.evaluation import positions as at
 from memtok_jax.evaluation import word_classes as wc
 from memtok_jax.evaluation.options import PositionsConfig
-from memtok_jax.evaluation.report import evaluate_run
+from memtok_jax.evaluation.report import evaluate_run, result_file
 from memtok_jax.evaluation.suites import positions as suite
 from memtok_jax.models.protocol import bind
 from memtok_jax.training.experiment import EvaluationConfig
@@ -151,11 +151,15 @@ def run(tmp_path_factory):
 
 
 def test_the_command_writes_table_figure_and_numbers(run):
-    """Against itself a run differs by nothing; against its reset self it does."""
+    """Against itself a run differs by nothing; against its reset self it does. The result of the run's own suite stays."""
+    (run / "eval.json").write_text("own")
     options = ("evaluation.positions.tokens=96", "evaluation.positions.reset=16", f"evaluation.positions.against={run}")
     said = []
     result = evaluate_run(run, options, said.append, "positions")
     whole = json.loads((run / "positions.json").read_text())
+    assert json.loads((run / "eval_positions.json").read_text()) == json.loads(json.dumps(result))
+    assert (run / "eval.json").read_text() == "own" and "eval_positions.json" in said[-1]
+    assert [result_file(suite, "text") for suite in ("text", "task")] == ["eval.json", "eval_task.json"]
     assert result["eval/against_minus_own"] == 0 and result["eval/reset_minus_own"] != 0
     assert whole["streams"] == 4 and whole["lines"][0]["tokens"] == "0 to 15" and whole["lines"][0]["reset"] == [0, 0, 0]
     assert (run / "positions.png").stat().st_size > 1000 and "| all " in (run / "positions.md").read_text()

@@ -129,8 +129,9 @@ def init_state(params, cfg, batch):
 
 
 def run(params, state, ids, cfg, call: Call = Call()):  # noqa: B008
-    sums = (state["parity"][:, None] + jnp.cumsum(ids, 1)) % 2
-    count = state["count"][:, None] + 1 + jnp.arange(ids.shape[1])[None]
+    real = jnp.arange(ids.shape[1])[None] < (P.full_length(ids) if call.length is None else call.length)[:, None]
+    sums = (state["parity"][:, None] + jnp.cumsum(ids * real, 1)) % 2
+    count = state["count"][:, None] + jnp.cumsum(real, 1, dtype=jnp.int32)
     said = jnp.where(count <= cfg.holds, sums, 1 - sums)
     return jax.nn.one_hot(said, 2), {"parity": sums[:, -1], "count": count[:, -1]}, {}
 

@@ -12,7 +12,6 @@ A model that answers from its carry is right when intact, after reset_before and
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,7 +37,7 @@ def said_after(params: P.Tree, inputs_BT: np.ndarray, back_T: np.ndarray, eviden
     """
     begin, end = evidence
     rows, question = len(inputs_BT), int(np.argmax(back_T)) if back_T.any() else len(back_T)
-    fresh = jax.jit(model.init_state, static_argnums=1)(params, rows)
+    fresh = greedy.fresh(params, rows=rows, model=model)
     read = lambda carry, first, last: greedy.read_on(params, carry, inputs_BT[:, first:last], block=block, model=model)[1]  # noqa: E731
     before = read(fresh, 0, begin)
     after = read(before, begin, end)
@@ -52,8 +51,8 @@ def said_after(params: P.Tree, inputs_BT: np.ndarray, back_T: np.ndarray, eviden
         said, carry = greedy.read_on(params, carries[name], given[:, :question - end], block=block, model=model)
         if question < len(back_T):
             rest = greedy.written(params, carry, said[:, -1], given[:, question - end:], back_T[question:], model=model)
-            said = jnp.concatenate([said, rest], axis=1)
-        return np.asarray(said)
+            said = np.concatenate([said, rest], axis=1)
+        return said
 
     return {name: answer(name) for name in CONTROLS}
 

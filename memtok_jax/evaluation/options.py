@@ -34,6 +34,29 @@ class PositionsConfig:
 
 
 @dataclass(frozen=True)
+class NeedleStreamConfig:
+    """Suite "needle_stream": a needle in each of several endless streams.
+
+    tokens: of a stream, rounded down to whole blocks.
+    block: tokens of all streams that are read in one go, rounded down to whole calls of training.
+    depths: where needles stand, from 0 (in front) to 1 (at the end).
+    repeats: streams for each depth.
+    kind: of the needles.
+    """
+
+    tokens: int = 65_536
+    block: int = 1024
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+    repeats: int = 4
+    kind: str = "number"
+
+    def __post_init__(self):
+        check_numbers("evaluation.needle_stream", self, at_least=dict(tokens=1, block=1, repeats=1), between=dict(depths=(0, 1)))
+        if not self.depths:
+            raise UserError("evaluation.needle_stream.depths is empty; give at least one depth, as in 0,0.5,1")
+
+
+@dataclass(frozen=True)
 class DynamicConfig:
     """Suite "dynamic": dynamic evaluation, gradient steps on the weights while a text is scored.
 

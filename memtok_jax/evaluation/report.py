@@ -20,12 +20,15 @@ from memtok_jax.models.protocol import Model, bind
 from memtok_jax.training.experiment import Experiment, check_vocabulary
 from memtok_jax.training.run_folder import read_config
 
-RESULT_FILE = "eval.json"
+
+def result_file(suite: str, own: str) -> str:
+    """Where a result stands: eval.json is of the suite that the run's own data names, every other suite has a file of its own."""
+    return "eval.json" if suite == own else f"eval_{suite}.json"
 
 
 def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str], None], suite: str = "",
                  checkpoint: str = "latest") -> dict[str, Any]:
-    """Score a checkpoint of a run on held-out data, and write `eval.json` and figures into the run directory.
+    """Score a checkpoint of a run on held-out data, and write `result_file` and figures into the run directory.
 
     overrides: changes of the run's config, such as "data.eval_split=test"; of the model, only fields that an evaluation may change.
     suite: a file of `evaluation/suites`; "": the one that the data names. checkpoint: "latest" or "best".
@@ -34,8 +37,10 @@ def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str],
     Raises UserError for a directory without a run or checkpoint, for a changed model, and for an unknown suite.
     """
     workdir = Path(workdir)
-    experiment = changed(read_config(workdir), overrides, workdir)
-    chosen = suite_named(suite or data.suite(experiment.data))
+    saved = read_config(workdir)
+    experiment = changed(saved, overrides, workdir)
+    suite = suite or data.suite(experiment.data)
+    chosen, file = suite_named(suite), result_file(suite, data.suite(saved.data))
     mesh = sharding.make_mesh(1, 1, experiment.training.tensor)
     with jax.set_mesh(mesh):
         _, model, found = restored(workdir, mesh, experiment, checkpoint)
@@ -44,8 +49,8 @@ def evaluate_run(workdir: Path, overrides: tuple[str, ...], say: Callable[[str],
         result = {"workdir": str(workdir), "step": found.step, "source": experiment.data.source,
                   **dict(chosen.run(experiment, model, found.params, mesh, workdir, say)),
                   **_sets(experiment, model, found.params, mesh, say)}
-    (workdir / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n")
-    say(f"written to {workdir}: {RESULT_FILE}" + (" and figures" if figures.available() else ""))
+    (workdir / file).write_text(json.dumps(result, indent=2) + "\n")
+    say(f"written to {workdir}: {file}" + (" and figures" if figures.available() else ""))
     return result
 
 

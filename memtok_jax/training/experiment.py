@@ -7,7 +7,7 @@ from typing import Any
 
 from memtok_jax import data
 from memtok_jax.config import UserError, check_numbers, choose, override
-from memtok_jax.evaluation.options import DynamicConfig, PositionsConfig
+from memtok_jax.evaluation.options import DynamicConfig, NeedleStreamConfig, PositionsConfig
 from memtok_jax.evaluation.sets import NamedSet, parse, refuse_other_tokens
 from memtok_jax.evaluation.suites import suite_named
 from memtok_jax.models.protocol import Model
@@ -167,7 +167,7 @@ class EvaluationConfig:
     lengths: for tasks, accuracy is also measured at these multiples of the training length.
     sets: further data that is scored, each with a name for its numbers, as in "test=wikitext2 eval_split=test"; see
         `memtok_jax/evaluation/sets.py`.
-    positions, dynamic: options of the suites of these names, see `evaluation/options.py`.
+    positions, dynamic, needle_stream: options of the suites of these names, see `evaluation/options.py`.
     """
 
     batch: int = 8
@@ -177,6 +177,7 @@ class EvaluationConfig:
     sets: tuple[str, ...] = ()
     positions: PositionsConfig = PositionsConfig()
     dynamic: DynamicConfig = DynamicConfig()
+    needle_stream: NeedleStreamConfig = NeedleStreamConfig()
 
     def __post_init__(self):
         check_numbers("evaluation", self, at_least=dict(batch=1, batches=0, streams=1, lengths=1))

@@ -1,9 +1,16 @@
-"""One small model for each memory, alike in width, depth and reach of attention, for tables that compare memories on a task."""
+"""One small model for each memory: the only list of them, for configs and for tables that compare memories.
+
+Heads of 32; the memory stands in every layer. Two lists take their models from here and differ in what `How` says:
+
+    OWN     configs: each memory in the backbone it was published with
+    ALIKE   tables (`benchmarks/memories.py`): one backbone for all, small networks in the neural memories
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from memtok_jax.config import choose
 from memtok_jax.memory.armt import ArmtConfig
@@ -19,40 +26,120 @@ from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.ssm import SsmConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.rmt import RmtConfig
-from memtok_jax.models.style import GPT2, GPT2_RELATIVE, TRANSFORMER_XL
-from memtok_jax.training.recipes import titans_layer
+from memtok_jax.models.style import GPT2, GPT2_RELATIVE, TITANS, TRANSFORMER_XL, Style
+from memtok_jax.training.recipes import segment_of, titans_layer
 
+HEAD, MEMORY_TOKENS, SINKS = 32, 8, 4
 CHUNK = 64   # longest chunk of a neural memory that is not asked for
-TITANS = ("mac", "mag", "mal", "lmm")
-MEMORIES = (*TITANS, "rmt", "armt", "transformer_xl", "compressive", "streaming_llm", "hymba", "mamba", "window")
+
+
+class Shape(NamedTuple):
+    """What is asked of a model.
+
+    vocabulary: V. tokens: of a window, a segment and a cache. context: tokens that full attention sees. chunk: of a neural memory;
+    0 takes `tokens`, at most 64.
+    """
+
+    vocabulary: int
+    tokens: int
+    context: int
+    chunk: int = 0
+    width: int = 128
+    layers: int = 2
+
+
+class How(NamedTuple):
+    """In what two lists differ.
+
+    style: (memory, width) -> backbone. prefix: learned tokens of the models that have some. expansion: of a neural memory. slots:
+    vectors in the queue of Compressive, and compressed ones, as a share of `Shape.tokens`. pinned: sinks that take the place of
+    tokens of a window.
+    """
+
+    style: Callable[[str, int], Style]
+    prefix: int
+    expansion: int
+    slots: float
+    pinned: int
+
+
+def published_style(memory: str, width: int) -> Style:
+    """The backbone of a memory's paper. Weights of caches start at 1 / sqrt(width); the published 0.02 is made for wider models."""
+    cached = replace(TRANSFORMER_XL, std=width ** -0.5)
+    return {"rmt": GPT2_RELATIVE, "armt": replace(GPT2, scale_embedding=True), "transformer_xl": cached,
+            "compressive": cached}.get(memory, TITANS)
+
+
+OWN = How(published_style, prefix=4, expansion=4, slots=1.0, pinned=SINKS)
+ALIKE = How(lambda memory, width: TITANS, prefix=8, expansion=2, slots=0.5, pinned=0)
+
+
+class Layer(NamedTuple):
+    """What a memory makes of a model.
+
+    mixer: of every layer. segment: whether the model has segments. prefix: whether it has learned tokens. sizes: other fields of
+    `LanguageModelConfig`. around: "" or the form of the memory tokens around the model.
+    """
+
+    mixer: Any
+    segment: bool = False
+    prefix: bool = False
+    sizes: tuple[tuple[str, int], ...] = ()
+    around: str = ""
+
+
+def _neural(s: Shape, how: How, **more: Any) -> NeuralMemoryConfig:
+    return NeuralMemoryConfig(**(dict(head_dim=HEAD, expansion=how.expansion, chunk=s.chunk or min(s.tokens, CHUNK)) | more))
+
+
+def _titans(kind: str, **network: Any) -> Callable[[Shape, How], Layer]:
+    # MAC adds its memory: with the paper's gate it learns to recall several times slower (docs/log.md).
+    combine = "sum" if kind == "mac" else "gate"
+    return lambda s, how: Layer(titans_layer(kind, s.tokens, _neural(s, how, **network), combine), segment_of(kind, s.tokens) > 0,
+                                kind != "lmm")
+
+
+def _compressive(s: Shape, how: How) -> CompressiveConfig:
+    return CompressiveConfig(*2 * (int(s.tokens * how.slots),), rate=4)
+
+
+LAYERS: dict[str, Callable[[Shape, How], Layer]] = {
+    "mac": _titans("mac"),
+    "mag": _titans("mag"),
+    "mal": _titans("mal"),
+    "lmm": _titans("lmm"),
+    "rmt": lambda s, how: Layer(SegmentConfig(), segment=True, around="causal"),
+    "armt": lambda s, how: Layer(ArmtLayerConfig(ArmtConfig(key_dim=HEAD)), segment=True, around="suffix"),
+    "transformer_xl": lambda s, how: Layer(CachedConfig(XlConfig(s.tokens)), segment=True),
+    "compressive": lambda s, how: Layer(CachedConfig(_compressive(s, how)), segment=True),
+    "streaming_llm": lambda s, how: Layer(WindowConfig(s.tokens - how.pinned, sinks=SINKS)),
+    "hymba": lambda s, how: Layer(HymbaConfig(s.tokens, memory=MambaConfig(norms=True)), prefix=True,
+                                  sizes=(("kv_heads", 2), ("value_dim", 64))),
+    "mamba": lambda s, how: Layer(SsmConfig(MambaConfig())),
+    "window": lambda s, how: Layer(WindowConfig(s.tokens)),
+    # Rows of tables only: what a memory is compared with.
+    "segment": lambda s, how: Layer(SegmentConfig(), segment=True),
+    "full": lambda s, how: Layer(WindowConfig(s.context)),
+    "persistent": lambda s, how: Layer(WindowConfig(s.tokens), prefix=True),
+    "linear": _titans("mal", depth=1, residual=False, norm=False),
+}
+MEMORIES = tuple(name for name in LAYERS if name not in ("segment", "full", "persistent", "linear"))
+
+
+def model_of(memory: str, shape: Shape, how: How) -> Any:
+    """The config of a model with one of LAYERS in every layer. Raises UserError for an unknown one."""
+    choose("memory", memory, LAYERS)
+    layer = LAYERS[memory](shape, how)
+    model = LanguageModelConfig(vocabulary=shape.vocabulary, width=shape.width, layers=shape.layers, head_dim=HEAD,
+                                pattern=(layer.mixer,), segment=shape.tokens if layer.segment else 0,
+                                prefix=how.prefix if layer.prefix else 0, style=how.style(memory, shape.width), **dict(layer.sizes))
+    return RmtConfig(model, MEMORY_TOKENS, layer.around) if layer.around else model
 
 
 def small_model(memory: str, vocabulary: int, tokens: int, width: int = 128, layers: int = 2, chunk: int = 0) -> Any:
-    """The config of a model with one of MEMORIES in every layer, heads of 32.
+    """A model of the configs: one of MEMORIES in the backbone it was published with; see `Shape`.
 
-    tokens: of a window, a segment and a cache. chunk: of a neural memory; 0 takes `tokens`, at most 64. RMT and ARMT have 8 memory
-    tokens, Titans' models a prefix of 4 learned ones (LMM none). Raises UserError for an unknown memory.
+    RMT and ARMT have 8 memory tokens, Titans' models a prefix of 4 learned ones (LMM none). Raises UserError for an unknown memory.
     """
     choose("memory", memory, MEMORIES)
-    shape = dict(vocabulary=vocabulary, width=width, layers=layers, head_dim=32)
-    if memory in TITANS:
-        # MAC adds its memory: with the paper's gate it learns several times slower (docs/log.md).
-        fast = NeuralMemoryConfig(head_dim=32, chunk=chunk or min(tokens, CHUNK))
-        layer = titans_layer(memory, tokens, fast, "sum" if memory == "mac" else "gate")
-        return LanguageModelConfig(pattern=(layer,), segment=tokens if memory == "mac" else 0, prefix=0 if memory == "lmm" else 4,
-                                   **shape)
-    if memory == "rmt":
-        return RmtConfig(LanguageModelConfig(pattern=(SegmentConfig(),), segment=tokens, style=GPT2_RELATIVE, **shape), tokens=8)
-    if memory == "armt":
-        inside = LanguageModelConfig(pattern=(ArmtLayerConfig(ArmtConfig(key_dim=32)),), segment=tokens,
-                                     style=replace(GPT2, scale_embedding=True), **shape)
-        return RmtConfig(inside, tokens=8, form="suffix")
-    if memory in ("transformer_xl", "compressive"):
-        slots = XlConfig(tokens) if memory == "transformer_xl" else CompressiveConfig(length=tokens, compressed=tokens, rate=4)
-        # Weights start at 1 / sqrt(width); the published 0.02 is made for wider models.
-        return LanguageModelConfig(pattern=(CachedConfig(slots),), segment=tokens, style=replace(TRANSFORMER_XL, std=width ** -0.5),
-                                   **shape)
-    layer = {"streaming_llm": WindowConfig(tokens - 4, sinks=4), "hymba": HymbaConfig(tokens, memory=MambaConfig(norms=True)),
-             "mamba": SsmConfig(MambaConfig()), "window": WindowConfig(tokens)}[memory]
-    own = dict(kv_heads=2, value_dim=64, prefix=4) if memory == "hymba" else {}
-    return LanguageModelConfig(pattern=(layer,), **own, **shape)
+    return model_of(memory, Shape(vocabulary, tokens, tokens, chunk, width, layers), OWN)

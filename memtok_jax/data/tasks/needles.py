@@ -35,7 +35,7 @@ CHARACTERS = string.digits + "ABCDEF" + string.ascii_lowercase + " .,\n"
 OTHER = len(CHARACTERS)
 NEEDLE, ASK, IS, END = range(OTHER + 1, OTHER + 5)
 SPACE = CHARACTERS.index(" ")
-SENTENCE = "the grass is green. "
+SENTENCE = b"the grass is green. "
 KEY, DIGITS, HEX = 4, 5, 16
 WORD = len(ADJECTIVES[0]) + 1 + len(NOUNS[0])
 LENGTHS = {"passkey": DIGITS, "number": DIGITS, "word": WORD, "uuid": HEX}
@@ -52,6 +52,7 @@ class NeedlesConfig:
     depth: where needles may stand, as shares of the places in the text, from 0 (in front) to 1 (at its end).
     tail: least number of text tokens between the last needle and the first question.
     text: the corpus of the haystack, as in `TextConfig.source`; "passkey" needs none.
+    learn_text: training rows score every token, so that a model cannot ignore the text. Held-out rows score the values alone.
     """
 
     kinds: tuple[str, ...] = ("passkey",)
@@ -60,6 +61,7 @@ class NeedlesConfig:
     depth: tuple[float, float] = (0.0, 1.0)
     tail: int = 0
     text: str = "stdlib"
+    learn_text: bool = False
 
     def __post_init__(self):
         check_numbers("needles", self, at_least=dict(needles=1, questions=1, tail=0), between=dict(depth=(0, 1)))
@@ -130,17 +132,19 @@ def _fill(cfg: NeedlesConfig, ids: np.ndarray, labels: np.ndarray, rng: np.rando
     kind = cfg.kinds[rng.integers(len(cfg.kinds))]
     count = int(rng.integers(cfg.needles[0], cfg.needles[1] + 1))
     stands, asked = _layout(cfg, kind, len(ids), count, rng)
-    keys, values = _keys(count, rng), [_value(kind, rng) for _ in range(count)]
+    names, values = keys(count, rng), [value(kind, rng) for _ in range(count)]
     hay = _hay(cfg, kind, questions_begin(cfg, len(ids)) - count * needle_tokens(kind), rng, split)
     pieces = np.split(hay, stands)
-    for n, (key, value) in enumerate(zip(keys, values, strict=True)):
-        pieces.insert(2 * n + 1, np.array([NEEDLE, *key, IS, *value, END]))
+    for n in range(count):
+        pieces.insert(2 * n + 1, np.array([NEEDLE, *names[n], IS, *values[n], END]))
     row = np.concatenate(pieces)
     ids[:len(row)] = row
     for begin, n in zip(_questions(cfg, len(ids)), asked, strict=True):
-        said = np.array([ASK, *keys[n], IS, *values[n], END])
+        said = np.array([ASK, *names[n], IS, *values[n], END])
         ids[begin:begin + len(said)] = said
         labels[begin + KEY + 1:begin + len(said) - 1] = said[KEY + 2:]
+    if cfg.learn_text and split == "train":
+        labels[:-1] = ids[1:]
 
 
 def _layout(cfg: NeedlesConfig, kind: str, sequence: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -153,18 +157,18 @@ def _questions(cfg: NeedlesConfig, sequence: int) -> np.ndarray:
     return questions_begin(cfg, sequence) + question_tokens(cfg) * np.arange(cfg.questions)
 
 
-def _keys(count: int, rng: np.random.Generator) -> np.ndarray:
+def keys(count: int, rng: np.random.Generator) -> np.ndarray:
     """int[count, 4]: letters, no key twice."""
     while True:
-        keys = CHARACTERS.index("a") + rng.integers(26, size=(count, KEY))
-        if len(np.unique(keys, axis=0)) == count:
-            return keys
+        drawn = CHARACTERS.index("a") + rng.integers(26, size=(count, KEY))
+        if len(np.unique(drawn, axis=0)) == count:
+            return drawn
 
 
-def _value(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """int[D]."""
+def value(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """int[D]: what a needle says."""
     if kind == "word":
-        return encode(f"{ADJECTIVES[rng.integers(len(ADJECTIVES))]} {NOUNS[rng.integers(len(NOUNS))]}")
+        return encode(f"{ADJECTIVES[rng.integers(len(ADJECTIVES))]} {NOUNS[rng.integers(len(NOUNS))]}".encode())
     return rng.integers(16 if kind == "uuid" else 10, size=LENGTHS[kind])
 
 
@@ -172,12 +176,12 @@ def _hay(cfg: NeedlesConfig, kind: str, count: int, rng: np.random.Generator, sp
     """int[count]: text without needles."""
     if kind == "passkey":
         return np.resize(encode(SENTENCE), count)
-    return _TABLE[np.frombuffer(haystack.excerpt(haystack.text(cfg.text, split), count, rng, "needles.text"), np.uint8)]
+    return encode(haystack.excerpt(haystack.text(cfg.text, split), count, rng, "needles.text"))
 
 
-def encode(text: str) -> np.ndarray:
+def encode(text: bytes) -> np.ndarray:
     """Tokens of a text, in lower case."""
-    return _TABLE[np.frombuffer(text.encode(), np.uint8)]
+    return _TABLE[np.frombuffer(text, np.uint8)]
 
 
 def _byte_table() -> np.ndarray:

@@ -54,6 +54,11 @@ class StateTrackingConfig:
         if self.moves != "all" and self.group[0] != "S":
             raise DataError(f"state_tracking.moves is {self.moves!r}, which {self.group} does not have; only S3, S4 and S5 do")
 
+    @property
+    def title(self) -> str:
+        """For reports."""
+        return self.group
+
 
 @lru_cache(maxsize=8)
 def elements(group: str) -> np.ndarray:

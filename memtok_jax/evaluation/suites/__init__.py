@@ -3,7 +3,7 @@
 A suite has
 
     HEADLINE                                                      the number by which a run is judged, see `Headline`
-    run(experiment, model, params, mesh, workdir, say)            yields (name, value) pairs for eval.json
+    run(experiment, model, params, mesh, workdir, say)            yields (name, value) pairs for the result file
 
 `run` writes figures into `workdir`, if matplotlib is installed, and says in a few lines what it has found. Names with a slash are
 numbers for `metrics.jsonl`; others may be lists or texts. model: a bound `Model`. params: lie on `mesh`. say: takes a line of text.
@@ -23,7 +23,7 @@ from memtok_jax.config import UserError, choose
 class Headline(NamedTuple):
     """The number by which a run is judged.
 
-    name: in `metrics.jsonl` and `eval.json`. label: for axes, with its unit. of: Score -> the number. train: the column of
+    name: in `metrics.jsonl` and the result file. label: for axes, with its unit. of: Score -> the number. train: the column of
     `metrics.jsonl` that shows it while training. scale: factor from that column to the number.
     """
 
