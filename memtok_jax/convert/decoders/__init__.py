@@ -139,7 +139,7 @@ def config_of(decoder: Decoder, context: int = 0, sinks: int = 0, dtype: str = "
                         f"more, and sinks={sinks} must be 0, because nothing can be seen beyond it")
     layers = tuple(_layer(window, style, decoder, context, sinks) for window, style in decoder.layers)
     return LanguageModelConfig(
-        vocabulary=decoder.vocabulary, width=decoder.width, layers=len(layers), pattern=layers[:_period(layers)],
+        vocabulary=decoder.vocabulary, width=decoder.width, layers=len(layers), pattern=layers[:period(layers)],
         heads=decoder.heads, kv_heads=decoder.kv_heads, head_dim=decoder.head_dim, hidden=decoder.hidden, style=decoder.style,
         dtype=dtype, segment=context if table else 0, positions=decoder.positions if table else 0)
 
@@ -150,7 +150,7 @@ def _layer(window: int, style: Any, decoder: Decoder, context: int, sinks: int) 
     return own if style == decoder.style else StyledConfig(own, style)
 
 
-def _period(layers: tuple) -> int:
+def period(layers: tuple) -> int:
     """The smallest number of layers whose repetition gives all of them."""
     return next(n for n in range(1, len(layers) + 1) if len(layers) % n == 0 and layers == layers[:n] * (len(layers) // n))
 
