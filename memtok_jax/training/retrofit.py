@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
 
 from memtok_jax import params as P
 from memtok_jax.config import UserError
@@ -29,6 +29,7 @@ from memtok_jax.models.mixers.styled import StyledConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.protocol import bind
 from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.sharding import shardings
 from memtok_jax.training.checkpoint import Checkpoints, read_config
 
 Wanted = LanguageModelConfig | RmtConfig | LoraConfig
@@ -68,12 +69,15 @@ def _context(wanted: Wanted) -> int:
     return max([inside.segment, *(one.window for one in attention if isinstance(one, WindowConfig))])
 
 
-def base_params(folder: Path, cfg: LanguageModelConfig, wanted: Wanted) -> P.Tree:
-    """The parameters of the base."""
+def base_params(folder: Path, cfg: LanguageModelConfig, wanted: Wanted, mesh: Mesh) -> P.Tree:
+    """The parameters of the base, divided over a mesh as they are read."""
     if is_pretrained(folder):
-        return decoders.load(folder, context=_context(wanted)).params
+        return decoders.load_onto(mesh, folder, context=_context(wanted)).params
+    specs = bind(cfg).specs()
+    where = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), P.abstract(specs),
+                         shardings(mesh, specs))
     with Checkpoints(folder, keep=None) as checkpoints:
-        return checkpoints.restore_params(jax.eval_shape(lambda: bind(cfg).init(jax.random.key(0))))[0]
+        return checkpoints.restore_params(where)[0]
 
 
 def around(wanted: Wanted, base: LanguageModelConfig) -> Wanted:
@@ -168,8 +172,8 @@ def _as_large(memory: dict, cfg: RmtConfig, base: P.Tree) -> dict:
     """Memory tokens with the deviation of the base's word embeddings as they enter the layers."""
     if cfg.init != "scaled" or not cfg.tokens or "embedding" not in base["words"]:
         return memory
-    std = np.asarray(base["words"]["embedding"], np.float32).std() * cfg.model.embedding_scale
-    return memory | {"tokens": memory["tokens"] * jnp.asarray(std / cfg.model.embedding_std, memory["tokens"].dtype)}
+    std = base["words"]["embedding"].astype(jnp.float32).std() * cfg.model.embedding_scale
+    return memory | {"tokens": memory["tokens"] * (std / cfg.model.embedding_std).astype(memory["tokens"].dtype)}
 
 
 def _sources(source: LanguageModelConfig, kinds: int) -> list[MixerConfig]:
