@@ -1,7 +1,7 @@
 """A memory for a model that is trained already: at the first step it computes what it did before, then it learns to use it.
 
-Papers: Titans (https://arxiv.org/abs/2501.00663), ARMT (2407.04841), RMT (2207.06881), LoRA
-(2106.09685), Transformer-XL (1901.02860), StreamingLLM (2309.17453)
+Papers: Titans (https://arxiv.org/abs/2501.00663), ARMT (2407.04841), RMT (2207.06881), Transformer-XL (1901.02860), StreamingLLM
+(2309.17453), LoRA (2106.09685)
 Command: python train.py --config=retrofit:mag --start_from=FOLDER          FOLDER: a pretrained model, or a run of train.py
          python train.py --config=retrofit:mag_memory --start_from=FOLDER   only the memory and its gates learn
          python train.py --config=retrofit:rmt_lora --start_from=FOLDER     memory tokens, and low-rank changes of attention
@@ -22,28 +22,12 @@ Which layers: --config.training.retrofit_layers=upper, every:4 or 8,12,-1; witho
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memtok_jax.data.text import TextConfig
-from memtok_jax.memory.armt import ArmtConfig
-from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.memory.xl import XlConfig
-from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.lora import LoraConfig
-from memtok_jax.models.mixers.armt import ArmtLayerConfig
-from memtok_jax.models.mixers.beside import BesideConfig
-from memtok_jax.models.mixers.cached import CachedConfig
-from memtok_jax.models.mixers.lmm import LmmConfig
-from memtok_jax.models.mixers.segment import SegmentConfig
-from memtok_jax.models.mixers.window import WindowConfig
-from memtok_jax.models.rmt import RmtConfig
-from memtok_jax.models.style import TITANS
 from memtok_jax.training.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
+from memtok_jax.training.memories import RETROFITS, retrofit_model
 
-MODELS = ("mag", "armt", "rmt", "xl", "sinks", "plain")
-LEARN = ("memory", "lora")
-PRESETS = ("mag", "mag_memory", *(name for name in MODELS if name != "mag"), *(f"{name}_lora" for name in MODELS), "armt_memory",
-           "rmt_memory")
+PRESETS = (*RETROFITS, *(f"{name}_lora" for name in RETROFITS), "mag_memory", "armt_memory", "rmt_memory")
 SEGMENT = 256
 # Parts of parameters' paths -> factors of the learning rate. A gate has a long way to go, and no weight decay.
 GATES = ("gate_=20",)
@@ -51,23 +35,10 @@ MEMORY = {"mag": ("['beside']['1']=1", *GATES), "armt": ("['memory']=1",), "rmt"
 FACTORS = ("['lora']=10",)
 
 
-def inside(name: str) -> LanguageModelConfig | RmtConfig:
-    """The model with a memory."""
-    layer, segment = {
-        "mag": (BesideConfig((WindowConfig(SEGMENT), LmmConfig(NeuralMemoryConfig(head_dim=64, chunk=64)))), 0),
-        "sinks": (WindowConfig(SEGMENT, sinks=4), 0), "plain": (WindowConfig(SEGMENT), 0),
-        "armt": (ArmtLayerConfig(ArmtConfig()), SEGMENT), "rmt": (SegmentConfig(), SEGMENT),
-        "xl": (CachedConfig(XlConfig(SEGMENT)), SEGMENT)}[name]
-    model = LanguageModelConfig(width=128, layers=2, head_dim=32, pattern=(layer,), segment=segment,
-                                style=replace(TITANS, scale_embedding=False))
-    form = {"armt": "suffix", "rmt": "causal"}.get(name)
-    return RmtConfig(model, tokens=16, form=form) if form else model
-
-
 def config(preset: str) -> Experiment:
     """The experiment of one preset; `--start_from` puts its memory into another model's layers."""
     name, _, learns = preset.partition("_")
-    model, rates = inside(name), GATES if name == "mag" else ()
+    model, rates = retrofit_model(name, SEGMENT), GATES if name == "mag" else ()
     if learns:
         rates = ("=0", *MEMORY.get(name, ()), *(FACTORS if learns == "lora" else ()))
     if learns == "lora":

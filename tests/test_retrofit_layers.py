@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from decoder_cases import STORED, Case, distance
 from neural_cases import jit, random_like
-from test_retrofit import WANTED, fitted, logits, template
+from test_retrofit import ONE, WANTED, fitted, logits, template
 
 from memtok_jax.config import UserError
 from memtok_jax.convert import decoders
@@ -103,7 +103,7 @@ def test_a_memory_in_some_layers(name, chosen, tmp_path):
     assert distance(logits(model, params, case.ids)[..., :4], case.logits("redrawn")) < 2e-5
     source = retrofit.base_config(folder, wanted)
     back, _ = retrofit.taken_apart(params, model.cfg, source)
-    jax.tree.map(np.testing.assert_array_equal, back, retrofit.base_params(folder, source, wanted))
+    jax.tree.map(np.testing.assert_array_equal, back, retrofit.base_params(folder, source, wanted, ONE))
 
 
 @pytest.mark.parametrize("base", ["llama", "mistral", "gemma3", "smollm3", "gpt2"])
@@ -140,7 +140,7 @@ def test_low_rank_changes_of_a_pretrained_decoder(name, tmp_path):
     drawn = params | {"lora": random_like(params["lora"], 0, 0.3, jnp.float32)}
     source = retrofit.base_config(folder, wanted)
     base, _ = retrofit.taken_apart(drawn, model.cfg, source)
-    kept = retrofit.base_params(folder, source, wanted)
+    kept = retrofit.base_params(folder, source, wanted, ONE)
     change = base["layers"][0]["window"]["q"]["w"] - kept["layers"][0]["window"]["q"]["w"]
     (factors,) = drawn["lora"].values()
     np.testing.assert_allclose(change, 8 * np.einsum("lir,lrhk->lihk", factors["low"], factors["high"]), rtol=0, atol=2e-6)
@@ -155,3 +155,13 @@ def test_the_command_chooses_layers_and_low_rank_changes(tmp_path):
     rates = dict(chosen.optimizer.factors)
     assert rates == {"": 0, "['beside']['1']": 1, "gate_": 20, "['lora']": 10} and chosen.model.rank == 2
     assert bind(chosen.model).specs()["lora"].keys() == {f"layers.{n}.beside.0.{part}" for n in (1, 2) for part in "qkvo"}
+
+
+def test_a_task_is_read_in_the_tokens_of_the_base(tmp_path):
+    """BABILong for a pretrained decoder: its tokenizer, sizes and words, and stages that end in the same model."""
+    folder = Case(STORED, "llama").folder(tmp_path)
+    (folder / "tokenizer.json").write_text("{}")
+    chosen = cli.experiment("babilong:qa2_rmt_pretrained", ("model.model.segment=24", "training.call_tokens=24", "data.sequence=48",
+                                                            "data.lengths=24,48", "training.curriculum="), None, None, str(folder))
+    assert chosen.data.task.tokenizer == str(folder / "tokenizer.json") and chosen.data.task.tasks == ("qa2",)
+    assert chosen.training.retrofit and (chosen.model.vocabulary, chosen.model.segment, chosen.model.tokens) == (61, 24, 16)
