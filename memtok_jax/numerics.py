@@ -81,9 +81,14 @@ def spread(weight: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def dense(x: jax.Array, params, dtype: str) -> jax.Array:
-    """x[..., I] @ w[I, ...] + b[...] in x's dtype; no bias where params have no "b"."""
+    """x[..., I] @ w[I, ...] + b[...] in x's dtype; no bias where params have no "b".
+
+    "low" [I, r] and "high" [r, ...], where params have them, add x @ low @ high (`models/lora.py`).
+    """
     w = params["w"]
     y = matmul(x, w.reshape(w.shape[0], -1), dtype)
+    if "low" in params:
+        y = y + matmul(matmul(x, params["low"], dtype), params["high"].reshape(params["high"].shape[0], -1), dtype)
     if "b" in params:
         y = y + spread(params["b"].reshape(-1), y)
     return y.astype(x.dtype).reshape(*x.shape[:-1], *w.shape[1:])

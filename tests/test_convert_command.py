@@ -42,11 +42,11 @@ def test_the_run_is_scored(tmp_path):
     assert found["eval/bits_per_byte"] > 1
 
 
-def test_what_was_never_pretrained_is_not_exported(tmp_path):
+def test_what_no_folder_can_hold_is_not_exported(tmp_path):
     import toy_run
 
     from memtok_jax import config
 
     (tmp_path / "config.json").write_text(config.to_json(toy_run.experiment("task:recall")))
-    with pytest.raises(UserError, match="has no pretrained.json: only runs that were made of a pretrained model"):
+    with pytest.raises(UserError, match="holds a ToyConfig, which is no plain language model, and was not made of one"):
         command.to_folder(tmp_path, tmp_path / "out", quiet)

@@ -16,6 +16,8 @@ from test_stream_pretrained import make
 
 from memtok_jax import config
 from memtok_jax.config import UserError
+from memtok_jax.convert import __main__ as command
+from memtok_jax.convert import tensor_files
 from memtok_jax.memory.armt import ArmtConfig
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.xl import XlConfig
@@ -28,11 +30,13 @@ from memtok_jax.models.mixers.lmm import LmmConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.protocol import bind
 from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.sharding import make_mesh
 from memtok_jax.training import cli, optimizer, retrofit
 from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.experiment import OptimizerConfig
 from memtok_jax.training.run import train
 
+ONE = make_mesh(1, 1, 1)
 MEMORY = LmmConfig(NeuralMemoryConfig(head_dim=8, chunk=8, expansion=2, conv=2))
 
 
@@ -53,7 +57,7 @@ def fitted(wanted, folder: Path, key: int = 1):
     source = retrofit.base_config(folder, wanted)
     cfg = retrofit.around(wanted, source)
     fresh = bind(cfg).init(jax.random.key(key))
-    return bind(cfg), retrofit.graft(fresh, cfg, retrofit.base_params(folder, source, cfg), source)
+    return bind(cfg), retrofit.graft(fresh, cfg, retrofit.base_params(folder, source, cfg, ONE), source)
 
 
 def logits(model, params, ids) -> np.ndarray:
@@ -134,7 +138,7 @@ def test_what_was_put_together_comes_apart(name, tmp_path):
     """The base's parameters come back to the bit, and the rest is the memory's."""
     folder = Case(STORED, "llama").folder(tmp_path)
     source = retrofit.base_config(folder, WANTED[name])
-    cfg, base = retrofit.around(WANTED[name], source), retrofit.base_params(folder, source, WANTED[name])
+    cfg, base = retrofit.around(WANTED[name], source), retrofit.base_params(folder, source, WANTED[name], ONE)
     fresh = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: bind(cfg).init(jax.random.key(0))))
     found, rest = retrofit.taken_apart(retrofit.graft(fresh, cfg, base, source), cfg, source)
     jax.tree.map(np.testing.assert_array_equal, found, base)
@@ -178,7 +182,37 @@ def test_a_run_begins_at_the_base(tmp_path):
     with Checkpoints(tmp_path / "run", keep=None) as checkpoints:
         after, _ = checkpoints.restore_params(jax.eval_shape(lambda: model.init(jax.random.key(0))))
     source = retrofit.base_config(folder, chosen.model)
-    base = retrofit.base_params(folder, source, chosen.model)
+    base = retrofit.base_params(folder, source, chosen.model, ONE)
     kept = after["layers"][0]["beside"]["0"]
     jax.tree.map(np.testing.assert_array_equal, kept, {k: v for k, v in base["layers"][0]["window"].items() if k != "norm"})
     assert np.abs(after["layers"][0]["beside"]["gate_1"]).max() > 0
+    said = []
+    command.to_folder(tmp_path / "run", tmp_path / "out", said.append)
+    before, written = (tensor_files.read_safetensors(path / "model.safetensors") for path in (folder, tmp_path / "out"))
+    assert before.keys() == written.keys() and all(np.array_equal(before[name], written[name]) for name in before)
+    assert "the memory is beside it in memory.safetensors" in said[-1]
+    memory = tensor_files.read_safetensors(tmp_path / "out" / "memory.safetensors")
+    assert any("gate_1" in name for name in memory) and not any("['0']" in name for name in memory)
+
+
+@pytest.mark.slow
+def test_a_run_of_ours_is_given_a_memory_and_written(tmp_path):
+    """The base is a run that was trained here; low-rank changes of it are in the folder that is written, the memory beside it."""
+    small = ("data.sequence=16", "training.call_tokens=16", "optimizer.steps=2", "optimizer.warmup_steps=0",
+             "training.eval_every=0", "training.checkpoint_every=0", "training.sample_tokens=0", "data.eval_bytes=2000",
+             "training.data=1", "optimizer.learning_rate=0.01")
+    text = tmp_path / "text.txt"
+    text.write_text(tokenizer_toys.TEXT)
+    base = cli.experiment("transformer", ("model.width=32", "model.head_dim=8", "model.pattern.0.window=16", *small),
+                          str(text), None)
+    assert train(base, tmp_path / "base") == 0
+    chosen = cli.experiment("retrofit:rmt_lora", ("model.model.model.segment=16", "model.model.tokens=2", "model.rank=2", *small),
+                            str(text), None, str(tmp_path / "base"))
+    assert train(chosen, tmp_path / "run") == 0
+    for name in ("base", "run"):
+        command.to_folder(tmp_path / name, tmp_path / f"{name}-out", lambda line: None)
+    before, after = (tensor_files.read_safetensors(tmp_path / f"{name}-out" / "model.safetensors") for name in ("base", "run"))
+    changed = {name.rpartition(".layers.")[2][2:] for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {f"self_attn.{part}_proj.weight" for part in "qkvo"}
+    memory = tensor_files.read_safetensors(tmp_path / "run-out" / "memory.safetensors")
+    assert [array.shape for array in memory.values()] == [(2, 32)]

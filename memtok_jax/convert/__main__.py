@@ -1,7 +1,8 @@
 """Pretrained decoders in and out of run directories: python -m memtok_jax.convert FOLDER --workdir=runs/llama
 
     python -m memtok_jax.convert FOLDER --workdir=RUN     a pretrained model (config.json, safetensors) becomes a run, for eval.py
-    python -m memtok_jax.convert RUN --export=FOLDER      a run of such a model becomes a folder that transformers loads
+    python -m memtok_jax.convert RUN --export=FOLDER      a run of such a model, of a plain one trained here, or of a
+                                                          retrofit becomes a folder that transformers loads
 
 stream.py --model=FOLDER and train.py --config=retrofit --start_from=FOLDER read a pretrained model without this step.
 """
@@ -12,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from memtok_jax.convert.decoders.folder import is_pretrained
 from memtok_jax.data.text import TextConfig
 from memtok_jax.evaluation import saved_model
 from memtok_jax.evaluation.pretrained_folder import TOKENIZERS
+from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.protocol import bind
 from memtok_jax.sharding import make_mesh
 from memtok_jax.training import average, cli, retrofit
@@ -84,24 +87,54 @@ def to_run(source: Path, workdir: Path, context: int, sinks: int, say: Callable[
     say(f"wrote {workdir}: {loaded.theirs['model_type']}, {P.count(bind(loaded.cfg).specs()):,} parameters")
 
 
+class Origin(NamedTuple):
+    """Where a run's model comes from. cfg: of the plain model in it. theirs: its config.json, {} for one that was trained here.
+    folder: with the tokenizer files."""
+
+    cfg: LanguageModelConfig
+    theirs: dict[str, Any]
+    folder: Path
+
+
+def origin(workdir: Path, experiment: Experiment) -> Origin:
+    """The plain model in a run: what a retrofit was made of, what was pretrained, or the run's own model."""
+    cfg, base = experiment.model, Path(experiment.training.start_from)
+    while experiment.training.retrofit and experiment.training.start_from and retrofit.has_memory(base, cfg):
+        experiment = read_config(base)  # an earlier stage
+        base = Path(experiment.training.start_from)
+    if experiment.training.retrofit and experiment.training.start_from:
+        inside, where = retrofit.base_config(base, cfg), base
+    else:
+        inside, where = cfg, workdir
+    if is_pretrained(where):
+        return Origin(inside, tensor_files.read_json(where / "config.json"), where)
+    if (where / CONFIG).is_file():
+        return Origin(inside, tensor_files.read_json(where / CONFIG), where)
+    if not isinstance(inside, LanguageModelConfig):
+        raise UserError(f"{where} holds a {type(inside).__name__}, which is no plain language model, and was not made of one by "
+                        "training.retrofit: nothing of it can be written as a pretrained model")
+    return Origin(inside, {}, Path(getattr(experiment.data, "tokenizer", "")).parent)
+
+
 def to_folder(workdir: Path, target: Path, say: Callable[[str], None]) -> None:
     """Write the newest parameters of a run as a pretrained model; their average, if the run keeps one.
 
-    The memory of a retrofit is written beside it. Raises UserError if the run was not made of a pretrained model.
+    The memory of a retrofit is written beside it. Raises UserError if the model is not one that such a folder can hold.
     """
     experiment = read_config(workdir)
-    model, base = bind(experiment.model), Path(experiment.training.start_from)
-    given = experiment.training.retrofit and is_pretrained(base)
-    if not given and not (workdir / CONFIG).is_file():
-        raise UserError(f"{workdir} has no {CONFIG}: only runs that were made of a pretrained model can become one again")
-    theirs = tensor_files.read_json(base / "config.json" if given else workdir / CONFIG)
-    params = saved_model.load(workdir, experiment, model, make_mesh(1, 1, 1)).params
-    cfg, memory = model.cfg, {}
-    if given:
-        cfg = retrofit.base_config(base, model.cfg)
-        params, memory = retrofit.taken_apart(params, model.cfg, cfg)
-    decoders.save(target, params, cfg, theirs, like=base if given else workdir)
-    say(f"wrote {target}: {theirs['model_type']}, for transformers and for --model={target}")
+    model, found = bind(experiment.model), origin(workdir, experiment)
+    if not found.theirs:
+        decoders.check_ours(found.cfg)
+    params, memory = saved_model.load(workdir, experiment, model, make_mesh(1, 1, 1)).params, {}
+    if experiment.training.retrofit and experiment.training.start_from:
+        params, memory = retrofit.taken_apart(params, model.cfg, found.cfg)
+    if found.theirs:
+        decoders.save(target, params, found.cfg, found.theirs, like=found.folder)
+    else:
+        theirs = decoders.save_ours(target, params, found.cfg, like=found.folder)
+    say(f"wrote {target}: {(found.theirs or theirs)['model_type']}, for transformers and for --model={target}")
+    if found.cfg.segment:
+        say(f"its segments are not in it: it computes the same for texts of up to {found.cfg.segment} tokens")
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(memory) if x.size}
     if arrays:
         tensor_files.write_safetensors(target / MEMORY, arrays)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.convert import decoders
@@ -14,6 +16,7 @@ from memtok_jax.data.tokenizers import Tokenizer, load
 from memtok_jax.evaluation import saved_model, saved_stream
 from memtok_jax.evaluation.report import changed
 from memtok_jax.evaluation.units import Units, token_units
+from memtok_jax.models import language_model
 from memtok_jax.models.protocol import Model, bind
 from memtok_jax.training.checksums import describe
 
@@ -31,14 +34,18 @@ def load_model(folder: Path, overrides: tuple[str, ...], context: int, sinks: in
                say: Callable[[str], None]) -> tuple[Model, saved_model.Saved, Units]:
     """The model, its parameters on one device, and what its tokens are. A text begins with what the tokenizer file puts before it.
 
-    overrides: changes of the model that an evaluation may make. context, sinks: as in `convert.decoders.load`.
+    overrides: changes of the model that an evaluation may make. context, sinks: as in `convert.decoders.load`. On a CPU each layer
+        has arrays of its own, because decoding would copy each out of a stack for every token.
     Raises UserError for a folder that cannot be read, and for a tokenizer with more words than the model.
     """
-    loaded, tokenizer = decoders.load(folder, context=context, sinks=sinks), tokenizer_of(folder)
+    own = jax.default_backend() == "cpu"
+    loaded, tokenizer = decoders.load(folder, context=context, sinks=sinks, apart=own), tokenizer_of(folder)
     if tokenizer.vocabulary > loaded.cfg.vocabulary:
         raise UserError(f"{folder}: {tokenizer.name} has ids up to {tokenizer.vocabulary - 1}, the model only "
                         f"{loaded.cfg.vocabulary} words")
-    model = bind(changed(Pretrained(loaded.cfg), overrides, folder).model)
+    stacked = decoders.config_of(decoders.read_config(loaded.theirs, context), context, sinks)
+    cfg = changed(Pretrained(stacked), overrides, folder).model
+    model = bind(language_model.apart(cfg) if own else cfg)
     found = saved_model.Saved(loaded.params, 0, str(folder), saved_stream.fingerprint(describe(loaded.params)))
     say(f"model  {saved_model.named(model)}, {P.count(model.specs()):,} parameters of a {loaded.theirs['model_type']} from "
         f"{found.origin}, tokens by {tokenizer.name}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from memtok_jax.numerics import HIDDEN, lift, wide
 
-MANY = 2048  # keys of one query from which on a copy of them costs more than G times the operations (docs/log.md, 2026-11-29)
+MANY = 1024  # keys of one query from which on a copy of them costs more than G times the operations (docs/log.md, 2026-11-30)
 
 
 class Front(NamedTuple):

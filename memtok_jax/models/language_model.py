@@ -311,11 +311,14 @@ def run_segments(params, state: StackState, ids_NBT: jax.Array, cfg: LanguageMod
 
 # ------------------------------------------------------------------------------------------------------------- token by token
 
+def apart(cfg: LanguageModelConfig) -> LanguageModelConfig:
+    """The config of the same model with arrays of its own for each layer: its pattern is all layers."""
+    return replace(cfg, pattern=cfg.pattern * cfg.repeats, unroll=1)
+
+
 def unstacked(cfg: LanguageModelConfig) -> LanguageModelConfig:
     """The config of the model that `unstack` makes: its pattern is all layers."""
-    if not stack.side_by_side(cfg.stack()):
-        return cfg
-    return replace(cfg, pattern=cfg.pattern * cfg.repeats, unroll=1)
+    return apart(cfg) if stack.side_by_side(cfg.stack()) else cfg
 
 
 def unstack(params, state: StackState, cfg: LanguageModelConfig):

@@ -85,7 +85,7 @@ class Model:
     def unstack(self, params: P.Tree, state: P.Tree) -> tuple[Model, P.Tree, P.Tree]:
         """The same model with arrays of its own for each layer, for a loop over tokens: (model, params, carry)."""
         params, state, cfg = self.functions.unstack(params, state, self.cfg)
-        return replace(self, cfg=cfg), params, state
+        return bind(cfg), params, state
 
     def restack(self, state: P.Tree) -> P.Tree:
         """This model's carry out of that of the model which `unstack` made."""

@@ -101,9 +101,14 @@ def on_base(chosen: Any) -> Any:
     if not (chosen.training.retrofit and chosen.training.start_from):
         return chosen
     folder = Path(chosen.training.start_from)
-    out = replace(chosen, model=retrofit.around(chosen.model, retrofit.base_config(folder, chosen.model)))
+    base = retrofit.base_config(folder, chosen.model)
+    wanted = retrofit.in_layers(chosen.model, chosen.training.retrofit_layers, base.layers)
+    out = replace(chosen, model=retrofit.around(wanted, base))
     tokenizer = next((str(folder / name) for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file()), "")
-    return config.override(out, (f"data.tokenizer={tokenizer}",)) if tokenizer and not getattr(out.data, "tokenizer", "x") else out
+    for path, group in (("data", out.data), ("data.task", getattr(out.data, "task", None))):
+        if tokenizer and getattr(group, "tokenizer", "none there") == "":
+            out = config.override(out, (f"{path}.tokenizer={tokenizer}",))
+    return out
 
 
 def data_overrides(source: str | None, data_dir: str | None) -> tuple[str, ...]:

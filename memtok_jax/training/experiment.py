@@ -104,6 +104,7 @@ class TrainingConfig:
     start_from: a run directory whose newest parameters take their place; optimizer, carry and data begin anew. "": none.
     retrofit: the model of `start_from`, a run or a folder of a pretrained model, gets the memory of this one's layers, see
         `retrofit.py`; without, both must have the same parameters.
+    retrofit_layers: which layers get it, "all", "upper" (the upper half), "every:N", or numbers as in "8,12,-1".
     curriculum: what differs in each of the stages before this one, as on the command line, with spaces between fields
         ("data.sequence=24 model.segment=8"). Each stage is a run that begins with the parameters of the one before.
     stop_at: a task is finished as soon as its held-out accuracy reaches this; 0: after all steps.
@@ -126,6 +127,7 @@ class TrainingConfig:
     seed: int = 0
     start_from: str = ""
     retrofit: bool = False
+    retrofit_layers: str = "all"
     curriculum: tuple[str, ...] = ()
     stop_at: float = 0.0
     loss: str = "softmax"
@@ -150,6 +152,9 @@ class TrainingConfig:
         choose("training.remat", self.remat, REMAT)
         choose("training.loss", self.loss, losses.LOSSES)
         writers.check(self.writers)
+        if self.retrofit_layers != "all" and not self.retrofit:
+            raise UserError(f"training.retrofit_layers is {self.retrofit_layers!r}, but training.retrofit is false: no layer gets "
+                            "a memory")
         if self.stop_at and not self.eval_every:
             raise UserError(f"training.stop_at is {self.stop_at}, but training.eval_every is 0: nothing is measured on the way")
         if self.keep_best and not self.eval_every:

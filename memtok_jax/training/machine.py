@@ -11,6 +11,7 @@ import jax
 
 from memtok_jax import params as pr
 from memtok_jax.config import UserError
+from memtok_jax.training.optimizer import rates_of
 from memtok_jax.training.step import Update
 
 # The state alone may be this many times the memory before a run is refused: swap and estimates are given the benefit of the doubt.
@@ -47,9 +48,12 @@ def peak_megabytes() -> float:
 
 
 def state_bytes(update: Update) -> int:
-    """Bytes of parameters, gradient, two moments and the average if there is one, and of the carry, over all devices."""
-    copies = 5 if update.optimizer.ema else 4
-    return copies * pr.size_bytes(update.model.specs()) + pr.size_bytes(update.model.state_specs(update.batch))
+    """Bytes of parameters and the average if there is one, of gradient and two moments of what learns, and of the carry, over all
+    devices."""
+    specs, copies = update.model.specs(), 2 if update.optimizer.ema else 1
+    leaves = jax.tree.leaves(specs, is_leaf=pr.is_spec)
+    learns = [spec for spec, rate in zip(leaves, rates_of(update.optimizer, specs), strict=True) if rate]
+    return copies * pr.size_bytes(specs) + 3 * pr.size_bytes(learns) + pr.size_bytes(update.model.state_specs(update.batch))
 
 
 def refuse_what_cannot_fit(update: Update) -> None:

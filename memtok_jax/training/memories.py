@@ -1,4 +1,5 @@
-"""One small model for each memory: the only list of them, for configs and for tables that compare memories.
+"""One small model for each memory: the only list of them, for configs and for tables that compare memories; and the memories that
+a pretrained decoder can be given.
 
 Heads of 32; the memory stands in every layer. Two lists take their models from here and differ in what `How` says:
 
@@ -20,8 +21,10 @@ from memtok_jax.memory.ssm import MambaConfig
 from memtok_jax.memory.xl import XlConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers.armt import ArmtLayerConfig
+from memtok_jax.models.mixers.beside import BesideConfig
 from memtok_jax.models.mixers.cached import CachedConfig
 from memtok_jax.models.mixers.hymba import HymbaConfig
+from memtok_jax.models.mixers.lmm import LmmConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.ssm import SsmConfig
 from memtok_jax.models.mixers.window import WindowConfig
@@ -143,3 +146,23 @@ def small_model(memory: str, vocabulary: int, tokens: int, width: int = 128, lay
     """
     choose("memory", memory, MEMORIES)
     return model_of(memory, Shape(vocabulary, tokens, tokens, chunk, width, layers), OWN)
+
+
+RETROFITS = ("mag", "armt", "rmt", "xl", "sinks", "plain")
+
+
+def retrofit_model(memory: str, tokens: int) -> LanguageModelConfig | RmtConfig:
+    """A model with one of RETROFITS, whose sizes and style `retrofit.py` replaces by those of a base.
+
+    tokens: of a window, a segment and a cache. RMT and ARMT have 16 memory tokens. Raises UserError for an unknown memory.
+    """
+    choose("memory", memory, RETROFITS)
+    layer, segment = {
+        "mag": (BesideConfig((WindowConfig(tokens), LmmConfig(NeuralMemoryConfig(head_dim=64, chunk=64)))), 0),
+        "sinks": (WindowConfig(tokens, sinks=4), 0), "plain": (WindowConfig(tokens), 0),
+        "armt": (ArmtLayerConfig(ArmtConfig()), tokens), "rmt": (SegmentConfig(), tokens),
+        "xl": (CachedConfig(XlConfig(tokens)), tokens)}[memory]
+    inside = LanguageModelConfig(width=128, layers=2, head_dim=32, pattern=(layer,), segment=segment,
+                                 style=replace(TITANS, scale_embedding=False))
+    form = {"armt": "suffix", "rmt": "causal"}.get(memory)
+    return RmtConfig(inside, tokens=16, form=form) if form else inside

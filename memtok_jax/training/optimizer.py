@@ -29,15 +29,24 @@ def make_optimizer(cfg: OptimizerConfig, specs: pr.Tree) -> optax.GradientTransf
     """AdamW or LAMB over parameters described by `specs`, without the learning rate: what an update subtracts, before it is scaled.
 
     The gradient is clipped first. The update itself multiplies by the learning rate, because its schedule counts all updates, those
-    that were left out included.
+    that were left out included. A parameter whose rate is 0 has no moments.
     """
-    rates = rates_of(cfg, specs)
-    # Without rates the chain is as it always was, so that the state of older runs fits.
-    still, scaled = (scale_each([float(r > 0) for r in rates]),), (scale_each(rates),)
-    return optax.chain(*(still if cfg.rates else ()), clip(cfg.clip_norm, specs),
-                       optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon),
-                       optax.add_decayed_weights(cfg.weight_decay, pr.decay_mask(specs)),
-                       *([scale_by_trust_ratio(specs)] if cfg.rule == "lamb" else []), *(scaled if cfg.rates else ()))
+    rates, moments = rates_of(cfg, specs), optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon)
+    rest = (optax.add_decayed_weights(cfg.weight_decay, pr.decay_mask(specs)),
+            *([scale_by_trust_ratio(specs)] if cfg.rule == "lamb" else []))
+    if not cfg.rates:  # the chain as it always was, so that the state of older runs fits
+        return optax.chain(clip(cfg.clip_norm, specs), moments, *rest)
+    learns = jax.tree.structure(specs, is_leaf=pr.is_spec).unflatten(rate > 0 for rate in rates)
+    return optax.chain(scale_each([float(rate > 0) for rate in rates]), clip(cfg.clip_norm, specs), optax.masked(moments, learns),
+                       *rest, scale_each(rates))
+
+
+def held(params: pr.Tree, cfg: OptimizerConfig, specs: pr.Tree) -> pr.Tree:
+    """The parameters, without a gradient where the rate is 0: nothing is computed for them in the backward pass."""
+    if not cfg.rates:
+        return params
+    leaves, tree = jax.tree.flatten(params)
+    return tree.unflatten(x if rate else jax.lax.stop_gradient(x) for x, rate in zip(leaves, rates_of(cfg, specs), strict=True))
 
 
 def rates_of(cfg: OptimizerConfig, specs: pr.Tree) -> list[float]:

@@ -11,31 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.convert import decoders
 from memtok_jax.convert.decoders.folder import is_pretrained
-from memtok_jax.models import block
+from memtok_jax.models import block, lora
 from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.lora import LoraConfig
 from memtok_jax.models.mixers import LayerConfig, MixerConfig
 from memtok_jax.models.mixers.armt import ArmtLayerConfig
 from memtok_jax.models.mixers.beside import BesideConfig
+from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.styled import StyledConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.protocol import bind
 from memtok_jax.models.rmt import RmtConfig
+from memtok_jax.sharding import shardings
 from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.run_folder import read_config
 
-Wanted = LanguageModelConfig | RmtConfig
+Wanted = LanguageModelConfig | RmtConfig | LoraConfig
+AROUND = (RmtConfig, LoraConfig)  # configs of a model around another one, `model`
+
+
+def _innermost(wanted: Wanted) -> LanguageModelConfig:
+    """The language model itself."""
+    return _innermost(wanted.model) if isinstance(wanted, AROUND) else wanted
 
 
 def base_config(folder: Path, wanted: Wanted) -> LanguageModelConfig:
     """The config of the base in a folder. wanted: the model with memory, whose window or segment a pretrained base takes."""
     if is_pretrained(folder):
-        inside = wanted.model if isinstance(wanted, RmtConfig) else wanted
-        return decoders.config_of(decoders.read_config(decoders.folder.config(folder), _context(inside)), _context(inside))
+        context = _context(wanted)
+        return decoders.config_of(decoders.read_config(decoders.folder.config(folder), context), context)
     model = read_config(folder).model
     if not isinstance(model, LanguageModelConfig):
         raise UserError(f"training.start_from={folder}: its model is a {type(model).__name__}; only a plain language model can be "
@@ -51,63 +62,147 @@ def has_memory(folder: Path, cfg: Wanted) -> bool:
     return not P.first_difference(theirs, ours)
 
 
-def _context(inside: LanguageModelConfig) -> int:
-    """Tokens that attention sees: its window, or its segment."""
-    layer = inside.pattern[0]
-    attention = layer.mixers[0] if isinstance(layer, BesideConfig) else layer
-    return attention.window if isinstance(attention, WindowConfig) else inside.segment
+def _context(wanted: Wanted) -> int:
+    """Tokens that attention sees: the largest window, or the segment."""
+    inside = _innermost(wanted)
+    layers = [layer.layer if isinstance(layer, StyledConfig) else layer for layer in inside.pattern]
+    attention = [layer.mixers[0] if isinstance(layer, BesideConfig) else layer for layer in layers]
+    return max([inside.segment, *(one.window for one in attention if isinstance(one, WindowConfig))])
 
 
-def base_params(folder: Path, cfg: LanguageModelConfig, wanted: Wanted) -> P.Tree:
-    """The parameters of the base."""
+def base_params(folder: Path, cfg: LanguageModelConfig, wanted: Wanted, mesh: Mesh) -> P.Tree:
+    """The parameters of the base, divided over a mesh as they are read."""
     if is_pretrained(folder):
-        inside = wanted.model if isinstance(wanted, RmtConfig) else wanted
-        return decoders.load(folder, context=_context(inside)).params
+        return decoders.load_onto(mesh, folder, context=_context(wanted)).params
+    specs = bind(cfg).specs()
+    where = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), P.abstract(specs),
+                         shardings(mesh, specs))
     with Checkpoints(folder, keep=None) as checkpoints:
-        return checkpoints.restore_params(jax.eval_shape(lambda: bind(cfg).init(jax.random.key(0))))[0]
+        return checkpoints.restore_params(where)[0]
 
 
 def around(wanted: Wanted, base: LanguageModelConfig) -> Wanted:
-    """The config of the base with the memory of `wanted`: sizes, style and words of the base, what layers remember of the other."""
-    if isinstance(wanted, RmtConfig):
+    """The config of the base with the memory of `wanted`: sizes, style and words of the base, what layers remember of the other.
+
+    The wanted pattern repeats over all layers of the base. Raises UserError where a layer of the base cannot take its part.
+    """
+    if isinstance(wanted, AROUND):
         return replace(wanted, model=around(wanted.model, base))
-    pattern = tuple(_layer(wanted.pattern[0], layer) for layer in base.pattern)
-    return replace(base, pattern=pattern, segment=wanted.segment or base.segment, prefix=wanted.prefix, dtype=wanted.dtype,
+    segment = wanted.segment or base.segment
+    pairs = [(wanted.pattern[n % len(wanted.pattern)], base.pattern[n % len(base.pattern)]) for n in range(base.layers)]
+    pattern = tuple(_layer(*pair, segment) for pair in pairs)
+    return replace(base, pattern=pattern[:decoders.period(pattern)], segment=segment, prefix=wanted.prefix, dtype=wanted.dtype,
                    remat=wanted.remat, unroll=1)
 
 
-def _layer(wanted: MixerConfig, layer: MixerConfig) -> MixerConfig:
+def _layer(wanted: MixerConfig, layer: MixerConfig, segment: int) -> MixerConfig:
     """One layer of the base with the wanted memory."""
+    wanted = wanted.layer if isinstance(wanted, StyledConfig) else wanted
     if isinstance(layer, StyledConfig):
         if isinstance(wanted, LayerConfig):
             raise UserError(f"{wanted.name} is a layer by itself, and the base's layers differ in their styles: it cannot go "
                             "around them")
-        return replace(layer, layer=_layer(wanted, layer.layer))
+        return replace(layer, layer=_layer(wanted, layer.layer, segment))
     if isinstance(wanted, BesideConfig):
         return replace(wanted, mixers=(layer, *wanted.mixers[1:]))
     if isinstance(wanted, WindowConfig) and isinstance(layer, WindowConfig):
         return replace(wanted, window=min(wanted.window, layer.window))
+    if isinstance(layer, WindowConfig) and layer.window < segment:
+        raise UserError(f"model.segment={segment} is more than the window of {layer.window} tokens that a layer of the base has, "
+                        f"and attention of {wanted.name} sees its whole segment; set model.segment to at most {layer.window}")
     return wanted
 
+
+def in_layers(wanted: Wanted, chosen: str, layers: int) -> Wanted:
+    """The wanted model with its memory in the chosen layers of L alone; in the others attention stays as it is.
+
+    chosen: "all", "upper" (the upper half), "every:N" (the last of each N), or numbers from 0 as in "8,12,-1", negative ones from
+    the end. Raises UserError for another text, and for a number that no layer has.
+    """
+    if isinstance(wanted, AROUND):
+        return replace(wanted, model=in_layers(wanted.model, chosen, layers))
+    have = numbers_of(chosen, layers)
+    pattern = tuple(wanted.pattern[0] if n in have else _without(wanted.pattern[0]) for n in range(layers))
+    return wanted if chosen == "all" else replace(wanted, pattern=pattern, layers=layers)
+
+
+def numbers_of(chosen: str, layers: int) -> set[int]:
+    """Numbers of the layers that a text such as "upper" stands for; see `in_layers`."""
+    kind, _, rest = chosen.partition(":")
+    if chosen in ("all", "upper"):
+        return set(range(layers // 2 if chosen == "upper" else 0, layers))
+    if kind == "every" and rest.isdecimal() and 0 < int(rest) <= layers:
+        return set(range(int(rest) - 1, layers, int(rest)))
+    try:
+        numbers = [int(part) for part in chosen.split(",")]
+    except ValueError:
+        raise UserError(f"training.retrofit_layers is {chosen!r}; it must be all, upper, every:N with N up to {layers}, or numbers "
+                        "of layers as in 4,5,-1") from None
+    if outside := [n for n in numbers if not -layers <= n < layers]:
+        raise UserError(f"training.retrofit_layers names layer {outside[0]}; the base has layers 0 to {layers - 1}")
+    return {n % layers for n in numbers}
+
+
+def _without(layer: MixerConfig) -> MixerConfig:
+    """A layer's attention without its memory."""
+    if isinstance(layer, BesideConfig):
+        return layer.mixers[0]
+    if isinstance(layer, ArmtLayerConfig):
+        return layer.layer
+    return replace(layer, sinks=0) if isinstance(layer, WindowConfig) else SegmentConfig()
+
+
+# --------------------------------------------------------------------------------------------------------------- parameters
 
 def graft(params: P.Tree, cfg: Wanted, base: P.Tree, source: LanguageModelConfig) -> P.Tree:
     """The parameters of the model with memory, those of the base in their places.
 
-    params, cfg: new ones. base, source: parameters and config of the base.
+    params, cfg: new ones. base, source: parameters and config of the base. Memory tokens of RMT that shall be as large as word
+    embeddings become as large as those of the base.
     """
-    if isinstance(cfg, RmtConfig):
-        return params | {"model": graft(params["model"], cfg.model, base, source)}
-    layers = tuple(_grafted(*trees) for trees in zip(params["layers"], cfg.pattern, base["layers"], source.pattern, strict=True))
-    return params | {name: part for name, part in base.items() if name != "prefix"} | {"layers": layers}
+    if isinstance(cfg, AROUND):
+        out = params | {"model": graft(params["model"], cfg.model, base, source)}
+        return out | {"memory": _as_large(params["memory"], cfg, base)} if isinstance(cfg, RmtConfig) else out
+    theirs = _regrouped(base["layers"], len(cfg.pattern), cfg.layers)
+    trees = zip(params["layers"], cfg.pattern, theirs, _sources(source, len(cfg.pattern)), strict=True)
+    return params | {name: part for name, part in base.items() if name != "prefix"} | {
+        "layers": tuple(_grafted(*tree) for tree in trees)}
+
+
+def _as_large(memory: dict, cfg: RmtConfig, base: P.Tree) -> dict:
+    """Memory tokens with the deviation of the base's word embeddings as they enter the layers."""
+    if cfg.init != "scaled" or not cfg.tokens or "embedding" not in base["words"]:
+        return memory
+    std = base["words"]["embedding"].astype(jnp.float32).std() * cfg.model.embedding_scale
+    return memory | {"tokens": memory["tokens"] * (std / cfg.model.embedding_std).astype(memory["tokens"].dtype)}
+
+
+def _sources(source: LanguageModelConfig, kinds: int) -> list[MixerConfig]:
+    """The first layer of the base that goes into each of so many stacks."""
+    return [source.pattern[n % len(source.pattern)] for n in range(kinds)]
+
+
+def _regrouped(stacked: tuple, kinds: int, layers: int) -> tuple:
+    """The parameters of L layers, stacked for a pattern of another length: layer n goes into stack n modulo `kinds`."""
+    if len(stacked) == kinds:
+        return stacked
+    each = [jax.tree.map(lambda x, n=n: x[n // len(stacked)], stacked[n % len(stacked)]) for n in range(layers)]
+    return tuple(jax.tree.map(lambda *x: jnp.stack(x), *each[kind::kinds]) for kind in range(kinds))
 
 
 def taken_apart(params: P.Tree, cfg: Wanted, source: LanguageModelConfig) -> tuple[P.Tree, P.Tree]:
-    """The opposite of `graft`: (parameters of the base's shape, what is left: those of the memory)."""
+    """The opposite of `graft`: (parameters of the base's shape, what is left: those of the memory).
+
+    Low-rank changes are added to the weights that they change, and nothing is left of them.
+    """
+    if isinstance(cfg, LoraConfig):
+        return taken_apart(lora.merged(params, cfg), cfg.model, source)
     if isinstance(cfg, RmtConfig):
         base, rest = taken_apart(params["model"], cfg.model, source)
         return base, {name: part for name, part in params.items() if name != "model"} | {"model": rest}
-    apart = [_apart(*trees) for trees in zip(params["layers"], cfg.pattern, source.pattern, strict=True)]
-    base = params | {"layers": tuple(layer for layer, _ in apart), "prefix": {"tokens": params["prefix"]["tokens"][:0]}}
+    apart = [_apart(*tree) for tree in zip(params["layers"], cfg.pattern, _sources(source, len(cfg.pattern)), strict=True)]
+    layers = _regrouped(tuple(layer for layer, _ in apart), len(source.pattern), cfg.layers)
+    base = params | {"layers": layers, "prefix": {"tokens": params["prefix"]["tokens"][:0]}}
     return base, {"layers": tuple(rest for _, rest in apart), "prefix": params["prefix"]}
 
 

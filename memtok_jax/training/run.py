@@ -172,7 +172,8 @@ def retrofitted(folder: Path, update: Update, state: TrainState) -> TrainState:
     source = retrofit.base_config(folder, cfg)
     if retrofit.around(cfg, source) != cfg:
         raise UserError(f"training.start_from={folder} holds another model than the one that this run was begun with")
-    params = retrofit.graft(state.params, cfg, retrofit.base_params(folder, source, cfg), source)
+    mesh = jax.tree.leaves(state.params)[0].sharding.mesh
+    params = retrofit.graft(state.params, cfg, retrofit.base_params(folder, source, cfg, mesh), source)
     placed = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), params, state.params)
     return with_params(state, placed, update)
 

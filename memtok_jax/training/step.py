@@ -23,7 +23,7 @@ from memtok_jax.models.call import Call
 from memtok_jax.models.protocol import Model
 from memtok_jax.training import average, backpropagation, losses
 from memtok_jax.training.experiment import Experiment, OptimizerConfig
-from memtok_jax.training.optimizer import make_optimizer, schedule
+from memtok_jax.training.optimizer import held, make_optimizer, schedule
 
 Tree = pr.Tree
 
@@ -103,7 +103,9 @@ def state_shardings(update: Update, mesh: Mesh) -> TrainState:
     carry = sharding.shardings(mesh, update.model.state_specs(update.batch))
     tx = make_optimizer(update.optimizer, specs)
     moments = jax.eval_shape(tx.init, pr.abstract(specs))
-    optimizer = optax.tree_map_params(tx, lambda _, s: s, moments, params, transform_non_params=lambda _: whole)
+    left_out = lambda node: isinstance(node, optax.MaskedNode)  # the moments of parameters that do not learn
+    optimizer = optax.tree_map_params(tx, lambda old, s: old if left_out(old) else s, moments, params,
+                                      transform_non_params=lambda _: whole, is_leaf=left_out)
     return TrainState(whole, whole, params, optimizer, carry, params if update.optimizer.ema else average.OFF)
 
 
@@ -212,7 +214,7 @@ def group_loss(params: Tree, carry: Tree, first: Tree | None, start_NB: jax.Arra
         rows is of all rows and calls of the batch.
     Returns the loss and (carry after the last call, totals); the totals hold the model's own loss apart.
     """
-    specs = update.model.state_specs(start_NB.shape[1])
+    specs, params = update.model.state_specs(start_NB.shape[1]), held(params, update.optimizer, update.model.specs())
     initial = update.model.init_state(params, start_NB.shape[1])
 
     def one_call(carry, x):

@@ -165,10 +165,11 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--read", default="")
+    parser.add_argument("--words", type=int, default=V, help="Words of the models that are read.")
     flags = parser.parse_args()
-    batch = ids(flags.batch, flags.tokens, V, flags.seed)
+    batch = ids(flags.batch, flags.tokens, flags.words, flags.seed)
     if flags.read:
-        np.savez_compressed(flags.output, **read_folders(Path(flags.read), batch))
+        np.savez_compressed(flags.output, ids=batch, **read_folders(Path(flags.read), batch))
         return
     with tempfile.TemporaryDirectory() as root:
         arrays, settings = cases(flags.cases.split(","), flags.seed, batch, flags.float32, Path(root))

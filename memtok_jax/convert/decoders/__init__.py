@@ -22,7 +22,8 @@ same for texts up to that length. GPT-2, whose positions are a table, becomes a 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -30,19 +31,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from memtok_jax import params as P
 from memtok_jax.config import UserError, nearest
 from memtok_jax.convert import names as foreign
 from memtok_jax.convert import tensor_files
-from memtok_jax.convert.decoders import export, folder, layout
+from memtok_jax.convert.decoders import export, folder, layout, ours, placing
 from memtok_jax.convert.decoders.family import Decoder, Entry, Names
+from memtok_jax.convert.decoders.placing import Place
 from memtok_jax.models import block, language_model
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.mixers import MixerConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.styled import StyledConfig
 from memtok_jax.models.mixers.window import WindowConfig
+from memtok_jax.sharding import shardings
 
 FAMILIES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gpt_neox": "gpt_neox", "falcon": "falcon",
             "mpt": "mpt", "smollm3": "smollm3", "olmo2": "olmo2", "phi3": "phi3", "gemma": "gemma", "gemma2": "gemma2",
@@ -59,22 +63,37 @@ class Loaded(NamedTuple):
     theirs: dict[str, Any]
 
 
-def load(source: str | Path, *, context: int = 0, sinks: int = 0, dtype: str = "float32", keep: bool = False) -> Loaded:
+def load(source: str | Path, *, context: int = 0, sinks: int = 0, dtype: str = "float32", keep: bool = False,
+         apart: bool = False) -> Loaded:
     """The model in a folder.
 
     context: tokens that a layer without a window sees, itself included; 0: `CONTEXT`, or the longest text of their config if
         that is shorter. sinks: first tokens of a stream that every later token sees beside them (StreamingLLM).
     dtype: of activations. keep: parameters keep the dtype of the file; without, they are float32 (float64 stays).
+    apart: each layer has arrays of its own (the pattern is all layers), which a CPU decodes faster with; without, layers that are
+        alike are stacked, which compiles faster.
     Arrays go from the mapped file into place one after the other: beside the parameters only one of them is in memory.
     Raises UserError (one line) that names the file, field or array that is wrong.
     """
+    return _load(source, context, sinks, dtype, keep, apart, lambda specs: placing.whole)
+
+
+def load_onto(mesh: Mesh, source: str | Path, *, context: int = 0, sinks: int = 0, dtype: str = "float32",
+              keep: bool = False, apart: bool = False) -> Loaded:
+    """`load`, each parameter divided over a mesh as `sharding.py` says. Every process reads the bytes of its own devices alone, and
+    beside the parameters only one device's part of one of them is in memory."""
+    return _load(source, context, sinks, dtype, keep, apart, lambda specs: placing.divided(shardings(mesh, specs)))
+
+
+def _load(source: str | Path, context: int, sinks: int, dtype: str, keep: bool, apart: bool,
+          place: Callable[[P.Tree], Place]) -> Loaded:
     path = Path(source)
     theirs = folder.config(path)
     decoder = read_config(theirs, context)
-    cfg = config_of(decoder, context, sinks, dtype)
+    cfg = config_of(decoder, context, sinks, dtype, apart)
     where = f"the {decoder.kind} of {len(decoder.layers)} layers in {path}"
     given = foreign.pick(folder.tensors(path), (names_of(decoder).anchor,))
-    return Loaded(from_tensors(given, decoder, cfg, where, keep), cfg, theirs)
+    return Loaded(from_tensors(given, decoder, cfg, where, keep, place(language_model.specs(cfg))), cfg, theirs)
 
 
 def save(target: str | Path, params: P.Tree, cfg: LanguageModelConfig, theirs: Mapping[str, Any], *, like: str | Path = "",
@@ -97,6 +116,25 @@ def save(target: str | Path, params: P.Tree, cfg: LanguageModelConfig, theirs: M
     for name in TOKENIZER_FILES if like else ():
         if (Path(like) / name).is_file():
             (path / name).write_bytes((Path(like) / name).read_bytes())
+
+
+def save_ours(target: str | Path, params: P.Tree, cfg: LanguageModelConfig, *, like: str | Path = "",
+              file_bytes: int = FILE_BYTES) -> dict[str, Any]:
+    """`save` for a model that was never pretrained: its config.json is made of ours (`ours.py`). Returns the fields.
+
+    Raises UserError, naming the first option, where no kind of theirs computes the same.
+    """
+    theirs = check_ours(cfg)
+    params = ours.folded(params, cfg)
+    save(target, params, ours.plain(cfg), theirs, like=like, file_bytes=file_bytes)
+    return theirs
+
+
+def check_ours(cfg: LanguageModelConfig) -> dict[str, Any]:
+    """The fields of the config.json that `save_ours` writes. Raises UserError as it does."""
+    theirs = ours.config(ours.plain(cfg))
+    ours.check_same(ours.plain(cfg), config_of(read_config(theirs)))
+    return theirs
 
 
 def check_plain(cfg: Any) -> None:
@@ -131,7 +169,8 @@ def names_of(decoder: Decoder) -> Names:
     return _family(decoder.kind).names(decoder)
 
 
-def config_of(decoder: Decoder, context: int = 0, sinks: int = 0, dtype: str = "float32") -> LanguageModelConfig:
+def config_of(decoder: Decoder, context: int = 0, sinks: int = 0, dtype: str = "float32",
+              apart: bool = False) -> LanguageModelConfig:
     """Our config; options as in `load`."""
     context, table = context or min(CONTEXT, decoder.positions), decoder.style.positions == "table"
     if table and (context > decoder.positions or sinks):
@@ -139,7 +178,8 @@ def config_of(decoder: Decoder, context: int = 0, sinks: int = 0, dtype: str = "
                         f"more, and sinks={sinks} must be 0, because nothing can be seen beyond it")
     layers = tuple(_layer(window, style, decoder, context, sinks) for window, style in decoder.layers)
     return LanguageModelConfig(
-        vocabulary=decoder.vocabulary, width=decoder.width, layers=len(layers), pattern=layers[:_period(layers)],
+        vocabulary=decoder.vocabulary, width=decoder.width, layers=len(layers),
+        pattern=layers[:len(layers) if apart else period(layers)],
         heads=decoder.heads, kv_heads=decoder.kv_heads, head_dim=decoder.head_dim, hidden=decoder.hidden, style=decoder.style,
         dtype=dtype, segment=context if table else 0, positions=decoder.positions if table else 0)
 
@@ -150,31 +190,38 @@ def _layer(window: int, style: Any, decoder: Decoder, context: int, sinks: int) 
     return own if style == decoder.style else StyledConfig(own, style)
 
 
-def _period(layers: tuple) -> int:
+def period(layers: tuple) -> int:
     """The smallest number of layers whose repetition gives all of them."""
     return next(n for n in range(1, len(layers) + 1) if len(layers) % n == 0 and layers == layers[:n] * (len(layers) // n))
 
 
 # ------------------------------------------------------------------------------------------------------------------ arrays
 
-def from_tensors(given: Mapping[str, np.ndarray], decoder: Decoder, cfg: LanguageModelConfig, where: str,
-                 keep: bool = False) -> P.Tree:
-    """Our parameters from their arrays, whose names have no wrapper. where: the model, for messages. keep: as in `load`."""
+def from_tensors(given: Mapping[str, np.ndarray], decoder: Decoder, cfg: LanguageModelConfig, where: str, keep: bool = False,
+                 place: Place = placing.whole) -> P.Tree:
+    """Our parameters from their arrays, whose names have no wrapper.
+
+    where: the model, for messages. keep: as in `load`. place: where arrays go, see `placing.py`.
+    """
     table, specs = names_of(decoder), P.abstract(language_model.specs(cfg))
     given = {name: array for name, array in given.items() if not name.endswith(table.ignored)}
     given = _one_head(given, table, cfg, where)
     expected = {name: shape for name, _, _, shape in _entries(table, specs, cfg)}
     foreign.check(foreign.shapes(given), expected, where)
-    out: dict[str, Any] = {"prefix": {"tokens": jnp.zeros(specs["prefix"]["tokens"].shape)},
-                           "layers": tuple({} for _ in cfg.pattern)}
+    tokens = jnp.zeros(specs["prefix"]["tokens"].shape)
+    out: dict[str, Any] = {"prefix": {"tokens": tokens}, "layers": tuple({} for _ in cfg.pattern)}
     for names, places, entry, shapes in _stacks(table, specs, cfg):
-        stacked = [np.empty(shape, _dtype(names[0], given[names[0]], keep)) for shape in shapes]
-        for n, name in enumerate(names):
-            for whole, part in zip(stacked, layout.to_ours(given[name], entry, [_one(s, places) for s in shapes]), strict=True):
-                whole[n if places[0] == "layers" else ...] = part
-        for path, array in zip(entry.ours, stacked, strict=True):
-            _put(out, places, path, jax.block_until_ready(jnp.asarray(array)))  # before the next one is read
+        dtype, inner = _dtype(names[0], given[names[0]], keep), [_one(shape, places) for shape in shapes]
+        for n, (path, shape) in enumerate(zip(entry.ours, shapes, strict=True)):
+            views = [partial(_view, given[name], entry, inner, n) for name in names]
+            read = placing.stacked(views, shape, dtype) if places[0] == "layers" else placing.single(views[0], dtype)
+            _put(out, places, path, place(_steps(places, path), shape, read))
     return out
+
+
+def _view(theirs: np.ndarray, entry: Entry, shapes: list[tuple[int, ...]], n: int) -> np.ndarray:
+    """Array n of ours in one of theirs."""
+    return layout.to_ours(theirs, entry, shapes)[n]
 
 
 def _one_head(given: Mapping[str, np.ndarray], table: Names, cfg: LanguageModelConfig, where: str) -> dict[str, np.ndarray]:
@@ -203,9 +250,9 @@ def to_tensors(params: P.Tree, decoder: Decoder, cfg: LanguageModelConfig) -> It
     """Their arrays under the names of a whole model, from our parameters."""
     table, specs = names_of(decoder), P.abstract(language_model.specs(cfg))
     for name, places, entry, _ in _entries(table, specs, cfg):
-        ours = [np.asarray(_at(params, places, path)) for path in entry.ours]
-        ours = [x[places[2]] for x in ours] if places[0] == "layers" else ours
-        yield name if name in table.head else table.wrapper + name, layout.to_theirs(ours, entry)
+        arrays = [np.asarray(_at(params, places, path)) for path in entry.ours]
+        arrays = [x[places[2]] for x in arrays] if places[0] == "layers" else arrays
+        yield name if name in table.head else table.wrapper + name, layout.to_theirs(arrays, entry)
 
 
 # Where an entry of theirs lies in our tree: ("top",), or ("layers", place in the pattern, repeat, name of the mixer).

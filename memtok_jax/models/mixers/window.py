@@ -140,6 +140,15 @@ def _blocks(params, prefix: A.Prefix, past: RingState, after: RingState, new: tu
     return y.reshape(batch, n * size, -1)[:, :tokens]
 
 
+def _first(params, keys: Keys, u: jax.Array, b: Backbone, side: dict, r: RingConfig) -> jax.Array:
+    """`_blocks` of at most W tokens where the ring is empty: they see one another alone."""
+    tokens = u.shape[1]
+    visible = jnp.tri(tokens, dtype=bool) & (jnp.arange(tokens)[None] >= r.sinks)
+    pinned = _pinned(keys.after, jnp.broadcast_to(jnp.arange(tokens)[None], u.shape[:2]), r)
+    return A.at_places(params, u, *keys.new, jnp.broadcast_to(visible[None], (len(u), tokens, tokens)), b, side, prefix=keys.prefix,
+                       pinned=pinned)[0]
+
+
 class Keys(NamedTuple):
     """All that the queries of a call may see, made by one layer; layers behind it may use it too."""
 
@@ -169,6 +178,16 @@ def attend(params, prefix: A.Prefix, past: RingState, u: jax.Array, b: Backbone,
 
 
 def run(params, state: WindowState, x: jax.Array, cfg: WindowConfig, b: Backbone, call: Call, side: dict):
-    """x[B, T, D] -> (branch [B, T, D], state, no statistics, side)."""
-    y, past = attend(params, state.prefix, state.past, enter(params, x, b), b, call.length, side, ring_of(cfg, b))
-    return A.output(params, y, b), state._replace(past=past), {}, side
+    """x[B, T, D] -> (branch [B, T, D], state, no statistics, side).
+
+    The beginning of a stream, most of all a long prompt, leaves the empty ring out of its products. Training does not: its calls go
+    on with streams.
+    """
+    r, u = ring_of(cfg, b), enter(params, x, b)
+    keys = keys_of(params, state.prefix, state.past, u, b, call.length, r)
+    later = lambda: attend_to(params, keys, u, b, side, r)
+    if call.training or not 1 < u.shape[1] <= r.window:
+        y = later()
+    else:
+        y = jax.lax.cond((state.past.count == 0).all(), lambda: _first(params, keys, u, b, side, r), later)
+    return A.output(params, y, b), state._replace(past=keys.after), {}, side
