@@ -33,7 +33,7 @@ MODELS = ("mamba", "attention", "parallel", "windows", "global", "sharing", "met
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=600, help="updates of 32 samples")
     parser.add_argument("--folder", type=Path, default=Path("runs/hymba"), help="run directories")
     parser.add_argument("--output", default="", help="write OUTPUT.md and OUTPUT.json")
@@ -72,7 +72,7 @@ def run_all(args: argparse.Namespace) -> list[dict]:
     from memtok_jax import params as P
     from memtok_jax.models.protocol import bind
 
-    jobs = {f"{name}-{seed}": (name, seed) for name in args.models for seed in range(args.seeds)}
+    jobs = {f"{name}-{seed}": (name, seed) for name in args.models for seed in args.seeds}
     planned = {job: experiment(*key, args) for job, key in jobs.items()}
     found = sweep.run_all(planned, args.folder)
     sizes = {job: P.count(bind(one.model).specs()) for job, one in planned.items()}
@@ -87,7 +87,7 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
     for name in args.models:
         mine = [r for r in records if r["model"] == name]
         rows.append([name, *(f"{r['accuracy']:.3f}" for r in mine), f"{mine[0]['parameters']:,}", f"{mine[0]['seconds']:.0f}"])
-    header = ["model", *(f"seed {seed}" for seed in range(args.seeds)), "parameters", "seconds of seed 0"]
+    header = ["model", *(f"seed {seed}" for seed in args.seeds), "parameters", "seconds of the first seed"]
     about = f"{args.steps} updates of 32 samples; accuracy on 256 held-out samples, chance {records[0]['chance']:.3f}."
     return "\n\n".join(["# Parts of Hymba on recall", f"`{command}`", about, report.machine(records, load),
                         report.table(header, rows)])
