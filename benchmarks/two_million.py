@@ -38,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2_000_000, help="of a stream")
     parser.add_argument("--block", type=int, default=1024, help="tokens of all streams that are read in one go")
     parser.add_argument("--depths", type=float, nargs="+", default=[n / 10 for n in range(11)], help="of needles, from 0 to 1")
-    parser.add_argument("--repeats", type=int, default=2, help="streams for each depth")
+    parser.add_argument("--repeats", type=int, default=1, help="streams for each depth")
     parser.add_argument("--kind", default="number", help="of needles: passkey, number, word or uuid")
     parser.add_argument("--text", default="stdlib", help="of the haystack, as in --data")
     parser.add_argument("--budget", default="small", choices=list(pages.BUDGETS), help="of training")
@@ -110,28 +110,30 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
 
 
 def draw(path: Path, records: list[dict]) -> None:
-    """Panels: symbols by depth, symbols by distance, bits per token by position."""
+    """Panels: symbols by depth, symbols by distance, bits per token and peak memory by position."""
     from memtok_jax.analysis import figures
 
     if not figures.available():
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    axes = figure.subplots(1, 3)
-    of = {"depth": lambda one: [(depth, symbols) for depth, _, symbols in one["by_depth"]],
-          "distance (tokens)": lambda one: [(distance, symbols) for distance, _, symbols, _ in one["by_distance"]],
-          "tokens read": lambda one: [(part["tokens"], part["bits_per_token"]) for part in one["parts"]]}
-    for ax, (label, points) in zip(axes, of.items(), strict=True):
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    axes = figure.subplots(1, 4)
+    of = [("depth", "symbols right", lambda one: [(depth, symbols) for depth, _, symbols in one["by_depth"]]),
+          ("distance (tokens)", "symbols right", lambda one: [(far, symbols) for far, _, symbols, _ in one["by_distance"]]),
+          ("tokens read", "bits per token", lambda one: [(part["tokens"], part["bits_per_token"]) for part in one["parts"]]),
+          ("tokens read", "peak memory (MB)", lambda one: [(part["tokens"], part["peak_mb"]) for part in one["parts"]])]
+    for ax, (label, height, points) in zip(axes, of, strict=True):
         for name, seeds in by_model(records).items():
             memory_figure.line(ax, [x for x, _ in points(seeds[0])], [[y for _, y in points(one)] for one in seeds],
                                memory_figure.style_of(name))
-        ax.set(xlabel=label, ylabel="bits per token" if ax is axes[-1] else "symbols right")
+        ax.set(xlabel=label, ylabel=height)
         ax.grid(alpha=0.3)
     for ax in axes[:2]:
         ax.axhline(records[0]["baseline/symbols"], color="black", linewidth=0.8)
         ax.set_ylim(-0.02, 1.02)
     axes[1].set_xscale("log", base=2)
+    axes[3].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize="small")
     figure.savefig(path, dpi=130)
 

@@ -138,7 +138,7 @@ def test_models_become_one_table_and_one_figure(monkeypatch, tmp_path):
     assert name == "needle_stream" and set(experiments) == {"RMT-0.002-0", "window_+_sinks-0.002-0"}
     for one in experiments.values():
         changed = config.override(one, overrides).evaluation.needle_stream
-        assert changed == NeedleStreamConfig(2048, 1024, (0.0, 1.0), 2, "number") and one.data.task.learn_text
+        assert changed == NeedleStreamConfig(2048, 1024, (0.0, 1.0), 1, "number") and one.data.task.learn_text
         assert config.from_json(config.to_json(one)) == one
     text = (tmp_path / "out.md").read_text()
     assert "| RMT " in text and "| 0.00    | 1.00 " in text and "101.0, 102.0" in text
