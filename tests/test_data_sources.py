@@ -257,6 +257,8 @@ def test_a_name_chooses_the_kind_of_data():
     assert data.named(images, "a/folder") == dataclasses.replace(images, source="a/folder")
     with pytest.raises(DataError, match="unknown task 'recal', known: .*; did you mean 'recall'"):
         data.named(words, "task:recal")
+    with pytest.raises(DataError, match=f"and this config trains on a task; for a text give --data=text:{__file__}"):
+        data.named(task, __file__)
 
 
 def test_a_group_takes_a_name_and_then_changes_of_its_fields():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,6 +68,8 @@ def module_of(cfg: TaskConfig) -> ModuleType:
 
 def named(old: Any, name: str) -> TaskConfig:
     """The config of another task, with the defaults of its generator."""
+    if name not in tasks.names() and os.path.exists(name):
+        raise DataError(f"{name} is a file or folder, and this config trains on a task; for a text give --data=text:{name}")
     task = tasks.settings_named(name)
     return replace(old, task=task) if isinstance(old, TaskConfig) else TaskConfig(task, old.sequence, seed=old.seed)
 
