@@ -11,7 +11,7 @@ import virtual_toys as toys
 from task_checks import samples_are_pure
 
 from benchmarks import virtual_context as bench
-from benchmarks import virtual_texts
+from benchmarks import virtual_systems, virtual_texts
 from memtok_jax.config import UserError
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.tasks import nested
@@ -140,3 +140,17 @@ def test_a_summary_keeps_whole_lines_within_its_tokens():
     lines = [f"line {n} of many" + " more" * (n % 3) for n in range(30)] + ["a word unlike all others"]
     kept = bench.summary(lines, 60)
     assert kept == [line for line in lines if line in kept] and sum(len(line) + 1 for line in kept) <= 60 and lines[-1] in kept
+
+
+@pytest.mark.slow
+def test_a_soak_stays_within_its_budget_and_compiles_nothing():
+    found = virtual_systems.soak(200)
+    assert found["over_budget"] == found["compiled_behind_the_first_tenth"] == 0 and found["flushes"] > 3
+    assert len(found["resident_MB_by_tenth"]) == 10 and min(found["resident_MB_by_tenth"]) > 50
+
+
+def test_costs_are_measured_over_all_rows():
+    found = virtual_systems.systems(300, 5, True, 0)
+    assert found["rows"] == 300 and found["file_MB"] > 0
+    for name in ("search_text", "search_words", "search_vector", "search_hybrid", "turn_with_page_in"):
+        assert 0 < found[name]["p50_ms"] <= found[name]["p99_ms"], name
