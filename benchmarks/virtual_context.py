@@ -218,7 +218,7 @@ def documents(questions: int, distractors: tuple[int, ...], seed: int) -> dict:
 
 # ----------------------------------------------------------------------------------------------------------------- talks
 
-TALKS = ContextConfig(budget=1024, max_new=128, page_tokens=384, blocks=(), system="")
+TALKS = ContextConfig(budget=1024, max_new=96, page_tokens=384, blocks=())
 
 
 def summary(lines: list[str], tokens: int) -> list[str]:

@@ -66,19 +66,20 @@ def right_number(question: Question, text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------------ talks
 
 FACTS = {   # what is told, what is asked, what the answer is drawn from
-    "sister": ("My sister {} came to see me yesterday.", "Who of my family came to see me, and under what name?", "name"),
-    "dog": ("We went out with {}, our dog, before breakfast.", "What do we call our pet?", "name"),
-    "town": ("I have moved to {} now.", "Where do I live?", "name"),
-    "job": ("At work they made me a {}.", "What is my profession?", ("baker", "nurse", "pilot", "painter", "teacher", "farmer")),
+    "sister": ("My sister {} came to see me yesterday.", "What is the name of my sister?", "name"),
+    "dog": ("We went out with {}, our dog, before breakfast.", "How do we call our dog?", "name"),
+    "town": ("I have moved to {} now.", "Where was it that I moved to?", "name"),
+    "job": ("At work they made me a {}.", "What do I do at work?", ("baker", "nurse", "pilot", "painter", "teacher", "farmer")),
     "colour": ("My favourite colour is {}.", "Which colour do I like best?", ("red", "blue", "green", "orange", "violet", "white")),
-    "food": ("I could eat {} every day.", "What do I like to eat most?", ("rice", "soup", "plums", "bread", "cheese", "beans")),
-    "sport": ("On Sundays I always play {}.", "Which sport do I do?", ("tennis", "chess", "golf", "rugby", "hockey", "cricket")),
-    "instrument": ("I am learning the {}.", "Which instrument do I take lessons in?",
+    "food": ("I could eat {} every day.", "What do I like to eat?", ("rice", "soup", "plums", "bread", "cheese", "beans")),
+    "sport": ("On Sundays I always play {}.", "What do I do on Sundays?",
+              ("tennis", "chess", "golf", "rugby", "hockey", "cricket")),
+    "instrument": ("I am learning the {}.", "Which instrument am I learning?",
                    ("flute", "piano", "cello", "harp", "lute", "organ")),
 }
-SMALL_TALK = ("It rained all day, so I stayed at home with a book about {}.", "The bus to {} was late again this morning.",
-              "I read in the paper that {} has a new bridge.", "Someone called {} rang me up by mistake.",
-              "The shop in {} street was closed, so I went home.", "Have you ever heard of a song called {}?")
+SMALL_TALK = ("It rained in {}, so I read a book about {} by {}.", "The bus from {} to {} was late again, said {}.",
+              "I heard that {} and {} have built a bridge to {}.", "Someone called {} asked for {} in the shop of {}.",
+              "In {} street I met {}, who goes to {} tomorrow.", "Have you heard the songs of {}, {} or {}?")
 
 
 def talks(conversations: int, messages: int, seed: int) -> tuple[list[list[str]], list[Question]]:
@@ -87,7 +88,8 @@ def talks(conversations: int, messages: int, seed: int) -> tuple[list[list[str]]
     Each fact is told in one conversation; half of them again, with another answer, in a later one, if there is one.
     """
     rng = np.random.default_rng(seed)
-    said = [[str(rng.choice(SMALL_TALK)).format(name(rng)) for _ in range(messages)] for _ in range(conversations - 1)]
+    said = [[str(rng.choice(SMALL_TALK)).format(name(rng), name(rng), name(rng)) for _ in range(messages)]
+            for _ in range(conversations - 1)]
     questions = []
     for place, (key, (tells, asks, drawn)) in enumerate(FACTS.items()):
         first = int(rng.integers(conversations - 1))

@@ -119,9 +119,9 @@ def test_one_document_answers_and_the_others_fit_as_well():
 
 
 def test_paging_finds_what_a_fixed_context_cannot_hold():
-    found = bench.documents(12, (3, 80), 0)["by_distractors"]
+    found = bench.documents(6, (3, 80), 0)["by_distractors"]
     assert found[3]["fixed_context"] == found[3]["paging"] == found[80]["paging"] == 1.0
-    assert found[80]["fixed_context"] < 0.8 and found[80]["fit_at_once"] < 40
+    assert found[80]["fixed_context"] < 1 and found[80]["fit_at_once"] < 40 and found[80]["searches"] > 2
 
 
 def test_talks_tell_every_fact_before_it_is_asked_for():
