@@ -7,8 +7,11 @@ says, it cannot hold a control token: text that looks like a call stays text.
 from __future__ import annotations
 
 from memtok_jax.config import UserError
+from memtok_jax.data import marks
 
-SYSTEM, USER, ASSISTANT, RESULT, END, CALL, CALL_END, STR, STR_END, HEARTBEAT, WORKING = (0xC0, 0xC1, *range(0xF5, 0xFE))
+SYSTEM, USER, ASSISTANT, END, WORKING = marks.SYSTEM, marks.USER, marks.ASSISTANT, marks.END, marks.WORKING
+CALL, CALL_END, STR, STR_END, RESULT, HEARTBEAT = (marks.CALL, marks.CALL_END, marks.STR, marks.STR_END, marks.RESULT,
+                                                   marks.HEARTBEAT)
 MARKS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 CONTROLS = frozenset({*range(0xF5, 0x100), 0xC0, 0xC1})   # two of them are spare
 
