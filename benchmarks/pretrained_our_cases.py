@@ -12,7 +12,10 @@ import time
 from benchmarks import measure
 
 CASE = measure.read_case(__doc__)
-os.sched_setaffinity(0, measure.core_numbers()[:CASE["cores"]])  # before jax counts them
+if CASE["pinned"]:  # before jax counts them
+    os.sched_setaffinity(0, measure.core_numbers()[-CASE["cores"]:])
+elif CASE["cores"] == 1:
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -12,7 +12,8 @@ import time
 from benchmarks import measure
 
 CASE = measure.read_case(__doc__)
-os.sched_setaffinity(0, measure.core_numbers()[:CASE["cores"]])  # before torch counts them
+if CASE["pinned"]:  # before torch counts them
+    os.sched_setaffinity(0, measure.core_numbers()[-CASE["cores"]:])
 
 import torch  # noqa: E402
 import transformers  # noqa: E402

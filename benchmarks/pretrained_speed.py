@@ -9,9 +9,9 @@ both sides load it. One stream:
     prefill   512 tokens of a prompt into the cache, and no logits but those of the last token (ours: none; `decode` begins there)
     decode    32 tokens, greedily, one after the other with the cache, behind the prompt
 
-The sides take turns, each case in a fresh process that may use one core or two. On a machine that others use, wall time is what
-they leave over; processor seconds (all threads) say what a side asks of the machine. Both are printed. The peak holds mapped files
-too.
+The sides take turns, each case in a fresh process that may use one core or two (--cores; the last of the machine, or with --loose
+any of them by as many threads). On a machine that others use, wall time is what they leave over; processor seconds (all threads)
+say what a side asks of the machine. Both are printed. The peak holds mapped files too.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of a decode call")
     parser.add_argument("--context", type=int, default=1024, help="tokens that our cache holds")
+    parser.add_argument("--cores", type=int, nargs="+", default=sorted({1, min(2, measure.cores())}), help="of a case")
+    parser.add_argument("--loose", action="store_true", help="set the number of threads alone, and let the system choose cores")
     parser.add_argument("--rounds", type=int, default=3, help="times that every case is run; the median counts")
     parser.add_argument("--seconds", type=float, default=5.0, help="time to repeat each work in a case")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds after which a case is given up")
@@ -74,14 +76,13 @@ def run_all(args: argparse.Namespace) -> list[dict]:
     """One record for each number of cores, work and side."""
     sides = {"ours": (sys.executable, "pretrained_our_cases")}
     sides |= {"transformers": (args.peer_python, "pretrained_peer_cases")} if args.peer_python else {}
-    numbers = sorted({1, min(2, measure.cores())})
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "model"
         write_folder(folder, args.layers)
         case = {"folder": str(folder), "prompt": args.prompt, "tokens": args.tokens, "context": args.context,
-                "seconds": args.seconds}
+                "seconds": args.seconds, "pinned": not args.loose}
         runs: dict[tuple, list] = {}
-        for turn, cores, side in itertools.product(range(args.rounds), numbers, sides):
+        for turn, cores, side in itertools.product(range(args.rounds), args.cores, sides):
             report.progress(f"round {turn + 1}/{args.rounds}: {side}, {cores} core(s)")
             python, module = sides[side]
             result = measure.run_case(python, f"benchmarks.{module}", case | {"cores": cores}, args.timeout)

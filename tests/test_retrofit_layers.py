@@ -122,6 +122,17 @@ def test_a_run_finds_the_same_config_again(base, name, tmp_path):
         assert retrofit.around(whole, retrofit.base_config(folder, whole)) == whole
 
 
+def test_a_table_of_positions_keeps_its_segments(tmp_path):
+    """GPT-2: layers without a memory, and a model without one, have the base's own attention; a window with sinks is refused."""
+    folder = Case(STORED, "gpt2").folder(tmp_path)
+    base = retrofit.base_config(folder, WANTED["mag"])
+    chosen = retrofit.around(retrofit.in_layers(WANTED["mag"], "0", 3), base)
+    assert [type(layer) for layer in chosen.pattern] == [BesideConfig, SegmentConfig, SegmentConfig]
+    assert retrofit.around(template(WindowConfig(24)), base) == base
+    with pytest.raises(UserError, match="sinks=4 belong to a window, and a layer of the base is a segment"):
+        retrofit.around(WANTED["sinks"], base)
+
+
 def test_a_window_smaller_than_a_segment_is_refused(tmp_path):
     folder = Case(STORED, "mistral").folder(tmp_path)
     with pytest.raises(UserError, match="model.segment=12 is more than the window of 5 tokens .* set model.segment to at most 5"):

@@ -107,6 +107,11 @@ def _layer(wanted: MixerConfig, layer: MixerConfig, segment: int) -> MixerConfig
         return replace(wanted, mixers=(layer, *wanted.mixers[1:]))
     if isinstance(wanted, WindowConfig) and isinstance(layer, WindowConfig):
         return replace(wanted, window=min(wanted.window, layer.window))
+    if isinstance(wanted, WindowConfig) and wanted.sinks:
+        raise UserError(f"sinks={wanted.sinks} belong to a window, and a layer of the base is a {layer.name}: nothing is seen "
+                        "beyond its positions")
+    if isinstance(wanted, WindowConfig):  # no memory: the base's own attention
+        return layer
     if isinstance(layer, WindowConfig) and layer.window < segment:
         raise UserError(f"model.segment={segment} is more than the window of {layer.window} tokens that a layer of the base has, "
                         f"and attention of {wanted.name} sees its whole segment; set model.segment to at most {layer.window}")

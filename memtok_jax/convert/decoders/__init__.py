@@ -208,8 +208,9 @@ def from_tensors(given: Mapping[str, np.ndarray], decoder: Decoder, cfg: Languag
     given = _one_head(given, table, cfg, where)
     expected = {name: shape for name, _, _, shape in _entries(table, specs, cfg)}
     foreign.check(foreign.shapes(given), expected, where)
-    tokens = jnp.zeros(specs["prefix"]["tokens"].shape)
-    out: dict[str, Any] = {"prefix": {"tokens": tokens}, "layers": tuple({} for _ in cfg.pattern)}
+    none = specs["prefix"]["tokens"].shape
+    prefix = place(("prefix", "tokens"), none, lambda index: np.zeros(none, np.float32)[index])
+    out: dict[str, Any] = {"prefix": {"tokens": prefix}, "layers": tuple({} for _ in cfg.pattern)}
     for names, places, entry, shapes in _stacks(table, specs, cfg):
         dtype, inner = _dtype(names[0], given[names[0]], keep), [_one(shape, places) for shape in shapes]
         for n, (path, shape) in enumerate(zip(entry.ours, shapes, strict=True)):
