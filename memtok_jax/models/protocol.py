@@ -83,9 +83,12 @@ class Model:
         return P.renew(state, initial, self.state_specs(1))
 
     def unstack(self, params: P.Tree, state: P.Tree) -> tuple[Model, P.Tree, P.Tree]:
-        """The same model with arrays of its own for each layer, for a loop over tokens: (model, params, carry)."""
+        """The same model with arrays of its own for each layer, for a loop over tokens: (model, params, carry).
+
+        A model around another one may give that one, with parameters that compute the same.
+        """
         params, state, cfg = self.functions.unstack(params, state, self.cfg)
-        return bind(cfg), params, state
+        return replace(self, cfg=cfg) if type(cfg) is type(self.cfg) else bind(cfg), params, state
 
     def restack(self, state: P.Tree) -> P.Tree:
         """This model's carry out of that of the model which `unstack` made."""
