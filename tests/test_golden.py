@@ -27,9 +27,9 @@ from memtok_jax.training import step
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FILE = Path(__file__).with_name("golden.json")
 # The default preset of every config that reads tokens.
-CONFIGS = ("armt", "babilong", "compressive", "dna", "hymba", "mad", "mamba", "needles", "recall", "retrofit", "rmt", "ruler",
-           "state_tracking", "stream_eval", "streaming_llm", "titans_lmm", "titans_mac", "titans_mag", "titans_mal", "transformer",
-           "transformer_xl")
+CONFIGS = ("armt", "babilong", "compressive", "dna", "hymba", "mad", "mamba", "memgpt", "needles", "recall", "retrofit", "rmt",
+           "ruler", "state_tracking", "stream_eval", "streaming_llm", "titans_lmm", "titans_mac", "titans_mag", "titans_mal",
+           "transformer", "transformer_xl")
 OTHERS = {"ett", "vit_registers"}  # they read series and images
 
 

@@ -14,8 +14,9 @@ ONCE = {
     "jax.nn.softmax": {"models/attend.py"},
     "jax.nn.log_softmax": {"models/adaptive.py", "training/losses.py"},
     "jax.nn.logsumexp": {"numerics.py"},
-    # Over layers in stack.py, over diagonals of layers in wavefront.py, over the segments of a call in the other two.
-    "jax.lax.scan": {"models/stack.py", "models/wavefront.py", "models/borders.py", "models/rmt.py", "models/vision/vit.py"},
+    # Over layers in stack.py and repeated.py, over diagonals of layers in wavefront.py, over the segments of a call in the others.
+    "jax.lax.scan": {"models/stack.py", "models/mixers/repeated.py", "models/wavefront.py", "models/borders.py", "models/rmt.py",
+                     "models/vision/vit.py"},
     "jax.nn.gelu": {"models/layers.py"}, "jax.nn.relu": {"models/layers.py"},
     # The other silu is a gate of an output, not a hidden layer.
     "jax.nn.silu": {"models/layers.py", "models/mixers/lmm.py"},
