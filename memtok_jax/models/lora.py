@@ -29,7 +29,7 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(protocol.AroundConfig):
     """A model with low-rank changes.
 
     model: the config of the model inside.
@@ -55,26 +55,6 @@ class LoraConfig:
         if missing := [target for target in self.targets if not any(_is(path, target) for path in found)]:
             raise UserError(f"lora.targets has {missing[0]!r}, which is no projection of the model, such as "
                             f"{'.'.join(found[0][1:]) if found else 'none'}")
-
-    @property
-    def vocabulary(self) -> int:
-        """V."""
-        return self.model.vocabulary
-
-    @property
-    def segment(self) -> int:
-        """That of the model inside."""
-        return self.model.segment
-
-    @property
-    def call_tokens(self) -> int:
-        """That of the model inside."""
-        return self.model.call_tokens
-
-    @property
-    def reach(self) -> int:
-        """That of the model inside."""
-        return self.model.reach
 
 
 def _projections(specs: P.Tree) -> list[tuple[tuple[str, ...], P.ParamSpec]]:

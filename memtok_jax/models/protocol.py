@@ -37,6 +37,31 @@ FACTS = ("call_tokens", "reach", "segment")
 
 
 @dataclass(frozen=True)
+class AroundConfig:
+    """The config of a model around another one, whose config is its field `model`: what it answers as that one does."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.model.vocabulary
+
+    @property
+    def segment(self) -> int:
+        """Tokens of a segment; 0 without segments."""
+        return self.model.segment
+
+    @property
+    def call_tokens(self) -> int:
+        """A training call is a multiple of this many tokens."""
+        return self.model.call_tokens
+
+    @property
+    def reach(self) -> int:
+        """Tokens that a token can see without the memory."""
+        return self.model.reach
+
+
+@dataclass(frozen=True)
 class Model:
     """Pure functions bound to their config; hashable, and equal by content.
 

@@ -35,6 +35,7 @@ from memtok_jax.models import borders, stack
 from memtok_jax.models import language_model as lm
 from memtok_jax.models.call import Call
 from memtok_jax.models.language_model import LanguageModelConfig
+from memtok_jax.models.protocol import AroundConfig
 from memtok_jax.models.stack import Stack, StackState
 from memtok_jax.numerics import wide
 
@@ -43,7 +44,7 @@ LAYOUTS = {"encoder": "front", "prefix": "read", "suffix": "read"}
 
 
 @dataclass(frozen=True)
-class RmtConfig:
+class RmtConfig(AroundConfig):
     """Memory tokens around a model.
 
     model: the language model inside; its `segment` says when memory is written.
@@ -92,24 +93,9 @@ class RmtConfig:
         return {"paper": "memory", "encoder": "all"}.get(self.form, "past")
 
     @property
-    def vocabulary(self) -> int:
-        """V."""
-        return self.model.vocabulary
-
-    @property
-    def segment(self) -> int:
-        """Tokens of a segment."""
-        return self.model.segment
-
-    @property
     def call_tokens(self) -> int:
         """A training call holds whole segments."""
         return self.model.segment
-
-    @property
-    def reach(self) -> int:
-        """That of the model inside."""
-        return self.model.reach
 
 
 class RmtState(NamedTuple):

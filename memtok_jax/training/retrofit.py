@@ -27,19 +27,18 @@ from memtok_jax.models.mixers.beside import BesideConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.styled import StyledConfig
 from memtok_jax.models.mixers.window import WindowConfig
-from memtok_jax.models.protocol import bind
+from memtok_jax.models.protocol import AroundConfig, bind
 from memtok_jax.models.rmt import RmtConfig
 from memtok_jax.sharding import shardings
 from memtok_jax.training.checkpoint import Checkpoints
 from memtok_jax.training.run_folder import read_config
 
 Wanted = LanguageModelConfig | RmtConfig | LoraConfig
-AROUND = (RmtConfig, LoraConfig)  # configs of a model around another one, `model`
 
 
 def _innermost(wanted: Wanted) -> LanguageModelConfig:
     """The language model itself."""
-    return _innermost(wanted.model) if isinstance(wanted, AROUND) else wanted
+    return _innermost(wanted.model) if isinstance(wanted, AroundConfig) else wanted
 
 
 def base_config(folder: Path, wanted: Wanted) -> LanguageModelConfig:
@@ -86,7 +85,7 @@ def around(wanted: Wanted, base: LanguageModelConfig) -> Wanted:
 
     The wanted pattern repeats over all layers of the base. Raises UserError where a layer of the base cannot take its part.
     """
-    if isinstance(wanted, AROUND):
+    if isinstance(wanted, AroundConfig):
         return replace(wanted, model=around(wanted.model, base))
     segment = wanted.segment or base.segment
     pairs = [(wanted.pattern[n % len(wanted.pattern)], base.pattern[n % len(base.pattern)]) for n in range(base.layers)]
@@ -124,7 +123,7 @@ def in_layers(wanted: Wanted, chosen: str, layers: int) -> Wanted:
     chosen: "all", "upper" (the upper half), "every:N" (the last of each N), or numbers from 0 as in "8,12,-1", negative ones from
     the end. Raises UserError for another text, and for a number that no layer has.
     """
-    if isinstance(wanted, AROUND):
+    if isinstance(wanted, AroundConfig):
         return replace(wanted, model=in_layers(wanted.model, chosen, layers))
     have = numbers_of(chosen, layers)
     pattern = tuple(wanted.pattern[0] if n in have else _without(wanted.pattern[0]) for n in range(layers))
@@ -165,7 +164,7 @@ def graft(params: P.Tree, cfg: Wanted, base: P.Tree, source: LanguageModelConfig
     params, cfg: new ones. base, source: parameters and config of the base. Memory tokens of RMT that shall be as large as word
     embeddings become as large as those of the base.
     """
-    if isinstance(cfg, AROUND):
+    if isinstance(cfg, AroundConfig):
         out = params | {"model": graft(params["model"], cfg.model, base, source)}
         return out | {"memory": _as_large(params["memory"], cfg, base)} if isinstance(cfg, RmtConfig) else out
     theirs = _regrouped(base["layers"], len(cfg.pattern), cfg.layers)
