@@ -15,6 +15,7 @@ from memtok_jax.config import UserError
 from memtok_jax.data.text import TextConfig
 from memtok_jax.models.language_model import LanguageModelConfig
 from memtok_jax.models.lora import LoraConfig, merged
+from memtok_jax.models.mixers.repeated import RepeatedConfig
 from memtok_jax.models.mixers.segment import SegmentConfig
 from memtok_jax.models.mixers.window import WindowConfig
 from memtok_jax.models.protocol import bind
@@ -64,6 +65,16 @@ def test_merged_weights_compute_the_same():
     same = jax.tree.map(np.array_equal, whole, params["model"])
     assert same["layers"][1]["window"]["k"]["w"] and same["words"]["embedding"]
     assert not same["layers"][0]["feed_forward"]["down"]["w"]
+
+
+def test_layers_that_repeat_inside_a_pattern_are_changed_too():
+    """Each repeat has factors of its own, and merged weights compute the same (float64)."""
+    inside = replace(INSIDE, pattern=(WindowConfig(8), RepeatedConfig((WindowConfig(4),), 3)))
+    cfg = LoraConfig(inside, rank=2, targets=("v",))
+    assert bind(cfg).specs()["lora"]["layers.1.0.window.v"]["low"].shape == (1, 3, 16, 2)
+    with jax.enable_x64(True):
+        params = drawn(bind(cfg).specs(), jnp.float64)
+        np.testing.assert_allclose(logits(inside, merged(params, cfg)), logits(cfg, params), rtol=0, atol=1e-12)
 
 
 def test_a_model_around_a_model_is_changed_too():

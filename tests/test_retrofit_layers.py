@@ -12,6 +12,7 @@ from decoder_cases import STORED, Case, distance
 from neural_cases import jit, random_like
 from test_retrofit import ONE, WANTED, fitted, logits, template
 
+from memtok_jax import config
 from memtok_jax.config import UserError
 from memtok_jax.convert import decoders
 from memtok_jax.models import language_model as lm
@@ -176,3 +177,10 @@ def test_a_task_is_read_in_the_tokens_of_the_base(tmp_path):
                                                             "data.lengths=24,48", "training.curriculum="), None, None, str(folder))
     assert chosen.data.task.tokenizer == str(folder / "tokenizer.json") and chosen.data.task.tasks == ("qa2",)
     assert chosen.training.retrofit and (chosen.model.vocabulary, chosen.model.segment, chosen.model.tokens) == (61, 24, 16)
+
+
+def test_layers_that_repeat_inside_a_pattern_take_no_memory(tmp_path):
+    """A run whose pattern does not name its layers one by one is refused in one line."""
+    (tmp_path / "config.json").write_text(config.to_json(config.load("hymba:125m")))
+    with pytest.raises(UserError, match="layers of its model.pattern are repeated inside it .* one by one"):
+        retrofit.base_config(tmp_path, WANTED["mag"])

@@ -74,8 +74,8 @@ def _is(path: tuple[str, ...], target: str) -> bool:
 
 
 def _factors(spec: P.ParamSpec, rank: int) -> dict:
-    """`low` [in, r] and `high` [r, ...out] of a projection [in, ...out], with the axis of stacked layers in front."""
-    lead = int(spec.axes[0] == "layers")
+    """`low` [in, r] and `high` [r, ...out] of a projection [in, ...out], with the axes of stacked layers in front."""
+    lead = spec.axes.count("layers")
     front, axes = spec.shape[:lead], spec.axes[:lead]
     low = P.ParamSpec((*front, spec.shape[lead], rank), (*axes, spec.axes[lead], None), P.fan_in(-2))
     high = P.ParamSpec((*front, rank, *spec.shape[lead + 1:]), (*axes, None, *spec.axes[lead + 1:]), P.zeros)

@@ -50,6 +50,9 @@ def base_config(folder: Path, wanted: Wanted) -> LanguageModelConfig:
     if not isinstance(model, LanguageModelConfig):
         raise UserError(f"training.start_from={folder}: its model is a {type(model).__name__}; only a plain language model can be "
                         "given a memory")
+    if block.depth(model.pattern) != len(model.pattern):
+        raise UserError(f"training.start_from={folder}: layers of its model.pattern are repeated inside it (RepeatedConfig), and a "
+                        "memory goes into layers that the pattern names one by one")
     return model
 
 
