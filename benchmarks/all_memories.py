@@ -21,8 +21,9 @@ There is no mean over columns. Runs go on side by side, one to a core; the comma
 OUTPUT.json also keeps what each run has found (`benchmarks/records.py`). The same command takes it from there, even if the run
 directories are gone, and adds what is missing: more rows (`--models NEW`), pages or seeds; rows and pages that it is not asked for
 stay in the table. So a long table is made in several sittings (`--minutes`) on several machines (`--records` reads the files of
-others). A record whose experiment is not the same any more is refused in one line; with --again such rows run anew, and vanish
-until then. A row of books is compared with the run directory of its twin, so a twin that is only a record is trained again there.
+others). A record whose experiment is not the same any more is refused in one line; with --again such rows are trained once more,
+and are left out of the table until that is done. A row of books is compared with the run directory of its twin, so a twin that is
+only a record is trained again there.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("runs/all_memories"), help="run directories")
     parser.add_argument("--output", default="", help="write OUTPUT.md, OUTPUT.json and OUTPUT.png; go on from OUTPUT.json")
     parser.add_argument("--records", type=Path, nargs="+", default=[], help="take runs from these files too: OUTPUT.json of others")
-    parser.add_argument("--again", action="store_true", help="run rows anew whose record is of another experiment")
+    parser.add_argument("--again", action="store_true", help="train rows once more whose record is of another experiment")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many minutes")
     return parser.parse_args(arguments)
 

@@ -230,7 +230,7 @@ def run_sampling(case: dict) -> dict:
     """`new` tokens after a prompt of `length`; the prompt's own pass is timed apart."""
     cfg, batch = model_config(case), case["batch"]
     # Layers side by side: a loop over layers copies the weights and the carry of each layer for each token.
-    model = bind(replace(cfg, unroll=cfg.layers // len(cfg.pattern)))
+    model = bind(replace(cfg, unroll=cfg.repeats))
     params = model.init(jax.random.key(0))
     prompt = np.asarray(jax.random.randint(jax.random.key(1), (batch, case["length"]), 0, 256))
     start = time.perf_counter()

@@ -89,5 +89,5 @@ def current(records: Records, wanted: dict[Key, str], again: bool) -> dict[Key, 
     for key, record in known.items():
         if record.digest != wanted[key] and not again:
             raise SystemExit(f"error: the record of {key.model}, page {key.page}, rate {key.rate:g}, seed {key.seed} is of another "
-                             "experiment than now; give another --output, or --again to run such rows anew")
+                             "experiment than now; give another --output, or --again to train such rows once more")
     return {key: record.found for key, record in known.items() if record.digest == wanted[key]}

@@ -17,7 +17,6 @@ Prints a table and, as the last line, everything as one JSON object; OUTPUT.md a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import math
@@ -170,12 +169,6 @@ def blocks_of(text: bytes, block: int) -> Iterator:
         first = (first + block) % len(ids)
 
 
-def begin_peak() -> None:
-    """Let the peak of resident memory start anew, where the system can do that (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def stream_long(case: dict, model, params, text: bytes) -> dict:
     """Stream `tokens` tokens and report on each part."""
     import jax
@@ -184,6 +177,7 @@ def stream_long(case: dict, model, params, text: bytes) -> dict:
     from memtok_jax.inference import session as S
     from memtok_jax.inference import stream as F
     from memtok_jax.inference.compiles import compile_count
+    from memtok_jax.training.machine import begin_peak
 
     block = case["block"]
     stream = S.new_stream(model, params, 1, jax.random.key(0))

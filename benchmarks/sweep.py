@@ -71,7 +71,7 @@ def run_all(experiments: dict[str, Any], folder: Path, overrides: Overrides | Ma
 
 
 def is_of(result: Path, overrides: Overrides) -> bool:
-    """Whether this file holds a result, and of an evaluation with these overrides: another one is made anew, without training."""
+    """Whether this file holds a result of an evaluation with these overrides; if not, the run is evaluated again, not trained."""
     return result.exists() and json.loads(result.read_text()).get(OVERRIDES, [*overrides]) == [*overrides]
 
 

@@ -12,8 +12,8 @@ tokens, with one needle in each, go through it side by side: equal blocks, one c
     by distance   the same on the way, at distances that double
     by position   bits per token, and peak memory, of each eighth of the streams
 
-A text that is shorter than the streams begins anew. The command given again does only what is missing; other --tokens need no
-training.
+A text that is shorter than the streams is read again from its beginning. The command given again does only what is missing; for
+another number of --tokens nothing is trained again.
 """
 
 from __future__ import annotations

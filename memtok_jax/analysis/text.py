@@ -38,7 +38,7 @@ def look(params, ids: jax.Array, cfg: lm.LanguageModelConfig) -> Looked:
     call = Call(length=length, slot=state.slot)
     x = lm.placed(params, lm.embed(params, ids, cfg), state.slot, cfg)
     weights, hidden = [], [x]
-    for repeat in range(cfg.layers // len(cfg.pattern)):
+    for repeat in range(cfg.repeats):
         for layer, stacked, carries in zip(cfg.pattern, params["layers"], state.layers, strict=True):
             own, carry = jax.tree.map(lambda leaf, n=repeat: leaf[n], (stacked, carries))
             weights.append(_weights(own, carry, x, layer, b, side))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import sys
 from pathlib import Path
 
 import jax
@@ -31,7 +32,7 @@ def memory() -> int:
 
 
 def begin_peak() -> None:
-    """Let the peak of this process begin anew, where the system can do that (Linux)."""
+    """Count the peak of this process from here on, where the system can do that (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -44,7 +45,7 @@ def peak_megabytes() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def state_bytes(update: Update) -> int:

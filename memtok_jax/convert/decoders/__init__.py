@@ -273,7 +273,7 @@ def _stacks(table: Names, specs: P.Tree, cfg: LanguageModelConfig) -> Iterator[t
     head = {table.head[0]: Entry(("words/output",))} if cfg.style.embedding == "matrix" else {}
     for name, entry in {**table.top, **head}.items():
         yield [name], ("top",), entry, [_at(specs, ("top",), path).shape for path in entry.ours]
-    repeats = cfg.layers // len(cfg.pattern)
+    repeats = cfg.repeats
     for place, layer in enumerate(cfg.pattern):
         inside = layer.layer if isinstance(layer, StyledConfig) else layer
         places = ("layers", place, 0, block.names(inside)[-1])

@@ -14,6 +14,7 @@ from layer to layer within one repeat of the pattern: it holds what layers share
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -82,13 +83,13 @@ class MixerConfig:
 
 
 @dataclass(frozen=True)
-class CompoundConfig(MixerConfig):
+class CompoundConfig(MixerConfig, ABC):
     """A mixer or a layer that is made of mixers, its `parts`."""
 
     @property
+    @abstractmethod
     def parts(self) -> tuple[MixerConfig, ...]:
         """The mixers inside, in order."""
-        raise NotImplementedError
 
     def check(self, b: Backbone) -> None:
         """Those of all parts."""
