@@ -43,6 +43,15 @@ def options(platform: str) -> dict[str, str]:
     return CPU_OPTIONS
 
 
+def platform() -> str:
+    """Of the devices that a program is being traced for ("cpu", "gpu", "tpu"): those of the mesh in force, else jax's default.
+
+    Asked where the same values are computed in another order on a CPU. A wrong answer costs speed alone.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 def once_options(platform: str) -> dict[str, int]:
     """`compiler_options` of a program that runs once, such as an initialisation: on a CPU its compilation takes half the time."""
     return ONCE_CPU_OPTIONS if platform == "cpu" else {}

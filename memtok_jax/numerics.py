@@ -7,6 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from memtok_jax import products
+
 DTYPES = ("float32", "bfloat16")  # compute dtypes: of activations and of the operands of matrix products
 
 
@@ -26,6 +28,8 @@ def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
         # As one product of two matrices: from more axes the gradient of b is a product with a transposed copy, which
         # XLA's CPU compiler writes element by element (docs/log.md, 2026-11-26).
         return jnp.matmul(a.reshape(-1, a.shape[-1]), b, preferred_element_type=out).reshape(*a.shape[:-1], b.shape[-1])
+    if a.dtype == b.dtype == out and a.ndim == b.ndim == 2:
+        return products.nn(a, b)
     return jnp.matmul(a, b, preferred_element_type=out)
 
 

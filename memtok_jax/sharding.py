@@ -72,7 +72,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """
     if x.ndim != len(names):
         raise ValueError(f"an array of shape {x.shape} has {x.ndim} dimensions, got {len(names)} axis names {names}")
-    free = _free_axes()
+    free = free_axes()
     if not free:
         return x
     axes = tuple(tuple(a for a in dim if a in free) for dim in mesh_axes_of(names))
@@ -122,7 +122,7 @@ def row_groups(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def _free_axes() -> MeshAxes:
+def free_axes() -> MeshAxes:
     """Axes of the mesh in force that the compiler divides by itself; empty without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
@@ -130,7 +130,7 @@ def _free_axes() -> MeshAxes:
 
 def everywhere(x: jax.Array) -> jax.Array:
     """Ask the compiler for a copy of x on every device, so that every process can read it."""
-    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if _free_axes() else x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if free_axes() else x
 
 
 def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
@@ -139,7 +139,7 @@ def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
     Left to itself, the compiler cannot divide an index into a divided table reliably: that of jax 0.10.2 aborts on meshes that use
     all three axes.
     """
-    free = _free_axes()
+    free = free_axes()
     if not free:
         return table_VD[ids_BT]
     own_rows = PartitionSpec(tuple(axis for axis in RULES["batch"] if axis in free))
@@ -153,7 +153,7 @@ def divided(function: Callable, in_axes: list[tuple[str | None, ...]], out_axes:
 
     function: (*arrays) -> list of arrays. in_axes, out_axes: logical axes of the first dimensions of each array; the rest is whole.
     """
-    free = _free_axes()
+    free = free_axes()
     if not free:
         return function
     spec = lambda names: _partition_spec(tuple(tuple(a for a in dim if a in free) for dim in mesh_axes_of(names)))

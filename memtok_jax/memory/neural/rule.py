@@ -28,6 +28,7 @@ from memtok_jax.memory.neural.coefficients import Coefficients, before, coeffici
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.features import Gate, gate_of
 from memtok_jax.memory.neural.networks import Hooks, forward, gate_sets
+from memtok_jax import products
 from memtok_jax.numerics import lift, matmul
 
 Weights = dict[str, jax.Array]
@@ -131,7 +132,7 @@ def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[st
     def dense(name, h):
         by_channel = written[name].ndim == 3
         scores = -(channels.scores(written[name], h, taps.h[name]) if by_channel
-                   else written[name] * matmul(h, taps.h[name].T, dtype))
+                   else written[name] * products.nt(h, taps.h[name]))
         keep, initial, pushed = columns[sets[name]]
         factors, parts = (initial, keep, pushed), (start[name], carry.weights[name], carry.surprise[name])
         if by_channel or h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
@@ -149,8 +150,28 @@ def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, dtype: str) -> 
     written = c.written if by_channel else c.written[:, None]
     twice = lambda x: jnp.concatenate([written * x, c.moving[:, None] * x], axis=-1)
     if by_channel or h.shape[-1] <= delta.shape[-1]:
-        return jnp.split(matmul(twice(h).T, delta, dtype), 2)
-    return jnp.split(matmul(h.T, twice(delta), dtype), 2, axis=-1)
+        return jnp.split(products.tn(twice(h), delta), 2)
+    return jnp.split(products.tn(h, twice(delta)), 2, axis=-1)
+
+
+@jax.custom_vjp
+def scaled(factor: jax.Array, weight: jax.Array) -> jax.Array:
+    """factor[] * weight[d_in, d_out]. The sum in its gradient goes over rows first, which XLA's CPU backend computes five times as
+    fast as one over all numbers."""
+    return factor * weight
+
+
+def _scaled_back(kept, g):
+    factor, weight = kept
+    return jax.lax.optimization_barrier((g * weight).sum(0)).sum(), factor * g
+
+
+scaled.defvjp(lambda factor, weight: (scaled(factor, weight), (factor, weight)), _scaled_back)
+
+
+def _times(factor: jax.Array, weight: jax.Array) -> jax.Array:
+    """A number, or one for each row, times a weight."""
+    return factor[:, None] * weight if factor.ndim else scaled(factor, weight) if weight.ndim == 2 else factor * weight
 
 
 def _end(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str], shifts: set[str],
@@ -164,9 +185,9 @@ def _end(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str
         else:
             rank_one = _rank_one(taps.h[name], taps.delta[name], name in shifts)
             grown, moved = ((share[None] @ rank_one)[0] for share in (c.written, c.moving))
-        initial, keep, pushed = (x[:, None] if x.ndim else x for x in (c.initial, c.keep, c.pushed))
-        weights[name] = (initial - 1) * start[name] + keep * w + pushed * carry.surprise[name] - grown
-        surprise[name] = c.past * carry.surprise[name] - moved
+        pushed = _times(c.pushed, carry.surprise[name])
+        weights[name] = _times(c.initial - 1, start[name]) + _times(c.keep, w) + pushed - grown
+        surprise[name] = _times(c.past, carry.surprise[name]) - moved
     return weights, surprise
 
 

@@ -14,12 +14,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from memtok_jax.compiler import platform
 from memtok_jax.memory import pieces as cutting
 from memtok_jax.memory.neural import stats
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.rule import Carry, Inputs, Weights, piece
+from memtok_jax.sharding import free_axes
 
-FEW = 16  # up to this many carries, storing is cheaper than recomputing
+NEAR = 2 ** 17  # bytes of the first weights of rows that go side by side on a CPU; a backward pass needs eight times that
+FEW = 64  # up to this many carries, storing is cheaper than recomputing
 
 
 def _all_heads(cfg: NeuralMemoryConfig):
@@ -79,6 +82,30 @@ def _scan_recomputed(body, carry, xs, group: int):
     return carry, jax.tree.map(lambda y: y.reshape(chunks, *y.shape[2:]), ys)
 
 
+def _rows_at_once(start: Weights, batch: int) -> int:
+    """Rows of a call that go through their chunks side by side.
+
+    A core of a CPU keeps the weights of some rows near itself; of more rows it would read and write them anew in every operation.
+    Elsewhere, and where the compiler divides the rows over devices, all rows go side by side.
+    """
+    if platform() != "cpu" or free_axes():
+        return batch
+    fitting = max(NEAR // max(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start)), 1), 1)
+    return max(rows for rows in range(1, batch + 1) if batch % rows == 0 and rows <= fitting) if batch else batch
+
+
+def _by_rows(scan, carry, xs, rows: int):
+    """`scan(carry, xs) -> (carry, ys)` for so many rows after the other. carry: leaves [B, ...]; xs, ys: leaves [N, B, ...]."""
+    batch = jax.tree.leaves(carry)[0].shape[0]
+    if rows == batch:
+        return scan(carry, xs)
+    cut = lambda x, axis: x.reshape(*x.shape[:axis], batch // rows, rows, *x.shape[axis + 1:])
+    ahead = jax.tree.map(lambda x: jnp.moveaxis(cut(x, 1), 1, 0), xs)
+    carry, ys = jax.lax.map(lambda group: scan(*group), (jax.tree.map(lambda x: cut(x, 0), carry), ahead))
+    carry = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), carry)
+    return carry, jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], batch, *y.shape[3:]), ys)
+
+
 def _per_head(x: jax.Array) -> jax.Array:
     """[N, B, C, H, ...] -> [N, B, H, C, ...]."""
     return jnp.moveaxis(x, 3, 2)
@@ -122,10 +149,13 @@ def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Ar
     grid = _whole_grid(phase_B, tokens, cfg.chunk) if whole else _open_grid(phase_B, length_B, tokens, cfg.chunk)
     xs = jax.tree.map(lambda x: _per_head(grid.split(x)), inputs._replace(real=None))._replace(real=grid.real)
     group = group_size(grid.closes.shape[0], cfg.remat_group) if cfg.remat_group >= 0 else -1
+    rows = _rows_at_once(start, inputs.k.shape[0])
     if whole:
         body = _whole_body(start, slow, cfg)
-        (weights, surprise), (y, found) = _scan_recomputed(body, (carry.weights, carry.surprise), (xs, grid.closes), group)
+        scan = partial(_scan_recomputed, body, group=group)
+        (weights, surprise), (y, found) = _by_rows(scan, (carry.weights, carry.surprise), (xs, grid.closes), rows)
         carry = Carry(weights, weights, surprise)
     else:
-        carry, (y, found) = _scan_recomputed(_body(start, slow, cfg), carry, (xs, grid.closes), group)
+        scan = partial(_scan_recomputed, _body(start, slow, cfg), group=group)
+        carry, (y, found) = _by_rows(scan, carry, (xs, grid.closes), rows)
     return grid.join(jnp.moveaxis(y, 2, 3)), carry, grid.phase, stats.of_surprise(found, grid.real, cfg)
