@@ -86,6 +86,11 @@ def _of_model(base: Any, model: Any, rate: float, seed: int) -> Any:
                    training=replace(base.training, call_tokens=call, seed=seed, data=1, sample_tokens=0))
 
 
+def _rows(split: str, samples: int, lengths: str) -> tuple[str, ...]:
+    """Overrides that name what a task is evaluated on."""
+    return f"data.eval_split={split}", f"data.eval_samples={samples}", f"evaluation.lengths={lengths}"
+
+
 def needles(budget: Budget) -> Page:
     """Pass-key, number and uuid in one model, by length (`configs/needles.py`)."""
     from memtok_jax import config, data
@@ -98,8 +103,8 @@ def needles(budget: Budget) -> Page:
 
     return Page(f"whole values written, trained on rows of up to {trained} tokens", Sizes(data.vocabulary(base.data), 16, trained),
                 max(budget.lengths) * trained, lambda model, rate, seed: _of_model(base, model, rate, seed),
-                ("data.eval_split=valid", f"data.eval_samples={5 * budget.samples}", "evaluation.lengths=1"), "eval/accuracy", False,
-                ("data.eval_split=test", f"data.eval_samples={budget.samples}", f"evaluation.lengths={lengths}"), "needles", columns)
+                _rows("valid", 5 * budget.samples, "1"), "eval/accuracy", False, _rows("test", budget.samples, lengths), "needles",
+                columns)
 
 
 def tracking(budget: Budget, group: str) -> Page:
@@ -115,9 +120,8 @@ def tracking(budget: Budget, group: str) -> Page:
 
     return Page(f"{group}: whole rows, trained on up to {trained} tokens", Sizes(data.vocabulary(base.data), 8, trained, chunk=1),
                 max(budget.lengths) * trained, lambda model, rate, seed: _of_model(base, model, rate, seed),
-                ("data.eval_split=valid", f"data.eval_samples={5 * budget.samples}", "evaluation.lengths=1"), "eval/accuracy", False,
-                ("data.eval_split=test", f"data.eval_samples={budget.samples}", f"evaluation.lengths={lengths}"), "state_tracking",
-                columns)
+                _rows("valid", 5 * budget.samples, "1"), "eval/accuracy", False, _rows("test", budget.samples, lengths),
+                "state_tracking", columns)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- books

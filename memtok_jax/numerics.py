@@ -17,20 +17,40 @@ def wide(*arrays: jax.Array):
     return jnp.dtype(jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32)
 
 
-def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
-    """a @ b with operands in the compute dtype ("float32" or "bfloat16") and sums in float32; float64 stays float64."""
+def _operands(a: jax.Array, b: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array, jnp.dtype]:
+    """Both operands of a product in the compute dtype, and the dtype of its sums."""
     out = wide(a, b)
     if dtype == "bfloat16" and out == jnp.float32:
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    elif a.dtype != b.dtype:
-        a, b = a.astype(out), b.astype(out)
+        return a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), out
+    return (a, b, out) if a.dtype == b.dtype else (a.astype(out), b.astype(out), out)
+
+
+def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """a @ b with operands in the compute dtype ("float32" or "bfloat16") and sums in float32; float64 stays float64."""
+    a, b, out = _operands(a, b, dtype)
     if a.ndim > 2 and b.ndim == 2:
         # As one product of two matrices: from more axes the gradient of b is a product with a transposed copy, which
         # XLA's CPU compiler writes element by element (docs/log.md, 2026-11-26).
         return jnp.matmul(a.reshape(-1, a.shape[-1]), b, preferred_element_type=out).reshape(*a.shape[:-1], b.shape[-1])
+    return _product("nn", a, b, out)
+
+
+def matmul_nt(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """a[M, K] @ b[N, K]^T, as `matmul`."""
+    return _product("nt", *_operands(a, b, dtype))
+
+
+def matmul_tn(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """a[K, M]^T @ b[K, N], as `matmul`."""
+    return _product("tn", *_operands(a, b, dtype))
+
+
+def _product(kind: str, a: jax.Array, b: jax.Array, out: jnp.dtype) -> jax.Array:
+    """Two matrices of one wide dtype by `products`; others, whose cotangents have another dtype than they, as one product."""
     if a.dtype == b.dtype == out and a.ndim == b.ndim == 2:
-        return products.nn(a, b)
-    return jnp.matmul(a, b, preferred_element_type=out)
+        return getattr(products, kind)(a, b)
+    turn = lambda x, is_turned: jnp.swapaxes(x, -1, -2) if is_turned else x
+    return jnp.matmul(turn(a, kind[0] == "t"), turn(b, kind[1] == "t"), preferred_element_type=out)
 
 
 def target_nats(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:

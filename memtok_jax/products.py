@@ -4,10 +4,10 @@
     nt(a, b)   a b^T                    nn(g, b), tn(g, a)
     tn(a, b)   a^T b                    nt(b, g), nn(a, g)
 
-XLA's CPU backend takes three to four times as long for a b^T as for a b where a has few rows (16 x 256 by 208 x 256: 290 us for four
-of them, 68 us as a b), and the backward pass of a chunk of a memory is made of such products. There `nt` transposes what is
-smaller: b, or a and the result. The compiler would turn that into a b^T again, so barriers hide the transpositions. On other
-devices, and for many rows, all three are one product.
+XLA's CPU backend takes three to four times as long for a b^T as for a b where a has few rows (docs/log.md, 2026-11-30), and the
+backward pass of a chunk of a memory is made of such products. There `nt` transposes what is smaller: b, or a and the result. The
+compiler would turn that into a b^T again, so barriers hide the transpositions. On other devices, and for many rows, all three are
+one product.
 """
 
 from __future__ import annotations

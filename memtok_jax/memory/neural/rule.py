@@ -28,8 +28,7 @@ from memtok_jax.memory.neural.coefficients import Coefficients, before, coeffici
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.features import Gate, gate_of
 from memtok_jax.memory.neural.networks import Hooks, forward, gate_sets
-from memtok_jax import products
-from memtok_jax.numerics import lift, matmul
+from memtok_jax.numerics import lift, matmul, matmul_nt, matmul_tn
 
 Weights = dict[str, jax.Array]
 BySet = dict[str, Coefficients]  # set of gates -> its coefficients, see `networks.gate_sets`
@@ -132,7 +131,7 @@ def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[st
     def dense(name, h):
         by_channel = written[name].ndim == 3
         scores = -(channels.scores(written[name], h, taps.h[name]) if by_channel
-                   else written[name] * products.nt(h, taps.h[name]))
+                   else written[name] * matmul_nt(h, taps.h[name], dtype))
         keep, initial, pushed = columns[sets[name]]
         factors, parts = (initial, keep, pushed), (start[name], carry.weights[name], carry.surprise[name])
         if by_channel or h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
@@ -150,8 +149,8 @@ def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, dtype: str) -> 
     written = c.written if by_channel else c.written[:, None]
     twice = lambda x: jnp.concatenate([written * x, c.moving[:, None] * x], axis=-1)
     if by_channel or h.shape[-1] <= delta.shape[-1]:
-        return jnp.split(products.tn(twice(h), delta), 2)
-    return jnp.split(products.tn(h, twice(delta)), 2, axis=-1)
+        return jnp.split(matmul_tn(twice(h), delta, dtype), 2)
+    return jnp.split(matmul_tn(h, twice(delta), dtype), 2, axis=-1)
 
 
 @jax.custom_vjp
