@@ -29,9 +29,8 @@ def _whole(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _turned(a: jax.Array) -> jax.Array:
-    """[..., M, N] -> [..., N, M] as an array of its own; what comes before is not computed a second time in that order."""
-    hidden = jax.lax.optimization_barrier
-    return hidden(jnp.swapaxes(hidden(a), -1, -2))
+    """[..., M, N] -> [..., N, M] as an array of its own."""
+    return jax.lax.optimization_barrier(jnp.swapaxes(a, -1, -2))
 
 
 def _by_copies(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from memtok_jax.memory.neural import networks
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
-from memtok_jax.numerics import matmul, spread, wide
+from memtok_jax.numerics import lift, matmul, wide
 from memtok_jax.params import ParamSpec, fan_in, normal, take_rows
 
 Gate = jax.Array | dict[str, jax.Array]
@@ -97,15 +97,38 @@ def _channel_specs(cfg: NeuralMemoryConfig) -> dict[str, dict[str, ParamSpec]]:
     } for name, (d_in, _) in networks.dense_shapes(cfg).items()}
 
 
+@jax.custom_vjp
+def _taps(stream: jax.Array, kernel: jax.Array) -> jax.Array:
+    """y_t = sum over i of kernel_i * stream_{t+i}: stream[B, T + width - 1, ...], kernel[width, ...] -> [B, T, ...]."""
+    tokens = stream.shape[1] - kernel.shape[0] + 1
+    return sum(stream[:, i:i + tokens] * lift(kernel[i], stream).astype(stream.dtype) for i in range(kernel.shape[0]))
+
+
+def _taps_backward(kept, g):
+    """The cotangent is padded once and read in slices. Left to itself, the CPU's compiler pads it for each tap, and computes all
+    that leads to it as often. The sum of a tap over rows and tokens is a product with ones, see `numerics.spread`."""
+    stream, kernel = kept
+    width, size = kernel.shape[0], stream.shape[1]
+    padded = jnp.pad(g, ((0, 0), (width - 1, width - 1)) + ((0, 0),) * (g.ndim - 2))
+    later = [padded[:, width - 1 - i:width - 1 - i + size] for i in range(width)]  # g_{s-i} beside stream_s
+    back = sum(x * lift(tap, x).astype(x.dtype) for x, tap in zip(later, kernel, strict=True))
+    rows = [(x * stream).astype(kernel.dtype).reshape(-1, kernel[0].size) for x in later]
+    ones = jnp.ones((1, rows[0].shape[0]), kernel.dtype)
+    return back, jnp.stack([jnp.matmul(ones, row, precision="highest").reshape(kernel.shape[1:]) for row in rows])
+
+
+_taps.defvjp(lambda stream, kernel: (_taps(stream, kernel), (stream, kernel)), _taps_backward)
+
+
 def causal_conv(x: jax.Array, tail: jax.Array, kernel: jax.Array, length_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Depthwise causal convolution that continues a stream.
 
-    x: [B, T, H, K]. tail: [B, width-1, H, K], the inputs before x. kernel: [width, H, K], its last tap is for the current token.
+    x: [B, T, ...]. tail: [B, width-1, ...], the inputs before x. kernel: [width, ...], its last tap is for the current token.
     Returns the outputs and the tail after the first length_B tokens of each row.
     """
-    width, tokens = kernel.shape[0], x.shape[1]
+    width = kernel.shape[0]
     stream = jnp.concatenate([tail.astype(x.dtype), x], axis=1)
-    y = sum(stream[:, i:i + tokens] * spread(kernel[i], x).astype(x.dtype) for i in range(width))
+    y = _taps(stream, kernel)
     index = length_B[:, None] + jnp.arange(width - 1)[None]
     return y, take_rows(stream, index).astype(tail.dtype)
 
