@@ -97,7 +97,8 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
     tried = ", ".join(f"{rate}: {value:.3f}" for rate, value in records[0]["tried"].items()) or "given"
     about = (f"{args.steps} updates of 4,096 bytes, {len(args.seeds)} seeds (mean, least to most). Learning rate "
              f"{records[0]['rate']:g} for all; {BASE} on validation text: {tried}.")
-    header = ["model", "bits per byte", f"of bytes {last_bin(records[0])['tokens']}", "reset", "frozen", "parameters", "tokens/s in training"]
+    header = ["model", "bits per byte", f"of bytes {last_bin(records[0])['tokens']}", "reset", "frozen", "parameters",
+              "tokens/s in training"]
     return "\n\n".join(["# Parts of Titans' memory on books", f"`{command}`", about, report.machine(records, load),
                         report.table(header, rows)])
 
