@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -85,23 +86,40 @@ def cost_table(done: dict[str, Any]) -> str:
     return report.table(["model", "parameters", "floats of carry", "tokens/s in training", "seconds", "rates: validation"], rows)
 
 
+def at_all_lengths(one: dict[str, Any], kind: str) -> dict[str, list[float]]:
+    """What a suite reports under `kind/`, the numbers of all lengths ("..._at_256") under one name."""
+    found: dict[str, list[float]] = {}
+    for name, value in one.items():
+        if name.startswith(kind + "/"):
+            found.setdefault(re.sub(r"_at_\d+$", "", name.removeprefix(kind + "/")), []).append(value)
+    return found
+
+
 def free_lines(done: dict[str, Any]) -> str:
     """What needs no training, by model where it depends on what a model sees; "" as long as nothing is known."""
     found: dict[str, dict[str, None]] = {}
     for first in (seeds[0] for seeds in done["results"].values() if seeds):
-        for name in first:
-            if name.startswith("baseline/"):
-                found.setdefault(name.removeprefix("baseline/"), {})[f"{first[name]:.3g}"] = None
+        for name, values in at_all_lengths(first, "baseline").items():
+            found.setdefault(name, {}).update({f"{value:.3g}": None for value in values})
     values = ", ".join(f"{name} {' or '.join(values)}" for name, values in found.items())
     return f"Without training: {values}." if values else ""
 
 
 def control_table(done: dict[str, Any]) -> str:
-    """Controls of the page that a suite reports under control/, as means over the seeds; "" if it has none."""
-    tested = {model: seeds for model, seeds in done["results"].items() if seeds}
-    names = list(dict.fromkeys(name for seeds in tested.values() for name in seeds[0] if name.startswith("control/")))
-    rows = [[model, *(f"{statistics.mean(one[name] for one in seeds):.2f}" for name in names)] for model, seeds in tested.items()]
-    return report.table(["model", *(name.removeprefix("control/") for name in names)], rows) if names else ""
+    """Controls of the page that a suite reports under control/, as means over lengths and seeds; "" if it has none.
+
+    One line for a model and what comes before the name of a control ("passkey_swap").
+    """
+    rows: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for model, seeds in done["results"].items():
+        for one in seeds:
+            for name, values in at_all_lengths(one, "control").items():
+                task, _, control = name.partition("_")
+                rows.setdefault((model, task), {}).setdefault(control, []).extend(values)
+    names = list(dict.fromkeys(control for line in rows.values() for control in line))
+    mean = lambda values: f"{statistics.mean(values):.2f}" if values else ""
+    cells = [[*key, *(mean(line.get(name, [])) for name in names)] for key, line in rows.items()]
+    return report.table(["model", "task", *(name.replace("_", " ") for name in names)], cells) if cells else ""
 
 
 def made_with(done: dict[str, dict]) -> str:
@@ -119,7 +137,7 @@ def summary(done: dict[str, dict], args: argparse.Namespace, command: str) -> st
     for name, page in done.items():
         controls, missing = control_table(page), ", ".join(page["missing"])
         parts += [f"## {name}", page["about"].capitalize() + ".", page_table(page), free_lines(page), cost_table(page),
-                  *(["Controls, whole values after each:", controls] if controls else []),
+                  *(["Controls, whole values after each, the mean of all lengths:", controls] if controls else []),
                   *([f"Missing: {missing}."] if missing else [])]
     return "\n\n".join(filter(None, parts))
 
