@@ -144,7 +144,7 @@ def main() -> None:
     flags.add_argument("--workdir", default="", help="run of a controller, for --part=nested and summary")
     flags.add_argument("--orderings", type=int, default=30)
     flags.add_argument("--pairs", type=int, default=140)
-    flags.add_argument("--smaller", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 140], help="pairs, for --part=summary")
+    flags.add_argument("--smaller", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="pairs, for --part=summary")
     flags.add_argument("--digits", type=int, default=8)
     flags.add_argument("--query", default="word", choices=tuple(nested.QUERIES), help="what the script searches for")
     flags.add_argument("--questions", type=int, default=100)

@@ -81,7 +81,7 @@ def summary_part(workdir: str, pairs: int, smaller: tuple[int, ...], orderings: 
     for number in smaller:
         cfg = replace(cfg, pairs=number)
         evicted = evicted_rows(CONTEXT, cfg)
-        out["by_pairs"][number] = scores(answering, tables(cfg, 4 * BATCH, seed, 0), evicted) | {"evicted": evicted}
+        out["by_pairs"][number] = scores(answering, tables(cfg, orderings, seed, 0), evicted) | {"evicted": evicted}
     return out
 
 

@@ -36,7 +36,7 @@ def test_every_scored_digit_is_the_value_of_the_key_that_is_asked_for(length):
         table = dict(virtual_nested.PAIR.findall(text_of(row)))
         asked = re.findall(r"value of (\w{5})\xf7\xf8s\xfa", text_of(row))
         said = text_of(label[label != IGNORED])
-        assert len(table) == CFG.pairs and set(asked[:3]) == set(table) and len(asked) > 3
+        assert len(table) == CFG.pairs and set(asked) <= set(table) and len(asked) > 3
         assert "".join(table[key] for key in asked).startswith(said) and len(said) > 5 * (len(asked) - 1)
 
 
@@ -63,11 +63,11 @@ def test_the_reader_counts_rows_and_answers_that_are_in_sight():
 
 
 def test_the_preset_sees_no_row_by_attention():
-    """A reader of what attention reaches is at chance at every number of pairs; of everything, always right."""
+    """A reader of what attention and the convolution behind it reach is at chance; of everything, always right."""
     experiment = config.load("memgpt:told")
-    model = bind(experiment.model)
-    t = np.arange(experiment.data.sequence)
-    found = [nested_told.reader(experiment.data.task, len(t), np.maximum(t - reach, 0)) for reach in (model.reach - 1, len(t))]
+    model, t = bind(experiment.model), np.arange(experiment.data.sequence)
+    sight = model.reach + experiment.model.pattern[-1].memory.conv - 1
+    found = [nested_told.reader(experiment.data.task, len(t), np.maximum(t - seen + 1, 0)) for seen in (sight, len(t))]
     assert found == [1 / 16, 1.0]
 
 

@@ -10,14 +10,13 @@ the table evicts the oldest rows into the summary; the context behind it begins 
 the rest of the rows. So that is what a model without segments reads, byte for byte, and the system text stands between any two
 rows, in front of all or behind all: each row's place is drawn.
 
-A row of the batch tells `pairs` pairs and asks for them in a random order, all of them before one again, until it is full; what is
-cut off is not asked. Only digits of answers are scored. Values are no keys: one lookup answers.
+A row of the batch tells `pairs` pairs and asks until it is full, each time for any of them: were each asked once, what was said
+already would tell what is left. Only digits of answers are scored. Values are no keys: one lookup answers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 
@@ -93,12 +92,8 @@ def _row(cfg: NestedToldConfig, length: int, rng: np.random.Generator, held_out:
     table = [told(*row) for row in rows]
     table.insert(int(rng.integers(len(rows) + 1)), bytes((SYSTEM, END)))
     tokens, scored = bytearray(b"".join(table)), np.zeros(length, bool)
-    for number in count():
-        if len(tokens) >= length:
-            break
-        if number % len(rows) == 0:
-            order = rng.permutation(len(rows))
-        key, value = rows[order[number % len(rows)]]
+    while len(tokens) < length:
+        key, value = rows[rng.integers(len(rows))]
         tokens += question(key)
         scored[len(tokens):len(tokens) + len(value)] = True
         tokens += nested.said(value)[3:]
@@ -133,7 +128,7 @@ def reader(cfg: NestedToldConfig, sequence: int, first: np.ndarray) -> float:
     stands = _answers(cfg, sequence)
     digit, asked, right = np.arange(cfg.digits), len(stands), []
     for _ in range(200):
-        order = np.concatenate([rng.permutation(cfg.pairs) for _ in range(-(-asked // cfg.pairs))])[:asked]
+        order = rng.integers(cfg.pairs, size=asked)
         value = 2 * (rng.integers(cfg.pairs + 1) <= order) + (order + 1) * row - 1 - cfg.digits
         again = np.array([max((stands[i, 0] for i in range(n) if order[i] == pair), default=0) for n, pair in enumerate(order)])
         seen = np.maximum(value, again)[:, None] + digit
