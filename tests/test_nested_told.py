@@ -99,11 +99,18 @@ def test_kinds_of_replies_add_up():
         assert found[kind] == 1.0 and (found["digits"] == 1.0) == (kind == "right")
 
 
+def scrambled(params):
+    """Other parameters, with which a reply depends on all that was read; initial ones repeat one digit."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
+
+
 @pytest.mark.slow
 def test_streams_side_by_side_answer_as_a_conversation_does():
     from memtok_jax.virtual_context.session_device import SessionDevice
     model = bind(config.load("memgpt:told").model)
-    params = model.init(jax.random.key(0))
+    params = scrambled(model.init(jax.random.key(0)))
     cfg = nested.NestedConfig(pairs=7, lookups=(1, 1))
     asked = virtual_summary.tables(cfg, 3, 0, 0)
     evicted = virtual_summary.evicted_rows(virtual_summary.CONTEXT, cfg)
