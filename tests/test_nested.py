@@ -11,7 +11,7 @@ import virtual_toys as toys
 from task_checks import samples_are_pure
 
 from benchmarks import virtual_context as bench
-from benchmarks import virtual_systems, virtual_texts
+from benchmarks import virtual_nested, virtual_systems, virtual_texts
 from memtok_jax.config import UserError
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.tasks import nested
@@ -45,10 +45,10 @@ def test_transcripts_are_those_of_a_conversation(cfg):
 
     def watch(view):
         seen.append(view.tokens)
-        decided.append(bench.follow(view, cfg.query))
+        decided.append(virtual_nested.follow(view, cfg.query))
         return decided[-1]
 
-    limits = replace(bench.context(nested.NestedConfig()), blocks=())
+    limits = replace(virtual_nested.context(nested.NestedConfig()), blocks=())
     with Conversation(":memory:", cfg=limits, policy=ScriptedPolicy(watch), save_every=0) as talk:
         for row in range(1, cfg.pairs + 1):
             talk.remember(nested.row_text(*table.get(row, (next(others), next(others)))), t_us=toys.START)
@@ -98,11 +98,11 @@ def test_a_table_holds_one_chain(lookups):
 
 @pytest.mark.parametrize("query", nested.QUERIES)
 def test_the_script_needs_one_search_more_than_lookups(query, monkeypatch):
-    monkeypatch.setattr(bench, "LEVELS", 1)
-    (ways,) = bench.nested_part("", 140, query, 8, 1, 0)["levels"].values()
+    monkeypatch.setattr(virtual_nested, "LEVELS", 1)
+    (ways,) = virtual_nested.nested_part("", 140, query, 8, 1, 0)["levels"].values()
     assert ways["script"] == {"right": 1.0, "searches": 2.0} and ways["heuristic"] == {"right": 1.0, "searches": 1.0}
     assert sum(share for kind, share in ways["fixed_context"].items() if kind != "searches") == 1
-    assert bench.reader([("a", "b"), ("b", "c")], "a") == "c" and bench.reader([("b", "c")], "a") == ""
+    assert virtual_nested.reader([("a", "b"), ("b", "c")], "a") == "c" and virtual_nested.reader([("b", "c")], "a") == ""
 
 
 # ------------------------------------------------------------------------------------------------------------------ texts

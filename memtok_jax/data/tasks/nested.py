@@ -161,8 +161,8 @@ def transcript(cfg: NestedConfig, path: list[str], rows: list[int]) -> list[tupl
         found = [(rows[place], row_text(path[place], path[place + 1])) for place in shown if 0 <= place < len(rows)]
         call = search(cfg, word)
         pieces += [(call, 1, len(call) - 1), (result(sorted(found, reverse=True)), 0, 0)]
-    said = bytes((CALL,)) + SEND.encode() + string(path[-1]) + bytes((CALL_END, END))
-    return [*pieces, (said, 1, len(said) - 1)]
+    reply = said(path[-1])
+    return [*pieces, (reply, 1, len(reply) - 1)]
 
 
 def asked(word: str) -> bytes:
@@ -173,6 +173,11 @@ def asked(word: str) -> bytes:
 def search(cfg: NestedConfig, word: str) -> bytes:
     """The call that looks for a word."""
     return bytes((CALL,)) + (ARCHIVAL_SEARCH + TEXT).encode() + string(QUERIES[cfg.query] + word) + bytes((HEARTBEAT, CALL_END))
+
+
+def said(word: str) -> bytes:
+    """The call that replies."""
+    return bytes((CALL,)) + SEND.encode() + string(word) + bytes((CALL_END, END))
 
 
 def string(text: str) -> bytes:
