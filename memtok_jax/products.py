@@ -15,8 +15,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from memtok_jax.compiler import platform
-
 FEW = 128  # rows up to which a b^T is slow on a CPU
 
 
@@ -49,7 +47,9 @@ def nn(a: jax.Array, b: jax.Array) -> jax.Array:
 @jax.custom_vjp
 def nt(a: jax.Array, b: jax.Array) -> jax.Array:
     """a[..., M, K] b[..., N, K]^T -> [..., M, N]."""
-    return _by_copies(a, b) if a.shape[-2] <= FEW and platform() == "cpu" else _whole(a, b)
+    if a.shape[-2] > FEW:
+        return _whole(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=_by_copies, default=_whole)
 
 
 @jax.custom_vjp
