@@ -52,7 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--base_steps", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=6000, help="updates of every arm")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="fresh runs; 0: the runs by which rates were chosen are tested")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--window", type=int, default=256)
@@ -146,17 +146,20 @@ def run_all(args: argparse.Namespace) -> list[dict]:
 
     chosen = protocol.choose_rates(args.arms, tuple(args.rates), lambda runs: {
         run: found[SCORE] for run, found in results(runs, dict.fromkeys(runs, valid), "").items()}, lower_is_better=True)
-    final = protocol.final_runs(chosen, args.seeds)
+    final = protocol.final_runs(chosen, args.seeds) or [Run(name, one.rate, protocol.SELECTION_SEED)
+                                                         for name, one in chosen.items()]
     plain = {run.seed: run for run in final if run.model == PLAIN}
     beside = lambda run: () if run.model == PLAIN else (positions("against", args.folder / plain[run.seed].folder / "run"),)
     tested = results([*plain.values()], dict.fromkeys(plain.values(), test), "content")
     others = [run for run in final if run.model != PLAIN]
     tested |= results(others, {run: (*test, *beside(run)) for run in others}, "content")
     before = sweep.run_all({"base": base(args)}, args.folder, test, suite="content")["base"]
-    return [record("base", [before], start), *(
-        {"rate": one.rate, "tried": one.tried} | record(name, [found for run, found in tested.items() if run.model == name],
-                                                        args.folder / Run(name, one.rate, 0).folder / "run")
-        for name, one in chosen.items())]
+    out = [record("base", [before], start)]
+    for name, one in chosen.items():
+        own = [run for run in final if run.model == name]
+        out.append({"rate": one.rate, "tried": one.tried} | record(name, [tested[run] for run in own],
+                                                                   args.folder / own[0].folder / "run"))
+    return out
 
 
 def record(name: str, seeds: list[dict], folder: Path) -> dict[str, Any]:
@@ -214,12 +217,12 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
     places = [[tokens, *(mean(r, n) for r in arms)] for n, tokens in enumerate(records[0]["bins"])]
     cost = [[r["arm"], f"{r['tokens_per_second']:,.0f}", f"{r['rate']:g}", ", ".join(
         f"{rate:g}: {value:.4f}" for rate, value in r["tried"].items())] for r in records if "rate" in r]
-    how = f"{args.steps} updates, {args.seeds} seed(s)"
+    seeds = f"with a seed that is thrown away, {args.seeds} fresh seed(s)" if args.seeds else "with the one seed that is tested"
     return "\n\n".join([
         "# A memory for a trained decoder", f"`{command}`", report.machine(records, load),
         f"Base: width {args.width}, {args.layers} layers, window {args.window}, {args.base_steps} updates of 4 x {args.sequence} "
-        f"tokens; arms: {how}, learning rates chosen on validation text with a seed that is thrown "
-        f"away. {args.streams} streams of {args.tokens:,} tokens ({args.test_split}). Bits per byte without training, on the "
+        f"tokens; arms: {args.steps} updates, learning rates chosen on validation text {seeds}. "
+        f"{args.streams} streams of {args.tokens:,} tokens ({args.test_split}). Bits per byte without training, on the "
         f"whole split: {free}. What the arms are and when a gain counts: `benchmarks/retrofit.py`.",
         report.table(["arm", "parameters", "bits per byte", "plain less arm", "short", "counts"], rows),
         "Intervals hold 95 % of the means over drawn streams, the widest over the seeds. Loss without the content of the memory, "
