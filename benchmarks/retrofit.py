@@ -113,7 +113,8 @@ def arm(run: Run, args: argparse.Namespace, folder: Path) -> Any:
     if ARMS[run.model].startswith("mag"):
         own = NeuralMemoryConfig(head_dim=args.width // 4, chunk=min(64, args.window))
         beside = inside.pattern[0]
-        inside = replace(inside, pattern=(replace(beside, mixers=(beside.mixers[0], replace(beside.mixers[1], memory=own))),))
+        mixers = (beside.mixers[0], replace(beside.mixers[1], memory=own))
+        inside = replace(inside, pattern=(replace(beside, mixers=mixers),), width=args.width, head_dim=args.width // 4)
     model = replace(chosen.model, model=inside) if ARMS[run.model].endswith("_lora") else inside
     source, training = text(args, run.seed + 1, seed=run.seed, start_from=str(folder), retrofit=True,
                             retrofit_layers="upper" if run.model == "mag_upper" else "all")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import retrofit
@@ -16,6 +18,7 @@ from memtok_jax.training.run_folder import CONFIG_FILE
 def arms(tmp_path_factory):
     """(base, arms by name) of seed 1."""
     folder, args = tmp_path_factory.mktemp("base"), retrofit.parse(["--tiny", "--output="])
+    args.width = 48   # which does not divide the width of the presets
     base = retrofit.base(args)
     (folder / CONFIG_FILE).write_text(config.to_json(base))
     return base, {name: retrofit.arm(Run(name, 1e-3, 1), args, folder) for name in retrofit.ARMS}
@@ -63,6 +66,42 @@ def test_a_gain_counts_if_it_is_real_grows_and_comes_from_the_content():
 
 def test_intervals_are_the_widest_of_the_seeds():
     assert retrofit.shown([(0.01, 0.0, 0.02), (0.03, -0.01, 0.05)]) == "+0.0200 [-0.0100, +0.0500]"
+
+
+def made_up(experiments: dict, folder: Path, overrides, suite: str = "") -> dict[str, dict]:
+    """In the place of `sweep.run_all`: plain is best at a rate of 2e-3, XL at 1e-3, and XL is better by .1 late in a stream."""
+    out = {}
+    for name, experiment in experiments.items():
+        (folder / name / "run").mkdir(parents=True, exist_ok=True)
+        (folder / name / "run" / CONFIG_FILE).write_text(config.to_json(experiment))
+        own, rate = 2.0 - 0.1 * ("xl" in name), experiment.optimizer.learning_rate
+        how = overrides[name] if isinstance(overrides, dict) else overrides
+        ways = {"reset": (0.3, 0.2, 0.4)} | ({"forgotten": (0.1, 0.05, 0.2), "swapped": (0.2, 0.1, 0.3)} if "xl" in name else {})
+        bins = [{"tokens": "0 to 31", "first": 0}, {"tokens": "32 to 63", "first": 32}, {"tokens": "all"}]
+        if against := [o.partition("=")[2] for o in how if "against" in o]:
+            assert Path(against[0]) == folder / "plain-0.002-100" / "run" and name != "base"
+            ways["against"] = (0.1, 0.05, 0.15)
+        for line in bins:
+            line |= {"own": own} | ways | ({"against": (0.0, -0.1, 0.1)} if line.get("first") == 0 and "against" in ways else {})
+        best = 1e-3 if "xl" in name else 2e-3
+        out[name] = {"tokens_per_second": 10.0, "jax": "0", "device": "cpu", "eval/bits_per_byte": own + abs(rate - best),
+                     "by_position": {"lines": bins, "baselines": {"bz2-9": 2.5}}}
+        assert ("data.eval_split=test" in how) == (suite == "content")
+    return out
+
+
+def test_the_run_from_rates_to_the_table(tmp_path, monkeypatch):
+    """Each arm is tested at the rate that validation chose, beside the plain run of its seed; the rest is arithmetic."""
+    monkeypatch.setattr(retrofit.sweep, "run_all", made_up)
+    args = retrofit.parse(["--tiny", "--arms", "plain", "xl", "--test_split=test", f"--folder={tmp_path}"])
+    args.rates, args.seeds = [1e-3, 2e-3], 0
+    records = {r["arm"]: r for r in retrofit.run_all(args)}
+    assert list(records) == ["base", "plain", "xl"] and (records["plain"]["rate"], records["xl"]["rate"]) == (2e-3, 1e-3)
+    assert list(records["plain"]["tried"]) == [1e-3, 2e-3, 4e-3] and list(records["xl"]["tried"]) == [5e-4, 1e-3, 2e-3]
+    assert records["xl"]["short"] == [1.9 + 0.3] and records["xl"]["by_position"]["against"][0][0] == (0.0, -0.1, 0.1)
+    assert [retrofit.counts(r) for r in records.values()] == ["", "", "yes"]
+    text = retrofit.summary([*records.values()], args, "python", 0.0)
+    assert "| xl    |" in text and "+0.1000 [+0.0500, +0.1500]" in text and "the one seed that is tested" in text
 
 
 def test_a_table_without_plain_is_refused(capsys):
