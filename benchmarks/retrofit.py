@@ -173,12 +173,13 @@ def record(name: str, seeds: list[dict], folder: Path) -> dict[str, Any]:
     lines = [{line["tokens"]: line for line in one["by_position"]["lines"]} for one in seeds]
     bins = [tokens for tokens, line in lines[0].items() if "first" in line]
     known = [key for key in (GAIN, *CONTROLS) if key in lines[0]["all"]]
-    gates = [key for one in metrics.read(folder) for key in one if "gate_" in key][-1:]
+    curve = metrics.read(folder)
+    gates = [metrics.column(curve, key)[1][-1] for key in sorted({key for one in curve for key in one if key.endswith("gate_1")})]
     return {"arm": name, "parameters": params.count(bind(read_config(folder).model).specs()),
             "bits": [one["all"]["own"] for one in lines], "short": [one["all"]["own"] + one["all"]["reset"][0] for one in lines],
             "bins": bins, "by_position": {key: [[one[tokens][key] for tokens in bins] for one in lines] for key in known},
             **{key: [one["all"][key] for one in lines] for key in known},
-            "gate": metrics.column(metrics.read(folder), gates[0])[1][-1] if gates else None,
+            "gate": statistics.mean(gates) if gates else None,
             "tokens_per_second": seeds[0]["tokens_per_second"], "baselines": seeds[0]["by_position"]["baselines"],
             **{key: seeds[0][key] for key in ("jax", "device")}}
 
