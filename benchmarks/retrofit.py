@@ -219,12 +219,13 @@ def summary(records: list[dict], args: argparse.Namespace, command: str, load: f
     places = [[tokens, *(mean(r, n) for r in arms)] for n, tokens in enumerate(records[0]["bins"])]
     cost = [[r["arm"], f"{r['tokens_per_second']:,.0f}", f"{r['rate']:g}", ", ".join(
         f"{rate:g}: {value:.4f}" for rate, value in r["tried"].items())] for r in records if "rate" in r]
-    seeds = f"with a seed that is thrown away, {args.seeds} fresh seed(s)" if args.seeds else "with the one seed that is tested"
+    seeds = f"{args.seeds} fresh seed(s)" if args.seeds else "the one seed by which rates are chosen"
+    rates = "learning rates chosen on validation text" if len(args.rates) > 1 else "one learning rate, given"
     return "\n\n".join([
         "# A memory for a trained decoder", f"`{command}`", report.machine(records, load),
         f"Base: width {args.width}, {args.layers} layers, window {args.window}, {args.base_steps} updates of 4 x {args.sequence} "
-        f"tokens; arms: {args.steps} updates, learning rates chosen on validation text {seeds}. "
-        f"{args.streams} streams of {args.tokens:,} tokens ({args.test_split}). Bits per byte without training, on the "
+        f"tokens; arms: {args.steps} updates, {rates}, {seeds}. {args.streams} streams of "
+        f"{args.tokens:,} tokens ({args.test_split}). Bits per byte without training, on the "
         f"whole split: {free}. What the arms are and when a gain counts: `benchmarks/retrofit.py`.",
         report.table(["arm", "parameters", "bits per byte", "plain less arm", "short", "counts"], rows),
         "Intervals hold 95 % of the means over drawn streams, the widest over the seeds. Loss without the content of the memory, "

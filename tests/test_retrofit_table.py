@@ -101,7 +101,7 @@ def test_the_run_from_rates_to_the_table(tmp_path, monkeypatch):
     assert records["xl"]["short"] == [1.9 + 0.3] and records["xl"]["by_position"]["against"][0][0] == (0.0, -0.1, 0.1)
     assert [retrofit.counts(r) for r in records.values()] == ["", "", "yes"]
     text = retrofit.summary([*records.values()], args, "python", 0.0)
-    assert "| xl    |" in text and "+0.1000 [+0.0500, +0.1500]" in text and "the one seed that is tested" in text
+    assert "| xl    |" in text and "+0.1000 [+0.0500, +0.1500]" in text and "the one seed by which rates are chosen" in text
 
 
 def test_a_table_without_plain_is_refused(capsys):
