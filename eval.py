@@ -21,8 +21,8 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the local data sets.
 SUITE = flags.DEFINE_string("suite", "", "How the model is judged: a file of memtok_jax/evaluation/suites. Default: that of "
                             "the data.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, or best: that with the best value of training.keep_best.")
-AGAINST = flags.DEFINE_string("against", None, "Another run to compare with, for --suite=positions: a twin without memory, or "
-                              "one with full attention.")
+AGAINST = flags.DEFINE_string("against", None, "Another run to compare with, for --suite=positions or content: a twin without "
+                              "memory, or one with full attention.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 

@@ -9,7 +9,7 @@ Letters: S streams, n tokens of each, J bins of positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from memtok_jax import data
 from memtok_jax import params as P
 from memtok_jax.config import UserError
 from memtok_jax.data.tasks.scoring import IGNORED
-from memtok_jax.evaluation.score import BINS_PER_OCTAVE, score_batches
+from memtok_jax.evaluation.score import BINS_PER_OCTAVE, score_batches, unchanged
 from memtok_jax.models.protocol import Model
 
 
@@ -70,11 +70,11 @@ def cut(streams: Streams, tokens: int) -> Streams:
 
 
 def losses(params: P.Tree, streams: Streams, mesh: Mesh, *, model: Model, call_tokens: int, batch_tokens: int, rows: int,
-           reset: int = 0) -> np.ndarray:
+           reset: int = 0, between: Callable[[P.Tree], P.Tree] = unchanged) -> np.ndarray:
     """Loss of each token in nats, f32[S, n]; 0 where nothing is scored.
 
     call_tokens: tokens of a call. batch_tokens: tokens that are scored at once. rows: streams side by side. reset: the carry is
-    reset every this many tokens; 0: never inside a stream.
+    reset every this many tokens; 0: never inside a stream. between: what becomes of the carry every `batch_tokens` tokens.
     """
     if reset:
         own = losses(params, cut(streams, reset), mesh, model=model, call_tokens=min(call_tokens, reset), batch_tokens=reset,
@@ -84,7 +84,7 @@ def losses(params: P.Tree, streams: Streams, mesh: Mesh, *, model: Model, call_t
     batch_tokens = -(-min(batch_tokens, streams.inputs.shape[1]) // call_tokens) * call_tokens
     rows = min(rows, len(streams.inputs))
     batches = _batches(streams, rows, batch_tokens)
-    found = [one.nats for one in score_batches(params, batches, mesh, model=model, call_tokens=call_tokens)]
+    found = [one.nats for one in score_batches(params, batches, mesh, model=model, call_tokens=call_tokens, between=between)]
     steps = -(-streams.inputs.shape[1] // batch_tokens)
     groups = [np.concatenate(found[first:first + steps], axis=1) for first in range(0, len(found), steps)]
     return np.concatenate(groups)[:len(streams.inputs), :streams.inputs.shape[1]]

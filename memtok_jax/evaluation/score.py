@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,13 +108,19 @@ class Scored(NamedTuple):
     age: np.ndarray
 
 
+def unchanged(carry: P.Tree) -> P.Tree:
+    """The carry itself."""
+    return carry
+
+
 def score_batches(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, model: Model, call_tokens: int,
-                  loss: str = "softmax") -> Iterator[Scored]:
+                  loss: str = "softmax", between: Callable[[P.Tree], P.Tree] = unchanged) -> Iterator[Scored]:
     """Score all batches, one after the other; the carry runs from batch to batch.
 
     batches: as `data.open_eval` gives them, all rows on every process; the first batch starts every row that it uses.
     mesh: where the parameters lie; the rows of a batch must divide over it. call_tokens: tokens per call of the model,
-    which must divide the length of the batches. loss: one of `losses.LOSSES`.
+    which must divide the length of the batches. loss: one of `losses.LOSSES`. between: what becomes of the carry before each batch;
+    rows that start a stream have a fresh one whatever it gives.
     A batch takes the faster path of whole calls if all its rows are full and have been full since their streams began.
     """
     carry, age, ragged, run = None, None, None, _compiled(jax.default_backend())
@@ -125,7 +131,8 @@ def score_batches(params: P.Tree, batches: Iterable[dict[str, np.ndarray]], mesh
         age, ragged = np.where(batch["start"], 0, age), np.where(batch["start"], False, ragged) | (batch["length"] != total)
         whole = not ragged.any() and call_tokens % model.call_tokens == 0
         arrays = [sharding.place_rows(mesh, batch[name]) for name in ("inputs", "targets", "start", "length")]
-        carry, nats_BT, correct_BT = run(params, carry, *arrays, model=model, call_tokens=call_tokens, loss=loss, whole=whole)
+        carry, nats_BT, correct_BT = run(params, between(carry), *arrays, model=model, call_tokens=call_tokens, loss=loss,
+                                         whole=whole)
         yield Scored(batch, np.asarray(nats_BT), np.asarray(correct_BT), age)
         age = age + total
 

@@ -42,9 +42,16 @@ def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdi
     Options: `evaluation.positions`. Writes positions.md, positions.json and positions.png. Raises UserError for data that is no
     text, and for a run to compare with that reads other tokens.
     """
+    yield from found(experiment, model, params, mesh, workdir, say, ways, FILE)
+
+
+def found(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdir: Path, say: Callable[[str], None],
+          ways: Callable[..., Iterator[tuple[str, np.ndarray]]], file: str) -> Iterator[tuple[str, Any]]:
+    """What `run` does, with other controls. ways: as the function of this name. file: of the table, the numbers and the figure,
+    and the name of the suite."""
     options, cfg = experiment.evaluation.positions, experiment.data
     if data.suite(cfg) != "text":
-        raise UserError(f"suite 'positions' judges a model of text, and this run is on {cfg.source}; leave out --suite")
+        raise UserError(f"suite {file!r} judges a model of text, and this run is on {cfg.source}; leave out --suite")
     other = other_run(experiment, mesh, workdir) if options.against else None
     streams = at.held_out_streams(cfg, options.tokens, options.streams)
     reset, far = options.reset or model.segment or experiment.call_tokens, options.far or model.reach
@@ -58,10 +65,10 @@ def run(experiment: Experiment, model: Model, params: P.Tree, mesh: Mesh, workdi
     say(text)
     whole = {"streams": len(streams.inputs), "tokens": options.tokens, "reset": reset, "far": far, "against": options.against,
              "baselines": free, "lines": lines}
-    (workdir / f"{FILE}.md").write_text(text + "\n")
-    (workdir / f"{FILE}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (workdir / f"{file}.md").write_text(text + "\n")
+    (workdir / f"{file}.json").write_text(json.dumps(whole, indent=1) + "\n")
     if figures.available():
-        draw(workdir, whole, [reset, model.reach, cfg.sequence], free if data.tokenizer(cfg) is None else {})
+        draw(workdir / f"{file}.png", whole, [reset, model.reach, cfg.sequence], free if data.tokenizer(cfg) is None else {})
     yield "split", cfg.eval_split
     total = next(line for line in lines if line["tokens"] == "all")
     yield HEADLINE.name if data.tokenizer(cfg) is None else "eval/bits_per_token", total["own"]
@@ -131,12 +138,12 @@ def page(lines: list[dict[str, Any]], others: list[str], of_bytes: bool) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
-def draw(workdir: Path, whole: dict[str, Any], marks: list[int], free: dict[str, float]) -> None:
+def draw(file: Path, whole: dict[str, Any], marks: list[int], free: dict[str, float]) -> None:
     """Left the losses, right the differences with their intervals."""
     bins = [line for line in whole["lines"] if "first" in line]
     middle = [(line["first"] + line["behind"] - 1) / 2 + 1 for line in bins]
-    others = [name for name in ("reset", "frozen", "against") if name in bins[0]]
+    others = [name for name in bins[0] if name not in ("tokens", "count", "own", "first", "behind")]
     left = {"model": [line["own"] for line in bins]} | {name: [line["own"] + line[name][0] for line in bins] for name in others}
     right = {name: tuple(zip(*(line[name] for line in bins), strict=True)) for name in others}
-    figures.with_differences(workdir / f"{FILE}.png", middle, left, right, marks, free, "bits of a token",
-                             f"{workdir.name}: loss by position in {whole['streams']} streams")
+    figures.with_differences(file, middle, left, right, marks, free, "bits of a token",
+                             f"{file.parent.name}: loss by position in {whole['streams']} streams")
