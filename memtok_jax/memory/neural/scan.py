@@ -82,16 +82,16 @@ def _scan_recomputed(body, carry, xs, group: int):
     return carry, jax.tree.map(lambda y: y.reshape(chunks, *y.shape[2:]), ys)
 
 
-def _rows_at_once(start: Weights, batch: int) -> int:
-    """Rows of a call that go through their chunks side by side.
+def _rows_at_once(start: Weights, batch: int, pieces: int) -> int:
+    """Rows of a call that go through their pieces side by side.
 
-    A core of a CPU keeps the weights of some rows near itself; of more rows it would read and write them anew in every operation.
-    Elsewhere, and where the compiler divides the rows over devices, all rows go side by side.
+    A core of a CPU keeps the weights of some rows near itself from piece to piece; of more rows it would read and write them anew
+    in every operation. Elsewhere, and where the compiler divides the rows over devices, all rows go side by side.
     """
-    if platform() != "cpu" or free_axes():
+    if platform() != "cpu" or free_axes() or pieces < 2 or not batch:
         return batch
-    fitting = max(NEAR // max(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start)), 1), 1)
-    return max(rows for rows in range(1, batch + 1) if batch % rows == 0 and rows <= fitting) if batch else batch
+    fitting = max(NEAR // sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start)), 1)
+    return max(rows for rows in range(1, batch + 1) if batch % rows == 0 and rows <= fitting)
 
 
 def _by_rows(scan, carry, xs, rows: int):
@@ -149,7 +149,7 @@ def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Ar
     grid = _whole_grid(phase_B, tokens, cfg.chunk) if whole else _open_grid(phase_B, length_B, tokens, cfg.chunk)
     xs = jax.tree.map(lambda x: _per_head(grid.split(x)), inputs._replace(real=None))._replace(real=grid.real)
     group = group_size(grid.closes.shape[0], cfg.remat_group) if cfg.remat_group >= 0 else -1
-    rows = _rows_at_once(start, inputs.k.shape[0])
+    rows = _rows_at_once(start, *grid.closes.shape[::-1])
     if whole:
         body = _whole_body(start, slow, cfg)
         scan = partial(_scan_recomputed, body, group=group)
