@@ -11,6 +11,7 @@ from neural_cases import assert_close, config, jit, random_params, random_state,
 from memtok_jax import sharding
 from memtok_jax.memory import neural
 from memtok_jax.memory.neural import scan
+from memtok_jax.training import hlo, roofline
 
 ROWS = 4
 
@@ -49,3 +50,23 @@ def test_all_rows_stay_together_where_nothing_is_gained(monkeypatch):
     assert scan._rows_at_once(start, ROWS, 1) == ROWS and scan._rows_at_once(start, ROWS, 2) == 1
     with jax.set_mesh(sharding.make_mesh(1, 1, 1)):
         assert scan._rows_at_once(start, ROWS, 2) == ROWS
+
+
+@pytest.mark.parametrize("divided", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_first_weights_are_summed_over_devices_once_and_not_at_every_chunk(divided, monkeypatch):
+    """Sums over devices in the gradient of a call, loops counted with their trips, for 2 and 6 chunks; the control leaves the
+    weights shared by all rows."""
+    if not divided:
+        monkeypatch.setattr(scan, "_for_rows", lambda start, slow, batch: scan.Learned(start, slow, None))
+    cfg = config(width=8, head_dim=4, chunk=4)
+    specs, mesh = neural.specs(cfg), sharding.make_mesh(4, 1, 2)
+
+    def sums(chunks: int) -> int:
+        loss = lambda params, x: jnp.square(neural.apply(params, neural.init_state(params, cfg, ROWS), x, cfg, whole=True)[0]).sum()
+        with jax.set_mesh(mesh):
+            params = jax.device_put(random_params(specs, 0, jnp.float32), sharding.shardings(mesh, specs))
+            x = jax.device_put(tokens(cfg, ROWS, chunks * cfg.chunk, 2, jnp.float32), sharding.rows(mesh))
+            text = jax.jit(jax.grad(loss)).lower(params, x).compile().as_text()
+        return roofline.cost_of(hlo.parse(text)).collectives.get("all-reduce", 0)
+
+    assert (sums(6) == sums(2)) == divided

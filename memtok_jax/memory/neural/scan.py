@@ -19,37 +19,57 @@ from memtok_jax.memory import pieces as cutting
 from memtok_jax.memory.neural import stats
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.rule import Carry, Inputs, Weights, piece
-from memtok_jax.sharding import free_axes
+from memtok_jax.sharding import constrain, free_axes
 
 NEAR = 2 ** 17  # bytes of the first weights of rows that go side by side on a CPU; a backward pass needs eight times that
 FEW = 64  # up to this many carries, storing is cheaper than recomputing
 
 
-def _all_heads(cfg: NeuralMemoryConfig):
-    """`piece` over batch and heads: start and slow [H, ...], carry [B, H, ...], inputs [B, H, C, ...], real [B, C]."""
+class Learned(NamedTuple):
+    """Parameters of the memories. rows: 0 where each row has a copy of its own [B, H, ...], None where rows share them [H, ...]."""
+
+    start: Weights   # initial fast weights
+    slow: Weights
+    rows: int | None
+
+
+def _for_rows(start: Weights, slow: Weights, batch: int) -> Learned:
+    """Copies for the rows where the compiler divides these over devices.
+
+    The gradient of what rows share is a sum over devices, and would be taken anew at every chunk; that of copies is one sum at the
+    end.
+    """
+    if not free_axes():
+        return Learned(start, slow, None)
+    copies = lambda w: constrain(jnp.broadcast_to(w[None], (batch, *w.shape)), "batch", "heads", *[None] * (w.ndim - 1))
+    return Learned(jax.tree.map(copies, start), jax.tree.map(copies, slow), 0)
+
+
+def _all_heads(learned: Learned, cfg: NeuralMemoryConfig):
+    """`piece` over batch and heads: carry [B, H, ...], inputs [B, H, C, ...], real [B, C]."""
     per_head = Inputs(k=0, v=0, q=0, step=0, log_momentum=0, log_keep=0, real=None)
     heads = jax.vmap(partial(piece, cfg=cfg), in_axes=(0, 0, 0, per_head))
-    return jax.vmap(heads, in_axes=(None, None, 0, 0))
+    return partial(jax.vmap(heads, in_axes=(learned.rows, learned.rows, 0, 0)), learned.start, learned.slow)
 
 
-def _body(start: Weights, slow, cfg: NeuralMemoryConfig):
+def _body(learned: Learned, cfg: NeuralMemoryConfig):
     """Scan body: one piece of each memory, which may end inside a chunk."""
 
     def body(carry: Carry, xs: tuple[Inputs, jax.Array]):
         x, closes = xs
-        weights, surprise, y, found = _all_heads(cfg)(start, slow, carry, x)
+        weights, surprise, y, found = _all_heads(learned, cfg)(carry, x)
         anchor = jax.tree.map(lambda old, new: jnp.where(_per_row(closes, new), new, old), carry.anchor, weights)
         return Carry(anchor, weights, surprise), (y, found)
 
     return body
 
 
-def _whole_body(start: Weights, slow, cfg: NeuralMemoryConfig):
+def _whole_body(learned: Learned, cfg: NeuralMemoryConfig):
     """Scan body: one whole chunk of each memory. Here the anchor is the weights, so one copy of them is carried and stored."""
 
     def body(carry: tuple[Weights, Weights], xs: tuple[Inputs, jax.Array]):
         weights, surprise = carry
-        *carry, y, found = _all_heads(cfg)(start, slow, Carry(weights, weights, surprise), xs[0])
+        *carry, y, found = _all_heads(learned, cfg)(Carry(weights, weights, surprise), xs[0])
         return tuple(carry), (y, found)
 
     return body
@@ -149,13 +169,12 @@ def run(start: Weights, slow, carry: Carry, phase_B: jax.Array, length_B: jax.Ar
     grid = _whole_grid(phase_B, tokens, cfg.chunk) if whole else _open_grid(phase_B, length_B, tokens, cfg.chunk)
     xs = jax.tree.map(lambda x: _per_head(grid.split(x)), inputs._replace(real=None))._replace(real=grid.real)
     group = group_size(grid.closes.shape[0], cfg.remat_group) if cfg.remat_group >= 0 else -1
-    rows = _rows_at_once(start, *grid.closes.shape[::-1])
+    rows, learned = _rows_at_once(start, *grid.closes.shape[::-1]), _for_rows(start, slow, inputs.k.shape[0])
     if whole:
-        body = _whole_body(start, slow, cfg)
-        scan = partial(_scan_recomputed, body, group=group)
+        scan = partial(_scan_recomputed, _whole_body(learned, cfg), group=group)
         (weights, surprise), (y, found) = _by_rows(scan, (carry.weights, carry.surprise), (xs, grid.closes), rows)
         carry = Carry(weights, weights, surprise)
     else:
-        scan = partial(_scan_recomputed, _body(start, slow, cfg), group=group)
+        scan = partial(_scan_recomputed, _body(learned, cfg), group=group)
         carry, (y, found) = _by_rows(scan, carry, (xs, grid.closes), rows)
     return grid.join(jnp.moveaxis(y, 2, 3)), carry, grid.phase, stats.of_surprise(found, grid.real, cfg)
