@@ -51,12 +51,11 @@ def nested() -> Experiment:
 
 
 def told() -> Experiment:
-    """Four pairs; before them one and two, as many questions in a row as fit."""
+    """Two pairs; before them one, as many questions in a row as fit."""
     return Experiment(
         model=small_model("mag", 256, tokens=16),
-        data=TaskConfig(NestedToldConfig(pairs=4), sequence=384, eval_samples=64),
-        optimizer=OptimizerConfig(learning_rate=2e-3, steps=300, warmup_steps=50, weight_decay=0.01),
+        data=TaskConfig(NestedToldConfig(pairs=2), sequence=256, eval_samples=64),
+        optimizer=OptimizerConfig(learning_rate=2e-3, steps=400, warmup_steps=50, weight_decay=0.01),
         training=TrainingConfig(batch=16, call_tokens=64, log_every=20, eval_every=100, checkpoint_every=100, stop_at=0.99, data=1,
-                                curriculum=("data.task.pairs=1 data.sequence=192 optimizer.steps=500",
-                                            "data.task.pairs=2 data.sequence=256 optimizer.steps=400")),
+                                curriculum=("data.task.pairs=1 data.sequence=192 optimizer.steps=500",)),
         evaluation=EvaluationConfig(batch=32, lengths=(1,)))
