@@ -33,7 +33,6 @@ def draw(path: Path, done: dict[str, dict], lengths: tuple[int, ...]) -> None:
     for ax, (title, fill) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         fill(ax)
         ax.set(title=title)
-        ax.set_xscale("log", base=2)
         ax.grid(alpha=0.3)
     entries = {label: line for ax in figure.axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=6, fontsize="small")
@@ -53,6 +52,8 @@ def needles(ax: Any, page: dict[str, Any], kind: str, lengths: tuple[int, ...]) 
     for model, seeds in page["columns"].items():
         if seeds:
             line(ax, list(lengths), [[one[f"{kind} {n}x"] for n in lengths] for one in seeds], style_of(model))
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(lengths, [f"{n}" for n in lengths])
     ax.set(xlabel="times the trained length", ylabel="whole values written", ylim=(-0.02, 1.02))
 
 
@@ -63,5 +64,6 @@ def twins(ax: Any, page: dict[str, Any]) -> None:
         if bins and "against" in bins[0][0]:
             middle = [(line["first"] + line["behind"] - 1) / 2 + 1 for line in bins[0]]
             line(ax, middle, [[line["against"][0] for line in one] for one in bins], style_of(model))
+    ax.set_xscale("log", base=2)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set(xlabel="position in the stream (bytes)", ylabel="bits of the twin - bits of the model")
