@@ -42,7 +42,7 @@ def config(preset: str) -> Experiment:
 
 def nested() -> Experiment:
     """Transcripts of the script."""
-    model = LanguageModelConfig(width=64, layers=2, pattern=(WindowConfig(48),), head_dim=16, hidden=128, style=GPT2_RELATIVE)
+    model = LanguageModelConfig(width=64, layers=2, pattern=(WindowConfig(48),) * 2, head_dim=16, hidden=128, style=GPT2_RELATIVE)
     return Experiment(
         model=model, data=TaskConfig(NestedConfig(), sequence=144, eval_samples=128),
         optimizer=OptimizerConfig(learning_rate=3e-3, steps=1500, warmup_steps=50, weight_decay=0.01),
