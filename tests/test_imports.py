@@ -18,7 +18,8 @@ COMMANDS = {"memtok_jax.analysis.registers": "analysis/registers.py", "memtok_ja
 
 # Lower may not import higher. Folders and files of one level may import each other.
 LEVELS = {"config": 0, "params": 0, "sharding": 0, "products": 0, "numerics": 0, "compiler": 0, "checks": 0, "memory": 1,
-          "models": 2, "flax_modules": 2, "inference": 3, "virtual_context": 3.5, "analysis": 3, "convert": 3, "training": 4, "evaluation": 4}
+          "models": 2, "flax_modules": 2, "inference": 3, "virtual_context": 3.5, "analysis": 3, "convert": 3, "training": 4,
+          "evaluation": 4}
 
 
 def part_of(module: str) -> str:
