@@ -23,7 +23,9 @@ whose checksum (CRC-32) is a multiple of 8 are held out: training never has one,
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -46,6 +48,8 @@ from memtok_jax.data.marks import (
 from memtok_jax.data.tasks.scoring import IGNORED, Sample, places
 from memtok_jax.data.tasks.seeds import split_of
 
+# (length, random numbers, whether words are held out) -> (tokens, what of them is scored), both [length]
+Row = Callable[[int, np.random.Generator, bool], tuple[np.ndarray, np.ndarray]]
 QUESTION = "what is the value of "
 QUERIES = {"key": "key = ", "word": ""}   # what stands in front of the word
 HELD_OUT = 8   # one word of so many is held out
@@ -96,11 +100,16 @@ def check(cfg: NestedConfig, sequence: int) -> None:
 def sample(cfg: NestedConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
+    return rows_of(partial(_row, cfg), sequence, batch, seed)
+
+
+def rows_of(row: Row, sequence: int, batch: int, seed: int) -> Sample:
+    """A batch of rows that are drawn one after the other with the words of the seed's split."""
     rng, held_out = np.random.default_rng(seed), split_of(seed) != "train"
     ids, labels = np.empty((batch, sequence), np.int32), np.empty((batch, sequence), np.int32)
     for b in range(batch):
-        row, scored = _row(cfg, sequence + 1, rng, held_out)
-        ids[b], labels[b] = row[:-1], np.where(scored[1:], row[1:], IGNORED)
+        tokens, scored = row(sequence + 1, rng, held_out)
+        ids[b], labels[b] = tokens[:-1], np.where(scored[1:], tokens[1:], IGNORED)
     return Sample(ids, labels)
 
 

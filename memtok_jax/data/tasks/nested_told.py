@@ -17,6 +17,7 @@ already would tell what is left. Only digits of answers are scored. Values are n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,8 +25,7 @@ from memtok_jax.config import check_numbers
 from memtok_jax.data.errors import DataError
 from memtok_jax.data.marks import END, SYSTEM, USER
 from memtok_jax.data.tasks import nested
-from memtok_jax.data.tasks.scoring import IGNORED, Sample, expected, places
-from memtok_jax.data.tasks.seeds import split_of
+from memtok_jax.data.tasks.scoring import Sample, expected, places
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,7 @@ def question(key: str) -> bytes:
 def sample(cfg: NestedToldConfig, sequence: int, batch: int, seed: int) -> Sample:
     """Draw `batch` samples of `sequence` tokens; equal seeds give equal samples."""
     check(cfg, sequence)
-    rng, held_out = np.random.default_rng(seed), split_of(seed) != "train"
-    ids, labels = np.empty((batch, sequence), np.int32), np.empty((batch, sequence), np.int32)
-    for b in range(batch):
-        row, scored = _row(cfg, sequence + 1, rng, held_out)
-        ids[b], labels[b] = row[:-1], np.where(scored[1:], row[1:], IGNORED)
-    return Sample(ids, labels)
+    return nested.rows_of(partial(_row, cfg), sequence, batch, seed)
 
 
 def _row(cfg: NestedToldConfig, length: int, rng: np.random.Generator, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
