@@ -32,24 +32,21 @@ def matmul(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
         # As one product of two matrices: from more axes the gradient of b is a product with a transposed copy, which
         # XLA's CPU compiler writes element by element (docs/log.md, 2026-11-26).
         return jnp.matmul(a.reshape(-1, a.shape[-1]), b, preferred_element_type=out).reshape(*a.shape[:-1], b.shape[-1])
-    return _product("nn", a, b, out)
+    return jnp.matmul(a, b, preferred_element_type=out)
 
 
-def matmul_nt(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
-    """a[M, K] @ b[N, K]^T, as `matmul`."""
-    return _product("nt", *_operands(a, b, dtype))
-
-
-def matmul_tn(a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
-    """a[K, M]^T @ b[K, N], as `matmul`."""
-    return _product("tn", *_operands(a, b, dtype))
-
-
-def _product(kind: str, a: jax.Array, b: jax.Array, out: jnp.dtype) -> jax.Array:
-    """Two matrices of one wide dtype by `products`; others, whose cotangents have another dtype than they, as one product."""
-    if a.dtype == b.dtype == out and a.ndim == b.ndim == 2:
+def product(kind: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """One of `products.py` ("nn", "nt", "tn") of two matrices, as `matmul`; its gradients are of these kinds too."""
+    a, b, out = _operands(a, b, dtype)
+    if a.dtype == b.dtype == out:
         return getattr(products, kind)(a, b)
-    turn = lambda x, is_turned: jnp.swapaxes(x, -1, -2) if is_turned else x
+    return plain_product(kind, a, b, dtype)  # cotangents are wider than the operands
+
+
+def plain_product(kind: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """The same left to the compiler."""
+    a, b, out = _operands(a, b, dtype)
+    turn = lambda x, turned: x.T if turned else x
     return jnp.matmul(turn(a, kind[0] == "t"), turn(b, kind[1] == "t"), preferred_element_type=out)
 
 

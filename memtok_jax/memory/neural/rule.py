@@ -23,12 +23,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from memtok_jax.compiler import platform
 from memtok_jax.memory.neural import channels
 from memtok_jax.memory.neural.coefficients import Coefficients, before, coefficients
 from memtok_jax.memory.neural.config import NeuralMemoryConfig
 from memtok_jax.memory.neural.features import Gate, gate_of
 from memtok_jax.memory.neural.networks import Hooks, forward, gate_sets
-from memtok_jax.numerics import lift, matmul, matmul_nt, matmul_tn
+from memtok_jax.numerics import lift, matmul, plain_product, product
 
 Weights = dict[str, jax.Array]
 BySet = dict[str, Coefficients]  # set of gates -> its coefficients, see `networks.gate_sets`
@@ -70,7 +71,12 @@ class Taps(NamedTuple):
     loss: jax.Array
 
 
-def _tapped(weights: Weights, taps: Weights, record: Weights, dtype: str) -> Hooks:
+def _multiply(kind: str, a: jax.Array, b: jax.Array, cfg: NeuralMemoryConfig) -> jax.Array:
+    """A product of two matrices. The compiler of kernels knows no operations of ours."""
+    return (plain_product if cfg.view == "kernel" else product)(kind, a, b, cfg.dtype)
+
+
+def _tapped(weights: Weights, taps: Weights, record: Weights, cfg: NeuralMemoryConfig) -> Hooks:
     """Interpreter of the write: remembers each hook's input and adds its tap."""
 
     def hook(operate):
@@ -81,7 +87,7 @@ def _tapped(weights: Weights, taps: Weights, record: Weights, dtype: str) -> Hoo
             return operate(h, weights[name]) + taps[name]
         return run
 
-    return Hooks(dense=hook(lambda h, w: matmul(h, w, dtype)),
+    return Hooks(dense=hook(lambda h, w: _multiply("nn", h, w, cfg)),
                  scale=hook(lambda h, w: h * lift(w, h)), shift=hook(lambda h, w: h + lift(w, h)))
 
 
@@ -92,7 +98,7 @@ def gradients(slow, weights: Weights, k: jax.Array, v: jax.Array, cfg: NeuralMem
 
     def loss(taps):
         record: Weights = {}
-        error = forward(slow, k, _tapped(weights, taps, record, cfg.dtype), cfg) - v
+        error = forward(slow, k, _tapped(weights, taps, record, cfg), cfg) - v
         per_token = cfg.loss_scale * jnp.square(error).sum(-1)
         return per_token.sum(), (record, per_token)
 
@@ -117,7 +123,8 @@ def _rank_one(h: jax.Array, delta: jax.Array, is_shift: bool) -> jax.Array:
     return delta if is_shift else h * delta
 
 
-def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str], dtype: str) -> Hooks:
+def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str],
+          cfg: NeuralMemoryConfig) -> Hooks:
     """Interpreter of the read: token t uses the weights after (or before) token t. by_set: coefficients of all C tokens."""
     column = lambda c: c[:, None] if c.ndim == 1 else c
     columns = {s: (column(c.keep), column(c.initial), column(c.pushed)) for s, c in by_set.items()}
@@ -131,47 +138,38 @@ def _dual(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[st
     def dense(name, h):
         by_channel = written[name].ndim == 3
         scores = -(channels.scores(written[name], h, taps.h[name]) if by_channel
-                   else written[name] * matmul_nt(h, taps.h[name], dtype))
+                   else written[name] * _multiply("nt", h, taps.h[name], cfg))
         keep, initial, pushed = columns[sets[name]]
         factors, parts = (initial, keep, pushed), (start[name], carry.weights[name], carry.surprise[name])
         if by_channel or h.shape[-1] < parts[0].shape[-1]:  # scale the narrower operand; the four products then become one matmul
             scaled = jnp.concatenate([*(factor * h for factor in factors), scores], axis=-1)
-            return matmul(scaled, jnp.concatenate([*parts, taps.delta[name]]), dtype)
-        base = sum(factor * matmul(h, part, dtype) for factor, part in zip(factors, parts, strict=True))
-        return base + matmul(scores, taps.delta[name], dtype)
+            return _multiply("nn", scaled, jnp.concatenate([*parts, taps.delta[name]]), cfg)
+        base = sum(factor * _multiply("nn", h, part, cfg) for factor, part in zip(factors, parts, strict=True))
+        return base + _multiply("nn", scores, taps.delta[name], cfg)
 
     return Hooks(dense, lambda name, h: h * vector(name, False), lambda name, h: h + vector(name, True))
 
 
-def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, dtype: str) -> list[jax.Array]:
+def _outer_sums(h: jax.Array, delta: jax.Array, c: Coefficients, cfg: NeuralMemoryConfig) -> list[jax.Array]:
     """Sums of all tokens' gradients h_i^T delta_i, weighted as in the weights and as in the surprise, in one product."""
     by_channel = c.written.ndim == 2
     written = c.written if by_channel else c.written[:, None]
     twice = lambda x: jnp.concatenate([written * x, c.moving[:, None] * x], axis=-1)
     if by_channel or h.shape[-1] <= delta.shape[-1]:
-        return jnp.split(matmul_tn(twice(h), delta, dtype), 2)
-    return jnp.split(matmul_tn(h, twice(delta), dtype), 2, axis=-1)
+        return jnp.split(_multiply("tn", twice(h), delta, cfg), 2)
+    return jnp.split(_multiply("tn", h, twice(delta), cfg), 2, axis=-1)
 
 
-@jax.custom_vjp
-def scaled(factor: jax.Array, weight: jax.Array) -> jax.Array:
-    """factor[] * weight[d_in, d_out]."""
-    return factor * weight
+def _times(factor: jax.Array, weight: jax.Array, cfg: NeuralMemoryConfig) -> jax.Array:
+    """A number, or one for each row, times a weight.
 
-
-def _scaled_back(kept, g):
-    """On a CPU the sum goes over rows first, which XLA computes five times as fast as one over all numbers."""
-    factor, weight = kept
-    by_rows = lambda x: jax.lax.optimization_barrier(x.sum(0)).sum()
-    return jax.lax.platform_dependent(g * weight, cpu=by_rows, default=jnp.sum), factor * g
-
-
-scaled.defvjp(lambda factor, weight: (scaled(factor, weight), (factor, weight)), _scaled_back)
-
-
-def _times(factor: jax.Array, weight: jax.Array) -> jax.Array:
-    """A number, or one for each row, times a weight."""
-    return factor[:, None] * weight if factor.ndim else scaled(factor, weight) if weight.ndim == 2 else factor * weight
+    On a CPU a number is spread over the rows of a matrix by a product with ones: then its gradient sums over rows first, which XLA
+    computes there five times as fast as a sum over all numbers.
+    """
+    if factor.ndim == 0 and weight.ndim == 2 and platform() == "cpu" and cfg.view != "kernel":
+        row = jnp.broadcast_to(factor, (1, weight.shape[1]))
+        return product("nn", jnp.ones((weight.shape[0], 1), weight.dtype), row, "float32") * weight
+    return factor[:, None] * weight if factor.ndim else factor * weight
 
 
 def _end(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str, str], shifts: set[str],
@@ -181,13 +179,13 @@ def _end(start: Weights, carry: Carry, taps: Taps, by_set: BySet, sets: dict[str
     for name, w in carry.weights.items():
         c = by_set[sets[name]]
         if w.ndim == 2:
-            grown, moved = _outer_sums(taps.h[name], taps.delta[name], c, cfg.dtype)
+            grown, moved = _outer_sums(taps.h[name], taps.delta[name], c, cfg)
         else:
             rank_one = _rank_one(taps.h[name], taps.delta[name], name in shifts)
             grown, moved = ((share[None] @ rank_one)[0] for share in (c.written, c.moving))
-        pushed = _times(c.pushed, carry.surprise[name])
-        weights[name] = _times(c.initial - 1, start[name]) + _times(c.keep, w) + pushed - grown
-        surprise[name] = _times(c.past, carry.surprise[name]) - moved
+        pushed = _times(c.pushed, carry.surprise[name], cfg)
+        weights[name] = _times(c.initial - 1, start[name], cfg) + _times(c.keep, w, cfg) + pushed - grown
+        surprise[name] = _times(c.past, carry.surprise[name], cfg) - moved
     return weights, surprise
 
 
@@ -233,7 +231,7 @@ def _apply(start: Weights, slow, carry: Carry, taps: Taps, x: Inputs, cfg: Neura
     sets, of = gate_sets(cfg), channels.coefficients if cfg.forget_by == "channel" else coefficients
     after = {s: of(*_gates(x, s), cfg.forget_to) for s in dict.fromkeys(sets.values())}
     read = after if cfg.read == "after" else {s: before(c) for s, c in after.items()}
-    y = forward(slow, x.q, _dual(start, carry, taps, read, sets, cfg.dtype), cfg)
+    y = forward(slow, x.q, _dual(start, carry, taps, read, sets, cfg), cfg)
     last = jax.tree.map(lambda c: c[-1], after)
     return *_end(start, carry, taps, last, sets, _shift_names(start), cfg), y, last
 
