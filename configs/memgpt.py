@@ -7,7 +7,7 @@ Command: python train.py --config=memgpt:nested, then
          python -m benchmarks.virtual_context --part=nested --workdir=runs/memgpt-nested
          python train.py --config=memgpt:told, then
          python -m benchmarks.virtual_context --part=summary --workdir=runs/memgpt-told
-Hardware, time: nested 3 min 40 s for 750 updates on two CPU cores with a load of 8
+Hardware, time: nested 3 min 40 s for 750 updates on two CPU cores with a load of 8; told about 18 minutes of one core
 Expected: nested all held-out decisions right after 750 updates (a plateau at accuracy .7 ends between updates 550 and 650); in
     conversations 100 % at 0 to 4 overwrites. told .57 of the questions about one evicted pair, .07 about two, none about 140
     (docs/results/virtual_context.md)
